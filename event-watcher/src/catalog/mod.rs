@@ -1,0 +1,20 @@
+//! The words every data plane shares: apps, instances, services, endpoints, VIPs, problems, snapshots.
+//!
+//! Pure values: no IO, no clock, no runtime, no HTTP client. What only one plane needs (HTTP labels, DNS names,
+//! live endpoint state) lives in that plane.
+
+mod app;
+mod delta;
+mod instance;
+mod problem;
+mod snapshot;
+mod vip;
+
+pub use app::{App, AppId, HealthCheck, HealthCheckProtocol, Protocols, Service, ServiceId};
+pub use delta::{Delta, VipsChanged};
+pub use instance::{Endpoint, Health, Instance, InstanceId, InstanceState, Readiness, Rotation};
+pub use problem::Problem;
+pub use snapshot::{AppUpdate, Catalog, CatalogConfig, Generation, Snapshot};
+pub use vip::{
+    Protocol, Vip, VipKey, VipLabel, VipLabelError, VipName, VipPool, VipPoolError, VipTarget, Vips, phash2,
+};
