@@ -1,0 +1,237 @@
+//! Runs the built program: `dev` or `serve` in the background, commands in the foreground.
+//!
+//! Every run has addresses of its own in 127.0.0.0/8, so that tests can run side by side on fixed service ports.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+use tokio::process::{Child, Command};
+
+use crate::client::{self, DEADLINE, Response};
+
+/// A running `waymark`. It is told to stop when this is dropped.
+#[derive(Debug)]
+pub struct Waymark {
+    program: PathBuf,
+    child: Child,
+    home: tempfile::TempDir,
+    ready: Value,
+    pub service_address: Ipv4Addr,
+    pub vip_network: Ipv4Addr,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A service address and the first address of a /20 for VIPs, of this process and this run alone. The system would
+/// let two runs share an address and hand each the other's connections.
+fn own_networks() -> (Ipv4Addr, Ipv4Addr) {
+    static TURN: AtomicU8 = AtomicU8::new(0);
+    let turn = TURN.fetch_add(1, Ordering::Relaxed);
+    let process = std::process::id();
+    let service = Ipv4Addr::new(127, 64 | (process >> 8) as u8 & 0x3f, process as u8, turn.wrapping_add(1));
+    let number = (process << 4 | u32::from(turn) & 0xf) & 0x3ff;
+    (service, Ipv4Addr::from_bits(0x7fc0_0000 | number << 12))
+}
+
+impl Waymark {
+    /// Starts `waymark dev` with every port chosen by the system, and waits until all planes serve.
+    pub async fn dev(program: &str, extra: &[&str]) -> anyhow::Result<Self> {
+        Self::start(program, "dev", &["--scheduler-listen", "127.0.0.1:0"], extra).await
+    }
+
+    /// Starts `waymark serve` against a scheduler.
+    pub async fn serve(program: &str, marathon: SocketAddr, extra: &[&str]) -> anyhow::Result<Self> {
+        let url = format!("http://{marathon}");
+        Self::start(program, "serve", &["--marathon", &url], extra).await
+    }
+
+    async fn start(program: &str, command: &str, first: &[&str], extra: &[&str]) -> anyhow::Result<Self> {
+        let home = tempfile::tempdir()?;
+        let (service_address, vip_network) = own_networks();
+        let ready_file = home.path().join("ready.json");
+        let log = std::fs::File::create(home.path().join("log"))?;
+        let mut arguments = Command::new(program);
+        let pool = format!("{vip_network}/20");
+        let state = home.path().join("state");
+        let own: [(&str, &OsStr); 8] = [
+            ("--http-listen", "127.0.0.1:0".as_ref()),
+            ("--appid-listen", "127.0.0.1:0".as_ref()),
+            ("--stats-listen", "127.0.0.1:0".as_ref()),
+            ("--dns-listen", "127.0.0.1:0".as_ref()),
+            ("--service-address", &OsString::from(service_address.to_string())),
+            ("--vip-pool", pool.as_ref()),
+            ("--ready-file", ready_file.as_ref()),
+            ("--state-dir", state.as_ref()),
+        ];
+        arguments.arg(command).args(first);
+        for (flag, value) in own {
+            if !extra.contains(&flag) {
+                arguments.arg(flag).arg(value);
+            }
+        }
+        arguments.args(extra).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+        let mut child = arguments.spawn().with_context(|| format!("cannot start {program}"))?;
+        let ready = tokio::time::timeout(DEADLINE, async {
+            loop {
+                if let Some(status) = child.try_wait()? {
+                    bail!("waymark {command} ended with {status}");
+                }
+                if let Ok(text) = tokio::fs::read(&ready_file).await
+                    && let Ok(ready) = serde_json::from_slice(&text)
+                {
+                    return Ok(ready);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let ready = match ready.await {
+            Ok(Ok(ready)) => ready,
+            failed => {
+                let log = std::fs::read_to_string(home.path().join("log")).unwrap_or_default();
+                bail!("waymark {command} did not become ready: {failed:?}\n{log}");
+            }
+        };
+        Ok(Self { program: program.into(), child, home, ready, service_address, vip_network })
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    pub fn scratch(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// What the program wrote to its terminal so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+
+    /// An address of the ready file: `scheduler`, `http`, `appid`, `stats`, or the first of `dns`.
+    pub fn address(&self, name: &str) -> SocketAddr {
+        let value = &self.ready[name];
+        let text = value.as_str().or_else(|| value[0].as_str());
+        let address = text.and_then(|t| t.parse().ok());
+        address.unwrap_or_else(|| panic!("no address {name} in the ready file {}", self.ready))
+    }
+
+    pub fn service(&self, port: u16) -> SocketAddr {
+        (self.service_address, port).into()
+    }
+
+    /// Runs `waymark ARGUMENTS…` against this instance.
+    pub async fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> anyhow::Result<Output> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .env("WAYMARK_STATS", format!("http://{}", self.address("stats")))
+            .env("WAYMARK_DNS", self.address("dns").to_string())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        if self.ready["scheduler"].is_string() {
+            command.env("WAYMARK_MARATHON", format!("http://{}", self.address("scheduler")));
+        }
+        let output = tokio::time::timeout(3 * DEADLINE, command.output()).await??;
+        Ok(Output {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// The same, for a command that must succeed; answers what it printed.
+    pub async fn ok<S: AsRef<OsStr>>(&self, arguments: &[S]) -> anyhow::Result<String> {
+        let output = self.run(arguments).await?;
+        if output.code != Some(0) {
+            let words: Vec<_> = arguments.iter().map(|a| a.as_ref().to_string_lossy()).collect();
+            bail!("waymark {} failed: {output:?}\nlog:\n{}", words.join(" "), self.tail());
+        }
+        Ok(output.stdout)
+    }
+
+    pub async fn stats(&self, target: &str) -> anyhow::Result<Response> {
+        client::get(self.address("stats"), target).await
+    }
+
+    /// Asks until `accept` likes the answer; fails with the last answer at the deadline.
+    pub async fn until(
+        &self,
+        target: &str,
+        what: &str,
+        accept: impl Fn(&Response) -> bool,
+    ) -> anyhow::Result<Response> {
+        let mut last = None;
+        let wait = async {
+            loop {
+                match self.stats(target).await {
+                    Ok(response) if accept(&response) => return response,
+                    other => last = Some(other),
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        match tokio::time::timeout(DEADLINE, wait).await {
+            Ok(response) => Ok(response),
+            Err(_) => {
+                let mut dump = String::new();
+                if let Some(last) = last {
+                    write!(dump, "{last:?}")?;
+                }
+                bail!("{what}: not within {DEADLINE:?}; last answer of {target}: {dump}\n{}", self.tail())
+            }
+        }
+    }
+
+    /// Asks it to stop and waits for the end.
+    pub async fn stop(mut self) -> anyhow::Result<Option<i32>> {
+        self.signal(libc::SIGTERM);
+        let status = tokio::time::timeout(3 * DEADLINE, self.child.wait()).await;
+        let status = status.with_context(|| format!("does not stop\n{}", self.tail()))??;
+        Ok(status.code())
+    }
+
+    pub fn signal(&self, signal: i32) {
+        if let Some(pid) = self.child.id() {
+            // SAFETY: kill(2) takes numbers only; the child is not reaped, so the pid is still its own.
+            unsafe { libc::kill(pid as i32, signal) };
+        }
+    }
+
+    fn tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+}
+
+impl Drop for Waymark {
+    fn drop(&mut self) {
+        self.signal(libc::SIGTERM);
+    }
+}
+
+/// The processes of an instance: those that carry its id in their environment.
+pub fn processes_of(task_id: &str) -> Vec<i32> {
+    let wanted = format!("MESOS_TASK_ID={task_id}");
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+        })
+        .collect()
+}
