@@ -12,9 +12,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use foldhash::fast::FixedState;
-use socket2::SockRef;
+use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::io::Interest;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 use super::direction::{Broken, Direction, Shared};
 use crate::policy::Policy;
@@ -230,12 +230,35 @@ impl Drop for Socket {
 }
 
 async fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_nodelay(true)?;
-    match tokio::time::timeout(timeout, socket.connect(address)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
+        _ => {}
     }
+    let stream = TcpStream::from_std(socket.into())?;
+    // A near endpoint has answered by the next turn of the loop, so most connects need no timer: arming one costs
+    // a call to wake the runtime's own driver.
+    let ready = tokio::select! {
+        biased;
+        ready = stream.ready(Interest::WRITABLE) => ready?,
+        () = tokio::task::yield_now() => {
+            match tokio::time::timeout(timeout, stream.ready(Interest::WRITABLE)).await {
+                Ok(ready) => ready?,
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    };
+    if ready.is_write_closed()
+        && let Some(error) = stream.take_error()?
+    {
+        return Err(error);
+    }
+    Ok(stream)
 }
 
 /// This host ran out of something: descriptors, ports to that endpoint, memory.
