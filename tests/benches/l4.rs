@@ -25,13 +25,12 @@ use event_watcher::catalog::{
 use event_watcher::publish::channel;
 use tokio_util::sync::CancellationToken;
 
-const N_ROUNDS: usize = 5;
+const N_ROUNDS: usize = 9;
 const WARM_UP: Duration = Duration::from_millis(300);
-const EXCHANGES_FOR: Duration = Duration::from_secs(3);
-const CONNECTIONS_FOR: Duration = Duration::from_secs(2);
+const MEASURED_FOR: Duration = Duration::from_secs(2);
 const N_CONNECTIONS: usize = 64;
 const MESSAGE_BYTES: usize = 128;
-const STREAM_BYTES: u64 = 4 << 30;
+const STREAM_BYTES: u64 = 2 << 30;
 const STREAM_PIECE_BYTES: usize = 128 * 1024;
 
 const PROXY_CORE: usize = 0;
@@ -57,36 +56,32 @@ fn main() -> anyhow::Result<()> {
         }
         Err(error) => return Err(error),
     };
-    let mut rounds = Vec::new();
-    for round in 0..N_ROUNDS {
-        let mine = waymark.measure()?;
-        let theirs = haproxy.as_ref().map(Proxy::measure).transpose()?;
-        println!("round {}: waymark {mine:.2?}  haproxy {theirs:.2?}", round + 1);
-        rounds.push((mine, theirs));
-    }
-    println!("\nCPU time of the proxy (medians of {N_ROUNDS})      waymark   haproxy   ratio   goal");
-    for (index, (what, goal)) in [
-        ("µs per exchange of 128 bytes, 64 connections", 1.0),
-        ("µs per connection (connect, exchange, close)", 1.0),
-        ("ms per GB of one stream", 0.95),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let mine = median(rounds.iter().map(|(m, _)| m.cpu[index]));
-        let theirs: Vec<f64> = rounds.iter().filter_map(|(_, t)| Some(t.as_ref()?.cpu[index])).collect();
-        if theirs.is_empty() {
-            println!("{what:<46} {mine:>9.2}         –       –   {goal:.2}");
-            continue;
+    // `-- stream` and the like measure only that.
+    let wanted: Vec<Figure> = FIGURES.into_iter().filter(|f| args.iter().any(|a| a == f.name)).collect();
+    let figures = if wanted.is_empty() { FIGURES.to_vec() } else { wanted };
+    println!(
+        "CPU time of the proxy, medians of {N_ROUNDS} rounds   waymark   haproxy   ratio   goal      waymark   haproxy"
+    );
+    for figure in figures {
+        let mut mine = Vec::new();
+        let mut theirs = Vec::new();
+        for _ in 0..N_ROUNDS {
+            mine.push(waymark.measure(figure)?);
+            theirs.extend(haproxy.as_ref().map(|proxy| proxy.measure(figure)).transpose()?);
         }
-        let ratio = median(rounds.iter().filter_map(|(m, t)| Some(m.cpu[index] / t.as_ref()?.cpu[index])));
-        println!("{what:<46} {mine:>9.2} {:>9.2} {ratio:>7.2}   {goal:.2}", median(theirs));
-    }
-    println!("\nthroughput (medians)                              waymark   haproxy");
-    for (index, what) in ["exchanges/s", "connections/s", "MB/s"].into_iter().enumerate() {
-        let mine = median(rounds.iter().map(|(m, _)| m.rate[index]));
-        let theirs = median(rounds.iter().filter_map(|(_, t)| Some(t.as_ref()?.rate[index])));
-        println!("{what:<46} {mine:>9.0} {theirs:>9.0}");
+        let cpu = |all: &[Measured]| median(all.iter().map(|m| m.cpu));
+        let rate = |all: &[Measured]| median(all.iter().map(|m| m.rate));
+        let ratio = median(mine.iter().zip(&theirs).map(|(mine, theirs)| mine.cpu / theirs.cpu));
+        println!(
+            "{:<46} {:>9.2} {:>9.2} {ratio:>7.2} {:>6.2} {:>12.0} {:>9.0} {}",
+            figure.cost,
+            cpu(&mine),
+            cpu(&theirs),
+            figure.goal,
+            rate(&mine),
+            rate(&theirs),
+            figure.rate,
+        );
     }
     Ok(())
 }
@@ -97,11 +92,39 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What one proxy did in one round: per exchange, per connection, per GB.
-#[derive(Debug)]
-struct Figures {
-    cpu: [f64; 3],
-    rate: [f64; 3],
+#[derive(Clone, Copy)]
+struct Figure {
+    name: &'static str,
+    cost: &'static str,
+    rate: &'static str,
+    /// The highest ratio to HAProxy.
+    goal: f64,
+    load: Load,
+}
+
+const FIGURES: [Figure; 3] = [
+    Figure {
+        name: "exchange",
+        cost: "µs per exchange of 128 bytes, 64 connections",
+        rate: "exchanges/s",
+        goal: 1.0,
+        load: exchanges,
+    },
+    Figure {
+        name: "connection",
+        cost: "µs per connection (connect, exchange, close)",
+        rate: "connections/s",
+        goal: 1.0,
+        load: connections,
+    },
+    Figure { name: "stream", cost: "ms per GB of one stream", rate: "MB/s", goal: 0.95, load: stream },
+];
+
+/// What one proxy did in one round.
+struct Measured {
+    /// In the figure's unit of cost.
+    cpu: f64,
+    rate: f64,
 }
 
 struct Proxy {
@@ -153,30 +176,17 @@ impl Proxy {
         Ok(Self { process, exchange, stream, _files: Some(files) })
     }
 
-    fn measure(&self) -> anyhow::Result<Figures> {
-        let mut cpu = [0.0; 3];
-        let mut rate = [0.0; 3];
-        for (index, load, time) in
-            [(0, exchanges as Load, EXCHANGES_FOR), (1, connections as Load, CONNECTIONS_FOR)]
-        {
-            let mut marks = Vec::new();
-            load(self.exchange, time, &mut |n| {
-                marks.push((self.cpu_time()?, Instant::now(), n));
-                Ok(())
-            })?;
-            let [(cpu_0, at_0, n_0), (cpu_1, at_1, n_1)] = marks[..] else {
-                anyhow::bail!("a load marks its begin and its end");
-            };
-            let n = (n_1 - n_0) as f64;
-            cpu[index] = (cpu_1 - cpu_0).as_secs_f64() * 1e6 / n;
-            rate[index] = n / (at_1 - at_0).as_secs_f64();
-        }
-        let (cpu_0, at_0) = (self.cpu_time()?, Instant::now());
-        stream(self.stream)?;
-        let gigabytes = STREAM_BYTES as f64 / 1e9;
-        cpu[2] = (self.cpu_time()? - cpu_0).as_secs_f64() * 1e3 / gigabytes;
-        rate[2] = gigabytes * 1e3 / at_0.elapsed().as_secs_f64();
-        Ok(Figures { cpu, rate })
+    fn measure(&self, figure: Figure) -> anyhow::Result<Measured> {
+        let mut marks = Vec::new();
+        (figure.load)(self, &mut |n| {
+            marks.push((self.cpu_time()?, Instant::now(), n));
+            Ok(())
+        })?;
+        let [(cpu_0, at_0, n_0), (cpu_1, at_1, n_1)] = marks[..] else {
+            anyhow::bail!("a load marks its begin and its end");
+        };
+        let n = n_1 - n_0;
+        Ok(Measured { cpu: (cpu_1 - cpu_0).as_secs_f64() * 1e6 / n, rate: n / (at_1 - at_0).as_secs_f64() })
     }
 
     /// User and system time of all threads, from the scheduler's own account (nanoseconds).
@@ -336,30 +346,32 @@ fn sink(listener: TcpListener) -> io::Result<()> {
     }
 }
 
-/// Runs for a time and calls `mark` with the count so far: once when it is warm, once at the end.
-type Load = fn(SocketAddr, Duration, &mut dyn FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<()>;
+/// Notes the moment, with the count of work done so far.
+type Mark<'a> = &'a mut dyn FnMut(f64) -> anyhow::Result<()>;
+
+/// Loads a proxy and marks twice: when it is warm, and at the end.
+type Load = fn(&Proxy, Mark<'_>) -> anyhow::Result<()>;
 
 struct Clock<'a> {
     warm_at: Instant,
-    time: Duration,
     end: Option<Instant>,
-    mark: &'a mut dyn FnMut(u64) -> anyhow::Result<()>,
+    mark: Mark<'a>,
 }
 
 impl<'a> Clock<'a> {
-    fn new(time: Duration, mark: &'a mut dyn FnMut(u64) -> anyhow::Result<()>) -> Self {
-        Self { warm_at: Instant::now() + WARM_UP, time, end: None, mark }
+    fn new(mark: Mark<'a>) -> Self {
+        Self { warm_at: Instant::now() + WARM_UP, end: None, mark }
     }
 
     fn is_over(&mut self, n: u64) -> anyhow::Result<bool> {
         let now = Instant::now();
         match self.end {
             None if now >= self.warm_at => {
-                (self.mark)(n)?;
-                self.end = Some(now + self.time);
+                (self.mark)(n as f64)?;
+                self.end = Some(now + MEASURED_FOR);
             }
             Some(end) if now >= end => {
-                (self.mark)(n)?;
+                (self.mark)(n as f64)?;
                 return Ok(true);
             }
             _ => {}
@@ -368,16 +380,12 @@ impl<'a> Clock<'a> {
     }
 }
 
-fn exchanges(
-    proxy: SocketAddr,
-    time: Duration,
-    mark: &mut dyn FnMut(u64) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+fn exchanges(proxy: &Proxy, mark: Mark<'_>) -> anyhow::Result<()> {
     let poller = Poller::new()?;
     let message = [b'x'; MESSAGE_BYTES];
     let mut connections = BTreeMap::new();
     for _ in 0..N_CONNECTIONS {
-        let mut connection = TcpStream::connect(proxy)?;
+        let mut connection = TcpStream::connect(proxy.exchange)?;
         connection.set_nodelay(true)?;
         connection.set_nonblocking(true)?;
         poller.watch(&connection, libc::EPOLLIN)?;
@@ -385,7 +393,7 @@ fn exchanges(
         connections.insert(connection.as_raw_fd(), connection);
     }
     let mut buffer = [0; MESSAGE_BYTES];
-    let mut clock = Clock::new(time, mark);
+    let mut clock = Clock::new(mark);
     let mut events = Poller::events();
     let mut n = 0;
     while !clock.is_over(n)? {
@@ -402,17 +410,13 @@ fn exchanges(
     Ok(())
 }
 
-fn connections(
-    proxy: SocketAddr,
-    time: Duration,
-    mark: &mut dyn FnMut(u64) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+fn connections(proxy: &Proxy, mark: Mark<'_>) -> anyhow::Result<()> {
     let poller = Poller::new()?;
     let message = [b'x'; MESSAGE_BYTES];
     let mut connections: BTreeMap<i32, TcpStream> = BTreeMap::new();
     let connect = |connections: &mut BTreeMap<i32, TcpStream>| -> io::Result<()> {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM.nonblocking(), None)?;
-        match socket.connect(&proxy.into()) {
+        match socket.connect(&proxy.exchange.into()) {
             Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
             _ => {}
         }
@@ -424,7 +428,7 @@ fn connections(
         connect(&mut connections)?;
     }
     let mut buffer = [0; MESSAGE_BYTES];
-    let mut clock = Clock::new(time, mark);
+    let mut clock = Clock::new(mark);
     let mut events = Poller::events();
     let mut n = 0;
     while !clock.is_over(n)? {
@@ -449,15 +453,17 @@ fn connections(
 }
 
 /// Sends `STREAM_BYTES` and waits until the other end has read them all.
-fn stream(proxy: SocketAddr) -> anyhow::Result<()> {
+fn stream(proxy: &Proxy, mark: Mark<'_>) -> anyhow::Result<()> {
     let piece = vec![b'x'; STREAM_PIECE_BYTES];
-    let mut connection = TcpStream::connect(proxy)?;
+    let mut connection = TcpStream::connect(proxy.stream)?;
+    mark(0.0)?;
     for _ in 0..STREAM_BYTES / STREAM_PIECE_BYTES as u64 {
         connection.write_all(&piece)?;
     }
     connection.shutdown(std::net::Shutdown::Write)?;
     anyhow::ensure!(connection.read(&mut [0])? == 0, "the sink says nothing");
-    Ok(())
+    // In thousandths of a GB, so that µs per unit are ms per GB and units per second are MB/s.
+    mark(STREAM_BYTES as f64 / 1e6)
 }
 
 /// epoll(7), level-triggered, a descriptor being its own token.
