@@ -289,12 +289,11 @@ mod tests {
 
     #[test]
     fn zero_failures_allowed_means_never_for_marathon_and_at_once_for_the_executor() {
-        let now = Instant::now();
         for (protocol, exhausted) in [("HTTP", false), ("MESOS_HTTP", true)] {
             let checks =
                 json!([{"protocol": protocol, "gracePeriodSeconds": 0, "maxConsecutiveFailures": 0}]);
             let mut one = instance(1, checks);
-            let recorded = one.record_check(0, Err(String::new()), now);
+            let recorded = one.record_check(0, Err(String::new()), Instant::now());
             assert_eq!(recorded, Recorded::Failed { flipped: true, exhausted }, "{protocol}");
         }
     }
