@@ -123,11 +123,12 @@ impl Direction {
 
     /// Reads one piece and passes on what the sink takes of it.
     fn fill(&mut self, source: &TcpStream, sink: &TcpStream, shared: &Shared) -> Result<Filled, Broken> {
-        if self.n_streamed >= SPLICE_AFTER_BYTES
-            && matches!(self.state, State::Clear)
-            && let Ok(pipe) = shared.pipes.take()
-        {
-            self.state = State::Spliced(pipe);
+        if self.n_streamed >= SPLICE_AFTER_BYTES && matches!(self.state, State::Clear) {
+            match shared.pipes.take() {
+                Ok(pipe) => self.state = State::Spliced(pipe),
+                // Copying goes on; asked again after as much as before.
+                Err(_) => self.n_streamed = 0,
+            }
         }
         let mut buffer = shared.buffer.borrow_mut();
         let got = match &mut self.state {
