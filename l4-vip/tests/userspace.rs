@@ -254,6 +254,27 @@ async fn a_refused_connect_goes_to_another_endpoint() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_does_not_answer_is_left_for_another() {
+    let mut rig = Rig::start(1, Config { connect_timeout: Duration::from_millis(50), ..Config::default() });
+    let good = naming_endpoint().await;
+    let (silent, address) = refusing_endpoint();
+    silent.listen(0).unwrap();
+    // With its queue full the kernel drops what comes next, as a host that is gone would.
+    let mut waiting = Vec::new();
+    while let Ok(connected) =
+        tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await
+    {
+        waiting.push(connected.unwrap());
+    }
+    let vip = rig.serve("silent", &[address, good]).await;
+    for _ in 0..6 {
+        assert_eq!(answer(vip).await, good.port().to_string());
+    }
+    assert!(rig.plane.vips()[0].counters.n_connect_failures > 0);
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn without_an_endpoint_the_client_is_reset() {
     let mut rig = Rig::start(1, Config::default());
     let (_held, bad) = refusing_endpoint();
