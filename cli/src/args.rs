@@ -129,6 +129,16 @@ pub enum PlaneName {
     Dns,
 }
 
+impl PlaneName {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Vip => "vip",
+            Self::Dns => "dns",
+        }
+    }
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
     /// Whose defaults to show

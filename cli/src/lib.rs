@@ -4,7 +4,12 @@
 //! `admin` (what the stats address answers), `commands` (what the other commands do). What a request, a connection
 //! or a query meets lives in the plane crates.
 
+pub mod admin;
 pub mod args;
+pub mod commands;
 pub mod config;
 pub mod failure;
 pub mod output;
+pub mod readiness;
+pub mod runtime;
+pub mod shutdown;
