@@ -3,6 +3,8 @@
 //! `cargo bench -p tests --bench convergence`. A scripted scheduler writes the events; the instances are listeners of
 //! this process; a client asks the service port over and over, each time over a new connection.
 
+#![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

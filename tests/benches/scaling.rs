@@ -3,6 +3,8 @@
 //! `cargo bench -p tests --bench scaling`. The instances are processes of the demo app that this program starts and
 //! stops; a scripted scheduler tells what a real one would, when a real one would.
 
+#![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
+
 use std::process::Stdio;
 use std::time::Duration;
 
