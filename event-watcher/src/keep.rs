@@ -111,7 +111,7 @@ mod tests {
         let good = std::fs::read(&path).unwrap();
         let old = String::from_utf8(good.clone()).unwrap();
         let at = old.find("seconds\":").unwrap() + 9;
-        let old = format!("{}1{}", &old[..at], &old[at + 1..]);
+        let old = format!("{}{}", &old[..at], &old[at + 1..]);
         std::fs::write(&path, old).unwrap();
         assert!(matches!(load(&path), Err(LoadError::TooOld)));
         for cut in [0, 1, 20, good.len() - 1] {

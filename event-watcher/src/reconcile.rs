@@ -1,9 +1,10 @@
 //! Decides when to connect, what to fetch, and which answers still count. Sans-io: [`Input`] in, [`Action`]s out, the
 //! time is an argument.
 //!
-//! Everything is ordered by one counter: an event and the begin of a fetch each take the next number. An answer counts
-//! only if no younger fetch has answered for the same app, and an ending told by an event holds against every answer
-//! whose fetch began before it. It parses nothing, holds no catalog, and never reads a clock.
+//! Everything is ordered by one counter: an event, the begin of a fetch and its answer each take the next number. When
+//! two fetches about an app overlap, nobody can tell which one looked later; the answer that comes second is left out
+//! and the app is fetched again. An ending told by an event holds against every answer whose fetch began before it.
+//! It parses nothing, holds no catalog, and never reads a clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -152,9 +153,9 @@ struct Track {
     /// The number of the newest event about it.
     touched: u64,
     in_flight: Option<Ticket>,
-    /// Answers of fetches that began before this are outdated.
-    known: Ticket,
-    /// Endings told by events while a fetch was under way that may not know of them.
+    /// When the last answer came; fetches that began before may have looked earlier or later.
+    known: u64,
+    /// Endings told by events since a fetch began that is still under way and may not know of them.
     endings: Vec<(u64, InstanceRef, Verdict)>,
     /// When the burst will be paid back (generic cell rate algorithm).
     paid_at: Instant,
@@ -204,10 +205,12 @@ impl Reconcile {
             Input::StreamDown { kind, reason } => self.stream_down(now, kind, &reason),
             Input::Signal(signal) => self.signal(now, signal, &mut actions),
             Input::ListFetched { ticket, ids } => self.list_fetched(now, ticket, ids, &mut actions),
-            Input::AppFetched { ticket, id } => self.app_answered(ticket, id, Action::TakeApp, &mut actions),
+            Input::AppFetched { ticket, id } => {
+                self.app_answered(now, ticket, id, Action::TakeApp, &mut actions)
+            }
             Input::AppGone { ticket, id } => {
                 let remove = Action::RemoveApp(id.clone());
-                self.app_answered(ticket, id, remove, &mut actions);
+                self.app_answered(now, ticket, id, remove, &mut actions);
             }
             Input::ListFailed { kind, reason } => {
                 self.list = None;
@@ -265,7 +268,7 @@ impl Reconcile {
                 {
                     if track.endings.len() == MAX_ENDINGS {
                         track.endings.clear();
-                        track.known = Ticket(number);
+                        track.known = number;
                     } else {
                         track.endings.push((number, instance.clone(), verdict));
                     }
@@ -285,7 +288,7 @@ impl Reconcile {
             due: None,
             touched: 0,
             in_flight: None,
-            known: Ticket(0),
+            known: 0,
             endings: Vec::new(),
             paid_at: now,
         });
@@ -341,54 +344,52 @@ impl Reconcile {
                 Trust::Stale { since: now, reason }
             }
         };
-        let keep: BTreeSet<AppId> =
-            self.tracks.iter().filter(|(_, t)| t.known > ticket).map(|(id, _)| id.clone()).collect();
+        self.counter += 1;
         let ids: BTreeSet<AppId> = ids.into_iter().collect();
+        let mut keep = BTreeSet::new();
         let mut endings = Vec::new();
-        for (id, track) in self.tracks.iter_mut().filter(|(id, _)| !keep.contains(*id)) {
-            track.known = ticket;
+        for (id, track) in &mut self.tracks {
+            if track.known > ticket.0 {
+                keep.insert(id.clone());
+                track.due.get_or_insert(now + self.timing.coalesce);
+                self.dirty.insert(id.clone());
+                continue;
+            }
+            track.known = self.counter;
             if track.touched <= ticket.0 && track.due.take().is_some() {
                 self.dirty.remove(id);
             }
-            track.endings.retain(|(number, ..)| *number > ticket.0);
+            let told = std::mem::take(&mut track.endings);
             if ids.contains(id) {
-                endings.extend(track.endings.iter().map(|(_, instance, verdict)| Action::Retire {
-                    app: id.clone(),
-                    instance: instance.clone(),
-                    verdict: *verdict,
-                }));
+                endings.extend(unknown_endings(id, told, ticket));
             }
         }
-        self.tracks.retain(|_, track| {
-            if track.in_flight.is_none() {
-                track.endings.clear();
-            }
-            track.due.is_some() || track.in_flight.is_some() || track.paid_at > now
-        });
+        self.tracks
+            .retain(|_, track| track.due.is_some() || track.in_flight.is_some() || track.paid_at > now);
         actions.push(Action::TakeList { keep });
         actions.append(&mut endings);
     }
 
-    fn app_answered(&mut self, ticket: Ticket, id: AppId, take: Action, actions: &mut Vec<Action>) {
+    fn app_answered(
+        &mut self,
+        now: Instant,
+        ticket: Ticket,
+        id: AppId,
+        take: Action,
+        actions: &mut Vec<Action>,
+    ) {
         self.app_landed(&id);
-        let list = self.list;
-        let Some(track) = self.tracks.get_mut(&id).filter(|track| track.known <= ticket) else {
+        self.counter += 1;
+        let Some(track) = self.tracks.get_mut(&id) else { return };
+        if track.known > ticket.0 {
+            track.due.get_or_insert(now + self.timing.coalesce);
+            self.dirty.insert(id);
             actions.push(Action::Discard);
             return;
-        };
-        track.known = ticket;
-        actions.push(take);
-        actions.extend(track.endings.iter().filter(|(number, ..)| *number > ticket.0).map(
-            |(_, instance, verdict)| Action::Retire {
-                app: id.clone(),
-                instance: instance.clone(),
-                verdict: *verdict,
-            },
-        ));
-        // Only a list that began after this fetch can still bring an older view of this app.
-        if list.is_none_or(|list| list < ticket) {
-            track.endings.clear();
         }
+        track.known = self.counter;
+        actions.push(take);
+        actions.extend(unknown_endings(&id, std::mem::take(&mut track.endings), ticket));
     }
 
     fn app_landed(&mut self, id: &AppId) {
@@ -500,3 +501,19 @@ impl Reconcile {
         self.rng.random_range(Duration::ZERO..=bound)
     }
 }
+
+/// The endings that an answer of a fetch that began at `ticket` may not know of. Any other fetch under way will be
+/// left out, so they need not be remembered beyond it.
+fn unknown_endings(
+    app: &AppId,
+    endings: Vec<(u64, InstanceRef, Verdict)>,
+    ticket: Ticket,
+) -> impl Iterator<Item = Action> {
+    endings
+        .into_iter()
+        .filter(move |(number, ..)| *number > ticket.0)
+        .map(|(_, instance, verdict)| Action::Retire { app: app.clone(), instance, verdict })
+}
+
+#[cfg(test)]
+mod tests;

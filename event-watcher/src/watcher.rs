@@ -510,3 +510,6 @@ async fn receive(stream: &mut Option<LiveStream>, reports: &mut Vec<Report>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,8 @@ mod events;
 mod id;
 mod ports;
 mod store;
+#[cfg(test)]
+mod tests;
 mod timestamp;
 
 use std::io;

@@ -21,10 +21,13 @@ impl Core {
             return None;
         }
         loop {
-            // Launching touches apps and may thereby be the last thing a deployment waited for.
-            let wake = self.launch_waiting(now);
             if self.touched.is_empty() {
-                break wake;
+                // Last, so that nothing starts that a deployment is about to replace. Launching may in turn
+                // be what a deployment waits for.
+                let wake = self.launch_waiting(now);
+                if self.touched.is_empty() {
+                    break wake;
+                }
             }
             let touched = std::mem::take(&mut self.touched);
             let mut deployments = std::mem::take(&mut self.deployments);
@@ -208,21 +211,31 @@ impl Core {
             && action.progress.killed.iter().all(gone)
     }
 
+    /// Says which instances a restart replaces, and how.
+    fn begin_rollout(&mut self, id: &AppId, replace: Replace) -> Option<Rollout> {
+        let state = self.apps.get_mut(id)?;
+        if replace == Replace::All {
+            state.instances.values_mut().for_each(|i| i.outdated = true);
+        }
+        // Those that have not begun need not be replaced one by one.
+        let waiting = state.scheduled.iter().copied();
+        let waiting: Vec<u64> =
+            waiting.filter(|seq| state.instances.get(seq).is_some_and(|i| i.outdated)).collect();
+        for seq in waiting {
+            self.decommission(id, seq);
+        }
+        let state = self.apps.get(id)?;
+        let old = || state.instances.values().filter(|i| i.outdated && i.is_active());
+        let n_up = old().filter(|i| i.is_up()).count();
+        Some(Rollout::plan(state.app.instances as usize, state.app.upgrade_strategy, old().count(), n_up))
+    }
+
     fn restart(&mut self, id: &AppId, replace: Replace, action: &mut Action) -> bool {
-        let Some(state) = self.apps.get_mut(id) else { return true };
+        if action.progress.rollout.is_none() {
+            action.progress.rollout = self.begin_rollout(id, replace);
+        }
+        let (Some(rollout), Some(state)) = (action.progress.rollout, self.apps.get(id)) else { return true };
         let wanted = state.app.instances as usize;
-        let rollout = match action.progress.rollout {
-            Some(rollout) => rollout,
-            None => {
-                if replace == Replace::All {
-                    state.instances.values_mut().for_each(|i| i.outdated = true);
-                }
-                let old = || state.instances.values().filter(|i| i.outdated && i.is_active());
-                let n_up = old().filter(|i| i.is_up()).count();
-                let rollout = Rollout::plan(wanted, state.app.upgrade_strategy, old().count(), n_up);
-                *action.progress.rollout.insert(rollout)
-            }
-        };
         let n_new_up = state.instances.values().filter(|i| !i.outdated && i.is_active() && i.is_up()).count();
         let may_kill =
             rollout.n_kills_allowed(n_new_up.min(wanted)).saturating_sub(action.progress.killed.len());

@@ -208,16 +208,10 @@ mod tests {
     #[test]
     fn hostile_events_are_errors() {
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
-        for data in [
-            "",
-            "{",
-            "NaN",
-            "[]",
-            r#"{"appId": 5}"#,
-            &format!(r#"{{"plan": {deep}}}"#),
-            &format!(r#"{{"x": {deep}}}"#),
-        ] {
+        for data in ["", "{", "NaN", "[]", r#"{"appId": 5}"#, &format!(r#"{{"plan": {deep}}}"#)] {
             assert!(signal("status_update_event", data).is_err(), "{}", &data[..data.len().min(40)]);
         }
+        // What is not read may be as deep as it likes.
+        signal("status_update_event", &format!(r#"{{"x": {deep}}}"#)).unwrap();
     }
 }

@@ -522,3 +522,6 @@ fn port_number(number: Option<u32>) -> Option<u16> {
 fn text_labels(labels: Option<BTreeMap<String, Option<String>>>) -> BTreeMap<String, String> {
     labels.unwrap_or_default().into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
+
+#[cfg(test)]
+mod tests;
