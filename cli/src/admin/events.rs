@@ -14,10 +14,10 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use tokio::sync::broadcast;
 
+use super::Admin;
 use super::history::Change;
 use super::page::Sections;
 use super::server::{Answer, refuse};
-use super::Admin;
 
 /// What a reader may fall behind before it is cut off.
 const N_QUEUED: usize = 256;
@@ -102,7 +102,7 @@ pub fn answer(admin: &Arc<Admin>, query: &str) -> Response<Answer> {
         // Whatever changed since the page was made.
         greeting.push(frame("page", &json));
     }
-    let state = (receiver, greeting.into_iter(), reader, admin.sources.stopping.clone());
+    let state = (receiver, greeting.into_iter(), reader, admin.sources.closing.clone());
     let frames = stream::unfold(state, |(mut receiver, mut greeting, reader, stopping)| async move {
         let bytes = match greeting.next() {
             Some(bytes) => bytes,

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use http::Response;
+use http::header::{self, HeaderValue};
 
 use super::server::{Answer, text};
 
@@ -34,10 +35,13 @@ pub fn answer(haproxy: &dyn Haproxy, path: &str, query: Option<&str>) -> Option<
             if words.next() != Some("stats") {
                 return None;
             }
-            match words.find(|w| matches!(*w, "csv" | "json")) {
-                Some("csv") => text(PLAIN, haproxy.csv()),
-                Some(_) => text("application/json", haproxy.json()),
-                None => text(HTML, haproxy.page()),
+            let words: Vec<&str> = words.collect();
+            if words.contains(&"csv") {
+                text(PLAIN, haproxy.csv())
+            } else if words.contains(&"json") {
+                text("application/json", haproxy.json())
+            } else {
+                page(haproxy, &words)
             }
         }
         "/_haproxy_health_check" => text(HTML, Bytes::from_static(SERVICE_READY.as_bytes())),
@@ -50,3 +54,18 @@ pub fn answer(haproxy: &dyn Haproxy, path: &str, query: Option<&str>) -> Option<
 
 /// Word for word what HAProxy's `monitor-uri` answers.
 const SERVICE_READY: &str = "<html><body><h1>200 OK</h1>\nService ready.\n</body></html>\n";
+
+/// The page brings its style along and has no script; it moves because the browser asks again.
+fn page(haproxy: &dyn Haproxy, words: &[&str]) -> Response<Answer> {
+    let mut response = text(HTML, haproxy.page());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    if !words.contains(&"norefresh") {
+        headers.insert(header::REFRESH, HeaderValue::from_static(REFRESH_SECONDS));
+    }
+    response
+}
+
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
+const REFRESH_SECONDS: &str = "2";

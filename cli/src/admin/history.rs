@@ -82,7 +82,7 @@ pub async fn follow_changes(admin: Arc<Admin>) {
                 };
                 tell(&admin, known.generation, Kind::Freshness, None, text);
             }
-            () = admin.sources.stopping.cancelled() => return,
+            () = admin.sources.closing.cancelled() => return,
         }
     }
 }
@@ -98,7 +98,7 @@ pub async fn follow_applied(admin: Arc<Admin>) {
                 admin.feed.change(&change(generation, Kind::Applied, None, text));
                 super::events::publish_page(&admin);
             }
-            () = admin.sources.stopping.cancelled() => return,
+            () = admin.sources.closing.cancelled() => return,
         }
     }
 }
@@ -152,7 +152,8 @@ fn of_app<'a>(old: Option<&App>, new: &'a App, changes: &mut Vec<(Kind, Option<&
     for instance in &new.instances {
         let now = condition(instance);
         if before(instance).map(|i| condition(i)).as_ref() != Some(&now) {
-            let address = instance.endpoints.first().map(|e| format!(" at {}", e.address)).unwrap_or_default();
+            let address =
+                instance.endpoints.first().map(|e| format!(" at {}", e.address)).unwrap_or_default();
             changes.push((Kind::Instance, id, format!("{}{address} is {now}", instance.id)));
         }
     }

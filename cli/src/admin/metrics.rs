@@ -22,8 +22,16 @@ pub fn render(admin: &Admin) -> String {
     };
     gauge("waymark_generation", "Number of the published snapshot.", status.generation.to_string());
     gauge("waymark_sync_live", "1 while the scheduler's event stream is live.", live.to_string());
-    gauge("waymark_sync_age_seconds", "Time since the last sign of life of the scheduler, 0 while live.", age.to_string());
-    gauge("waymark_ready", "1 once every plane has applied the first sync.", u8::from(status.ready).to_string());
+    gauge(
+        "waymark_sync_age_seconds",
+        "Time since the last sign of life of the scheduler, 0 while live.",
+        age.to_string(),
+    );
+    gauge(
+        "waymark_ready",
+        "1 once every plane has applied the first sync.",
+        u8::from(status.ready).to_string(),
+    );
     gauge("waymark_apps", "Apps in the snapshot.", status.n_apps.to_string());
     gauge("waymark_instances", "Instances in the snapshot.", status.n_instances.to_string());
     gauge("waymark_vips", "Virtual IPs in the snapshot.", status.n_vips.to_string());
@@ -35,8 +43,22 @@ pub fn render(admin: &Admin) -> String {
         let name = plane.name.as_str();
         let _ = writeln!(text, "waymark_applied_generation{{plane=\"{name}\"}} {}", plane.applied);
     }
+    if let Some(watcher) = &admin.sources.watcher {
+        of_watcher(watcher, &mut text);
+    }
     for (_, plane) in &admin.sources.planes {
         plane.metrics(&mut text);
     }
     text
+}
+
+fn of_watcher(watcher: &event_watcher::Handle, text: &mut String) {
+    let Ok(serde_json::Value::Object(counters)) = serde_json::to_value(watcher.stats()) else { return };
+    for (name, value) in counters {
+        let name = name.trim_start_matches("n_");
+        let _ = write!(
+            text,
+            "# TYPE waymark_watcher_{name}_total counter\nwaymark_watcher_{name}_total {value}\n"
+        );
+    }
 }

@@ -68,8 +68,11 @@ pub struct Sources {
     pub addresses: Addresses,
     /// The effective configuration, for people.
     pub config: String,
-    /// Cancelled when the process begins to stop.
+    pub watcher: Option<event_watcher::Handle>,
+    /// Cancelled when the process begins to stop: from then on it is not ready.
     pub stopping: CancellationToken,
+    /// Cancelled when the planes have drained and this server ends, too.
+    pub closing: CancellationToken,
 }
 
 /// The state that all requests share.
@@ -82,7 +85,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Starts the tasks that take samples and follow changes; they end when `sources.stopping` is cancelled.
+    /// Starts the tasks that take samples and follow changes; they end when `sources.closing` is cancelled.
     pub fn start(sources: Sources) -> Arc<Self> {
         let admin = Arc::new(Self {
             sources,

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use askama::Template;
 use http::Response;
 
+use super::Admin;
 use super::history::Change;
 use super::server::{Answer, refuse, text};
 use super::view::{AppView, PlaneProblem, Status, Traffic, VipView};
-use super::Admin;
 
 pub const CSS: &str = include_str!("../../assets/page.css");
 pub const JS: &str = include_str!("../../assets/page.js");
@@ -81,7 +81,8 @@ impl Sections {
             }
             Freshness::Unsynced { reason } => ("unsynced", reason.to_string()),
         };
-        let uptime = humantime::format_duration(std::time::Duration::from_secs(status.uptime_seconds / 10 * 10));
+        let uptime =
+            humantime::format_duration(std::time::Duration::from_secs(status.uptime_seconds / 10 * 10));
         let (apps, vips) = (admin.apps(None).apps, admin.vips().vips);
         let (shown_apps, shown_vips) = (&apps[..apps.len().min(MAX_APPS)], &vips[..vips.len().min(MAX_APPS)]);
         let summary = Summary { status: &status, state, reason, uptime: uptime.to_string() };

@@ -69,7 +69,7 @@ pub async fn keep_sampling(admin: Arc<Admin>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = admin.sources.stopping.cancelled() => return,
+            () = admin.sources.closing.cancelled() => return,
         }
         let mut samples = Vec::new();
         for (_, plane) in &admin.sources.planes {

@@ -36,16 +36,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Serves until the process begins to stop.
+/// Serves until the planes have drained.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     let listen = listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let stopping = admin.sources.stopping.clone();
+    let closing = admin.sources.closing.clone();
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stopping.cancelled() => return,
+            () = closing.cancelled() => return,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -57,7 +57,7 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         };
         let admin = Arc::clone(&admin);
         tokio::spawn(async move {
-            let stopping = admin.sources.stopping.clone();
+            let closing = admin.sources.closing.clone();
             let service = service_fn(move |request| {
                 let admin = Arc::clone(&admin);
                 async move { Ok::<_, Infallible>(answer(&admin, &request, listen).await) }
@@ -72,7 +72,7 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
                 tokio::select! {
                     // A client that broke off is its own business.
                     _ = connection.as_mut() => break,
-                    () = stopping.cancelled(), if !graceful => {
+                    () = closing.cancelled(), if !graceful => {
                         graceful = true;
                         connection.as_mut().graceful_shutdown();
                     }
@@ -157,7 +157,7 @@ async fn status(admin: &Admin, after: Option<String>, wait: Option<String>) -> R
         let waited = tokio::time::timeout(wait.min(MAX_WAIT), applied.reached(next));
         tokio::select! {
             _ = waited => {}
-            () = admin.sources.stopping.cancelled() => {}
+            () = admin.sources.closing.cancelled() => {}
         }
     }
     json(&admin.status())

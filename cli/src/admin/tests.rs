@@ -75,6 +75,7 @@ struct Bench {
     mark: AppliedMark,
     plane: Arc<Fake>,
     stop: CancellationToken,
+    closed: CancellationToken,
 }
 
 impl Bench {
@@ -84,7 +85,7 @@ impl Bench {
         let plane = Arc::new(Fake { applied: applied.clone(), samples: Mutex::default() });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let stop = CancellationToken::new();
+        let (stop, closed) = (CancellationToken::new(), CancellationToken::new());
         let admin = Admin::start(Sources {
             subscriber,
             planes: vec![(PlaneName::Dns, Arc::clone(&plane) as Arc<dyn Plane>)],
@@ -92,12 +93,14 @@ impl Bench {
             applied: readiness::of_all(vec![applied]),
             addresses: Addresses { stats: listener.local_addr().ok(), ..Addresses::default() },
             config: "workers = 0\n".into(),
+            watcher: None,
             stopping: stop.clone(),
+            closing: closed.clone(),
         });
         tokio::spawn(serve(listener, admin));
         let pools = vec!["127.11.0.0/16".parse().unwrap()];
         let catalog = Catalog::new(CatalogConfig { framework: "marathon".into(), vip_pools: pools });
-        Self { url, catalog, publisher, mark, plane, stop }
+        Self { url, catalog, publisher, mark, plane, stop, closed }
     }
 
     fn publish(&mut self, update: AppUpdate) -> Generation {
@@ -176,6 +179,9 @@ async fn readiness_follows_the_planes_and_ends_with_the_process() {
     assert_eq!(status["ready"], true);
     assert_eq!(bench.get("/readyz").await.status(), 200);
     bench.stop.cancel();
+    assert_eq!(bench.get("/readyz").await.status(), 503, "not ready while it drains");
+    assert_eq!(bench.get("/livez").await.status(), 200);
+    bench.closed.cancel();
     assert!(client().get(&bench.url).timeout(DEADLINE).send().await.is_err(), "nothing is accepted any more");
 }
 
@@ -276,7 +282,12 @@ async fn changes_and_sections_are_streamed() {
     let mut stream = bench.get("/api/events?page").await.bytes_stream();
     let mut seen = String::new();
     let mut published = false;
-    let all = ["event: page", "/web is new", "i1 at 127.0.0.1:31000 is running, healthy: in rotation", "VIP web.marathon:80"];
+    let all = [
+        "event: page",
+        "/web is new",
+        "i1 at 127.0.0.1:31000 is running, healthy: in rotation",
+        "VIP web.marathon:80",
+    ];
     while !all.iter().all(|part| seen.contains(part)) {
         let chunk = tokio::time::timeout(DEADLINE, stream.next()).await.expect("an event").unwrap().unwrap();
         seen.push_str(&String::from_utf8_lossy(&chunk));
@@ -285,7 +296,7 @@ async fn changes_and_sections_are_streamed() {
             published = true;
         }
     }
-    bench.stop.cancel();
+    bench.closed.cancel();
     while let Some(chunk) = tokio::time::timeout(DEADLINE, stream.next()).await.expect("the end") {
         assert!(chunk.is_ok(), "the stream ends in order");
     }

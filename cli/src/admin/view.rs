@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use event_watcher::catalog::{
-    App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Readiness, Rotation, Snapshot, VipKey,
-    VipTarget,
+    App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Readiness, Rotation,
+    Snapshot, VipKey, VipTarget,
 };
 use event_watcher::publish::Freshness;
 use serde::Serialize;
@@ -164,7 +164,9 @@ impl Counters {
                     latency_ms: sample.latency.map(|l| l.as_secs_f64() * 1e3),
                     ejected: sample.ejected,
                 };
-                let sum = found.entry((sample.instance, sample.address, sample.vip)).or_insert_with(Traffic::default);
+                let sum = found
+                    .entry((sample.instance, sample.address, sample.vip))
+                    .or_insert_with(Traffic::default);
                 add(sum, &traffic);
             });
         }

@@ -225,16 +225,23 @@ async fn log(marathon: &Marathon, id: &str, instance: Option<&str>) -> Result<()
             .hint("waymark app log takes --instance ID for one that ended"));
     }
     for task in &ids {
-        let path = Path::new(super::LOG_PATH).join(task);
-        let Some(lines) = marathon.text(&path).await? else {
-            return Err(Failure::new(format!("this scheduler has no log of {task}")).hint(
-                "only the scheduler of waymark dev keeps logs; on a cluster they are in the instance's sandbox",
-            ));
-        };
-        if ids.len() > 1 {
-            output::print_line(&Style::of_stdout().bold(&format!("==> {task} <==")))?;
+        for stream in ["stdout", "stderr"] {
+            let path = Path::new(super::TASKS_PATH).join(task).join("logs").join(stream);
+            let Some(lines) = marathon.text(&path).await? else {
+                return Err(Failure::new(format!("this scheduler has no log of {task}")).hint(
+                    "only the scheduler of waymark dev keeps logs; on a cluster they are in the instance's sandbox",
+                ));
+            };
+            if lines.is_empty() {
+                continue;
+            }
+            let style = Style::of_stdout();
+            output::print_line(&style.bold(&format!("==> {task} {stream} <==")))?;
+            output::print(&lines)?;
+            if !lines.ends_with('\n') {
+                output::print_line("")?;
+            }
         }
-        output::print(&lines)?;
     }
     Ok(())
 }

@@ -48,9 +48,10 @@ fn require_root() -> Result<(), Failure> {
 async fn server(stats: &StatsArgs) -> Result<IpAddr, Failure> {
     let status = StatsClient::new(stats)?.get("api/status").await?;
     let addresses = &status["addresses"];
-    let all = addresses["dns53"].as_str().into_iter().chain(
-        addresses["dns"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str),
-    );
+    let all = addresses["dns53"]
+        .as_str()
+        .into_iter()
+        .chain(addresses["dns"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str));
     let mut parsed = all.filter_map(|text| text.parse::<std::net::SocketAddr>().ok());
     parsed.find(|address| address.port() == 53).map(|address| address.ip()).ok_or_else(|| {
         Failure::new("this Waymark's DNS has no address with port 53, and programs look names up on no other port")
@@ -73,9 +74,8 @@ fn enter(server: IpAddr) -> Result<(), Failure> {
     }
     let file = resolv_conf(server).map_err(|e| Failure::chain("cannot write a private resolv.conf", &e))?;
     // A bind mount needs a real file to lie on, and /etc/resolv.conf is often a link.
-    let target = std::fs::canonicalize(RESOLV_CONF).or_else(|_| {
-        std::fs::File::create(RESOLV_CONF).map(|_| PathBuf::from(RESOLV_CONF))
-    });
+    let target = std::fs::canonicalize(RESOLV_CONF)
+        .or_else(|_| std::fs::File::create(RESOLV_CONF).map(|_| PathBuf::from(RESOLV_CONF)));
     let target = target.map_err(|e| Failure::chain(format!("cannot find {RESOLV_CONF}"), &e))?;
     let mounted = mount(Some(&file), &target, libc::MS_BIND);
     let failure = (mounted != 0).then(|| cannot(&format!("cannot mount over {}", target.display())));
@@ -96,7 +96,8 @@ fn resolv_conf(server: IpAddr) -> std::io::Result<PathBuf> {
 }
 
 fn mount(source: Option<&Path>, target: &Path, flags: libc::c_ulong) -> libc::c_int {
-    let text = |path: &Path| CString::new(path.as_os_str().as_bytes()).expect("paths of the system have no NUL");
+    let text =
+        |path: &Path| CString::new(path.as_os_str().as_bytes()).expect("paths of the system have no NUL");
     let (source, target) = (source.map(text), text(target));
     let source = source.as_ref().map_or(std::ptr::null(), |s| s.as_ptr());
     // SAFETY: both strings outlive the call; type and data may be null for a bind mount and a propagation change.

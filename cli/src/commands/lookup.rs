@@ -39,10 +39,11 @@ pub async fn run(
     form: Form,
     server: Option<SocketAddr>,
 ) -> Result<(), Failure> {
-    let record_type = RecordType::from_str(&record_type.to_uppercase())
-        .map_err(|_| Failure::usage(format!("{record_type:?} is no record type")).hint("e.g. A, AAAA, SRV"))?;
-    let mut asked = Name::from_utf8(name)
-        .map_err(|e| Failure::usage(format!("{name:?} is no DNS name: {e}")))?;
+    let record_type = RecordType::from_str(&record_type.to_uppercase()).map_err(|_| {
+        Failure::usage(format!("{record_type:?} is no record type")).hint("e.g. A, AAAA, SRV")
+    })?;
+    let mut asked =
+        Name::from_utf8(name).map_err(|e| Failure::usage(format!("{name:?} is no DNS name: {e}")))?;
     asked.set_fqdn(true);
     let server = match server {
         Some(server) => server,
@@ -58,18 +59,30 @@ pub async fn run(
     }
     match form {
         Form::Json => output::print_json(&answer.answers.iter().map(as_json).collect::<Vec<_>>()),
-        Form::Short => print_each(answer.answers.iter().filter(|r| r.record_type() == record_type), |r| data(&r.data)),
+        Form::Short => {
+            print_each(answer.answers.iter().filter(|r| r.record_type() == record_type), |r| data(&r.data))
+        }
         Form::Full => print_each(answer.answers.iter(), line),
     }
 }
 
-fn print_each<'a>(records: impl Iterator<Item = &'a Record>, text: impl Fn(&Record) -> String) -> Result<(), Failure> {
+fn print_each<'a>(
+    records: impl Iterator<Item = &'a Record>,
+    text: impl Fn(&Record) -> String,
+) -> Result<(), Failure> {
     output::print(&records.map(|record| text(record) + "\n").collect::<String>())
 }
 
 /// dig's answer section: name, TTL, class, type, data.
 fn line(record: &Record) -> String {
-    format!("{}\t{}\t{}\t{}\t{}", record.name, record.ttl, record.dns_class, record.record_type(), data(&record.data))
+    format!(
+        "{}\t{}\t{}\t{}\t{}",
+        record.name,
+        record.ttl,
+        record.dns_class,
+        record.record_type(),
+        data(&record.data)
+    )
 }
 
 fn data(data: &RData) -> String {
@@ -121,7 +134,11 @@ async fn ask(server: SocketAddr, name: &Name, record_type: RecordType) -> Result
 
 async fn over_udp(server: SocketAddr, question: &[u8], id: u16) -> Result<Message, Failure> {
     let failed = |e: std::io::Error| no_answer(server, &e.to_string());
-    let any: SocketAddr = if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { "[::]:0".parse().expect("an address") };
+    let any: SocketAddr = if server.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        "[::]:0".parse().expect("an address")
+    };
     let socket = UdpSocket::bind(any).await.map_err(failed)?;
     socket.connect(server).await.map_err(failed)?;
     let mut buffer = vec![0; usize::from(u16::MAX)];

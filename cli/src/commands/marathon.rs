@@ -209,7 +209,9 @@ fn refusal(status: StatusCode, text: &str, base: &Url) -> Failure {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             failure.hint("credentials go into the URL: --marathon http://USER:PASSWORD@HOST:PORT")
         }
-        StatusCode::NOT_FOUND => failure.hint("waymark app list and waymark deployment list show what there is"),
+        StatusCode::NOT_FOUND => {
+            failure.hint("waymark app list and waymark deployment list show what there is")
+        }
         StatusCode::CONFLICT if body.get("deployments").is_some() || message.contains("locked") => {
             failure.hint("wait for it (waymark deployment list), or override it with --force")
         }

@@ -7,8 +7,8 @@ mod deployment;
 mod inside;
 mod lookup;
 mod marathon;
-mod status;
 mod stats;
+mod status;
 mod vip;
 mod wait;
 mod words;
@@ -20,12 +20,12 @@ use clap::CommandFactory;
 use crate::args::{Command, CommandLine, DnsCommand};
 use crate::config::{Config, Environment};
 use crate::failure::Failure;
-use crate::{output, runtime};
+use crate::{daemon, demo, output, runtime};
 
 pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
     match line.command {
-        Command::Dev(args) => todo_dev(Config::of_dev(&args, &Environment::of_process())?),
-        Command::Serve(args) => todo_dev(Config::of_serve(&args, &Environment::of_process())?),
+        Command::Dev(args) => daemon::run(Config::of_dev(&args, &Environment::of_process())?),
+        Command::Serve(args) => daemon::run(Config::of_serve(&args, &Environment::of_process())?),
         Command::App(command) => wait_for(app::run(command)),
         Command::Deployment(command) => wait_for(deployment::run(command)),
         Command::Vip(command) => wait_for(vip::run(command)),
@@ -56,7 +56,10 @@ pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
             output::print_line(&format!("waymark {}", env!("CARGO_PKG_VERSION")))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::DemoApp => todo_demo(),
+        Command::DemoApp => match demo::run() {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) => Err(Failure::new(format!("{error:#}"))),
+        },
     }
 }
 
@@ -65,7 +68,5 @@ fn wait_for(command: impl Future<Output = Result<(), Failure>>) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the embedded scheduler keeps what instances wrote, by instance id.
-const LOG_PATH: &str = "waymark/logs";
-fn todo_dev(_c: Config) -> Result<ExitCode, Failure> { Ok(ExitCode::SUCCESS) }
-fn todo_demo() -> Result<ExitCode, Failure> { Ok(ExitCode::SUCCESS) }
+/// What only the embedded scheduler has: `{id}/logs/stdout|stderr` below it is what an instance wrote.
+const TASKS_PATH: &str = "waymark/v1/tasks";

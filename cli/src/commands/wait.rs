@@ -9,9 +9,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::deployment::steps;
 use super::marathon::{Marathon, Path};
 use super::stats::StatsClient;
-use super::deployment::steps;
 use crate::args::WaitArgs;
 use crate::failure::Failure;
 use crate::output::Progress;
@@ -113,7 +113,8 @@ async fn applied(
             progress.say(&format!("{app}: every plane has applied generation {generation}"));
             return Ok(());
         }
-        progress.say(&format!("{app}: Waymark is at generation {generation} and does not show the change yet"));
+        progress
+            .say(&format!("{app}: Waymark is at generation {generation} and does not show the change yet"));
         // Also bounds how often the scheduler is asked when no newer generation comes.
         stats.applied_after(generation, LONG_POLL.min(POLL)).await?;
     }
