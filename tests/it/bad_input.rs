@@ -88,7 +88,7 @@ async fn the_scheduler_refuses_what_it_cannot_read() -> anyhow::Result<()> {
         ("POST", "/v2/apps", br#"{"id": "/x", "cmd": "true", "cpus": "many"}"#, 422, "Invalid JSON"),
         ("POST", "/v2/apps", br#"{"id": "/x"}"#, 422, "Object is not valid"),
         ("POST", "/v2/apps", br#"{"id": "/dcos-101/app2", "cmd": "true"}"#, 409, "already exists"),
-        ("PUT", "/v2/apps/x/tasks/y/z", b"{}", 404, ""),
+        ("GET", "/v2/nope", b"", 404, "URI not found"),
         ("GET", "/v2/apps/nope", b"", 404, "App '/nope' does not exist"),
     ] {
         let answer = scheduler.request(method, path, &json_type, body).await?;
