@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(name.to_string(), "web.marathon.mesos.");
         assert_eq!(name.parent().unwrap().to_string(), "marathon.mesos.");
         assert_eq!(suffixes(name.as_bytes()).map(<[u8]>::len).collect::<Vec<_>>(), [20, 16, 7, 1]);
-        for bad in ["", ".", "a..b", &"a".repeat(64), &["a".repeat(63); 4].join(".")] {
+        for bad in ["", ".", "a..b", &"a".repeat(64), &vec!["a".repeat(63); 4].join(".")] {
             assert!(WireName::parse(bad).is_none(), "{bad:?}");
         }
         assert_eq!(WireName(b"\x05a.b\x00<\x00"[..].into()).to_string(), "a\\.b\\000<.");

@@ -63,12 +63,10 @@ const RCODES: [&str; 7] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP
 const SILENCES: [&str; 4] = ["short", "response", "port_zero", "send_failed"];
 const FORWARDS: [&str; 3] = ["answered", "failed", "full"];
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Counter(AtomicU64);
 
 impl Counter {
-    const ZERO: Self = Self(AtomicU64::new(0));
-
     /// Only the worker that owns the counter writes, so it needs no locked instruction.
     fn add_one(&self) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -80,7 +78,7 @@ impl Counter {
 }
 
 /// The counters of one worker. Aligned so that workers do not share cache lines.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Counters {
     udp: Counter,
@@ -92,22 +90,6 @@ pub(crate) struct Counters {
     truncated: Counter,
     tcp_connections: Counter,
     tcp_evicted: Counter,
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self {
-            udp: Counter::ZERO,
-            tcp: Counter::ZERO,
-            types: [const { Counter::ZERO }; TYPES.len() + 1],
-            rcodes: [const { Counter::ZERO }; RCODES.len()],
-            silences: [const { Counter::ZERO }; SILENCES.len()],
-            forwards: [const { Counter::ZERO }; FORWARDS.len()],
-            truncated: Counter::ZERO,
-            tcp_connections: Counter::ZERO,
-            tcp_evicted: Counter::ZERO,
-        }
-    }
 }
 
 impl Counters {

@@ -182,7 +182,7 @@ impl Peer {
         if self.control_bytes > 0 {
             // Sent back as it came, the packet's destination becomes the reply's source.
             header.msg_control = self.control.0.as_mut_ptr().cast();
-            header.msg_controllen = self.control_bytes as _;
+            header.msg_controllen = self.control_bytes;
         }
         header
     }
@@ -233,7 +233,7 @@ impl Batch {
         for (slot, header) in self.slots.iter_mut().zip(&self.headers).take(n) {
             slot.query_bytes = header.msg_len as usize;
             slot.peer.address_bytes = header.msg_hdr.msg_namelen;
-            slot.peer.control_bytes = header.msg_hdr.msg_controllen as usize;
+            slot.peer.control_bytes = header.msg_hdr.msg_controllen;
             slot.reply.clear();
         }
         Ok(n)

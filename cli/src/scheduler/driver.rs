@@ -111,12 +111,19 @@ pub fn start(
     let abandon = CancellationToken::new();
     let (orders, agent) = agent::start(core.settings.execution, report_sender, abandon.clone())?;
     let (changes, written, writer) = store.write_behind()?;
+    let sandboxes = core.settings.sandboxes.clone();
     let driver = Driver { core, orders, changes, last_change: 0 };
     let task = tokio::spawn(async move {
         driver.run(job_queue, reports, cancel).await;
         // Whatever has not gone by now goes with the agent's thread.
         abandon.cancel();
-        let joined = tokio::task::spawn_blocking(move || (agent.join(), writer.join())).await;
+        let join = move || {
+            let joined = (agent.join(), writer.join());
+            // What left its process group to become a daemon.
+            agent::leftovers::end(&sandboxes);
+            joined
+        };
+        let joined = tokio::task::spawn_blocking(join).await;
         if !matches!(joined, Ok((Ok(()), Ok(())))) {
             tracing::error!("a thread of the scheduler ended badly");
         }

@@ -458,7 +458,8 @@ mod simulation {
                 std::mem::take(&mut self.running).into_iter().partition(|r| r.answer_at <= now);
             self.running = rest;
             for Running { ticket, fetch, seen, .. } in done {
-                let seen = seen.unwrap();
+                // Answered within one step: the scheduler looked just now.
+                let seen = seen.unwrap_or_else(|| self.world.clone());
                 let failed = self.faults && self.chance(10);
                 match fetch {
                     Fetch::List if failed => {

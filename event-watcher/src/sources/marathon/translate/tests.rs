@@ -47,7 +47,9 @@ fn addresses_follow_the_network_mode() {
         {"containerPort": 80, "hostPort": 0, "servicePort": 10101, "name": "http", "protocol": "tcp"},
         {"containerPort": 443, "hostPort": 0, "servicePort": 10102},
     ]);
-    let cases: &[(&str, Value, Value, &[&str], &[Option<u16>])] = &[
+    /// A name, the definition, what differs in the task, its endpoints, and the service ports.
+    type Case = (&'static str, Value, Value, &'static [&'static str], &'static [Option<u16>]);
+    let cases: &[Case] = &[
         (
             "host mode, 1.5",
             json!({"networks": host, "portDefinitions": [{"port": 10000, "protocol": "tcp"}, {"port": 0}]}),

@@ -1,0 +1,86 @@
+//! Who may ask: methods that only read, and host names that a browser cannot be tricked into.
+//!
+//! There is no authentication: what is served here is read-only.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, Method, StatusCode, header};
+
+/// A request that is not answered, with the reason.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: StatusCode,
+    pub reason: &'static str,
+}
+
+/// On loopback, a page of a foreign site could reach this server by making its own name resolve to 127.0.0.1 (DNS
+/// rebinding). Its requests then carry that name, so only names that are this machine's own are answered.
+pub fn check(method: &Method, headers: &HeaderMap, listen: SocketAddr) -> Result<(), Refusal> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Err(Refusal {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            reason: "this address only answers GET and HEAD",
+        });
+    }
+    let misdirected =
+        Refusal { status: StatusCode::MISDIRECTED_REQUEST, reason: "this address answers to localhost only" };
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    if more.is_some() {
+        return Err(Refusal { status: StatusCode::BAD_REQUEST, reason: "two Host headers" });
+    }
+    if !listen.ip().is_loopback() {
+        return Ok(());
+    }
+    // A client without a Host header is no browser.
+    let Some(host) = host else { return Ok(()) };
+    let name = host.to_str().ok().and_then(host_name);
+    if name.is_some_and(|name| is_local(name, listen.ip())) { Ok(()) } else { Err(misdirected) }
+}
+
+fn host_name(host: &str) -> Option<&str> {
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split_once(']').map(|(name, _)| name);
+    }
+    Some(host.split_once(':').map_or(host, |(name, _)| name))
+}
+
+fn is_local(name: &str, listen: IpAddr) -> bool {
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback() || ip == listen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(method: &Method, hosts: &[&str], listen: &str) -> Option<u16> {
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(header::HOST, host.parse().unwrap());
+        }
+        check(method, &headers, listen.parse().unwrap()).err().map(|refusal| refusal.status.as_u16())
+    }
+
+    #[test]
+    fn only_reading_of_own_names() {
+        let loopback = "127.0.0.1:9090";
+        for (method, hosts, listen, expect) in [
+            (Method::GET, &["127.0.0.1:9090"][..], loopback, None),
+            (Method::HEAD, &["localhost:9090"], loopback, None),
+            (Method::GET, &["LOCALHOST"], loopback, None),
+            (Method::GET, &["[::1]:9090"], "[::1]:9090", None),
+            (Method::GET, &[], loopback, None),
+            (Method::GET, &["evil.example:9090"], loopback, Some(421)),
+            (Method::GET, &["127.0.0.1.evil.example"], loopback, Some(421)),
+            (Method::GET, &["10.0.0.1"], loopback, Some(421)),
+            (Method::GET, &["[::1"], loopback, Some(421)),
+            (Method::GET, &["localhost", "evil"], loopback, Some(400)),
+            (Method::GET, &["node7.cluster:9090"], "0.0.0.0:9090", None),
+            (Method::POST, &["localhost"], loopback, Some(405)),
+            (Method::DELETE, &["node7"], "0.0.0.0:9090", Some(405)),
+        ] {
+            assert_eq!(status(&method, hosts, listen), expect, "{method} {hosts:?} at {listen}");
+        }
+    }
+}

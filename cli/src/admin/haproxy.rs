@@ -1,0 +1,71 @@
+//! Marathon-LB's endpoints on the stats address, as far as they are true here.
+//!
+//! What they say comes from the HTTP plane; its names and columns are made there.
+
+use bytes::Bytes;
+use http::Response;
+use http::header::{self, HeaderValue};
+
+use super::server::{Answer, text};
+
+/// What the HTTP plane tells in HAProxy's words.
+pub trait Haproxy: Send + Sync {
+    /// HAProxy's statistics page.
+    fn page(&self) -> String;
+    /// The CSV of the same.
+    fn csv(&self) -> String;
+    /// The JSON of the same.
+    fn json(&self) -> String;
+    /// `host backend` lines.
+    fn vhost_map(&self) -> String;
+    /// `app backend` lines.
+    fn app_map(&self) -> String;
+    /// JSON: what each host, path and port leads to.
+    fn routes(&self) -> String;
+}
+
+const HTML: &str = "text/html; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// `None`: no such path. `query` is what stands behind the question mark, e.g. `stats;csv`.
+pub fn answer(haproxy: &dyn Haproxy, path: &str, query: Option<&str>) -> Option<Response<Answer>> {
+    Some(match path {
+        "/haproxy" => {
+            let mut words = query.unwrap_or_default().split(';');
+            if words.next() != Some("stats") {
+                return None;
+            }
+            let words: Vec<&str> = words.collect();
+            if words.contains(&"csv") {
+                text(PLAIN, haproxy.csv())
+            } else if words.contains(&"json") {
+                text("application/json", haproxy.json())
+            } else {
+                page(haproxy, &words)
+            }
+        }
+        "/_haproxy_health_check" => text(HTML, Bytes::from_static(SERVICE_READY.as_bytes())),
+        "/_haproxy_getpids" => text(PLAIN, format!("{}\n", std::process::id())),
+        "/_haproxy_getvhostmap" => text(PLAIN, haproxy.vhost_map()),
+        "/_haproxy_getappmap" => text(PLAIN, haproxy.app_map()),
+        _ => return None,
+    })
+}
+
+/// Word for word what HAProxy's `monitor-uri` answers.
+const SERVICE_READY: &str = "<html><body><h1>200 OK</h1>\nService ready.\n</body></html>\n";
+
+/// The page brings its style along and has no script; it moves because the browser asks again.
+fn page(haproxy: &dyn Haproxy, words: &[&str]) -> Response<Answer> {
+    let mut response = text(HTML, haproxy.page());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    if !words.contains(&"norefresh") {
+        headers.insert(header::REFRESH, HeaderValue::from_static(REFRESH_SECONDS));
+    }
+    response
+}
+
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
+const REFRESH_SECONDS: &str = "2";

@@ -1,0 +1,449 @@
+//! The command line: every command, flag and environment name, as clap types.
+//!
+//! It decides nothing: defaults that differ between `dev` and `serve` live in `config`, behaviour in `commands`.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use url::Url;
+
+/// Where a Marathon-like scheduler answers when nothing else is said; `waymark dev` listens there.
+const DEFAULT_MARATHON: &str = "http://127.0.0.1:8080";
+/// Where a Waymark's status answers when nothing else is said.
+const DEFAULT_STATS: &str = "http://127.0.0.1:9090";
+
+/// Service discovery and virtual IPs for clusters run by a Marathon-like scheduler.
+#[derive(Debug, Parser)]
+#[command(name = "waymark", version, propagate_version = true, disable_help_subcommand = true)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything on this machine: a Marathon-compatible scheduler, all planes, and a demo app
+    Dev(DevArgs),
+    /// Run the planes against a real scheduler
+    Serve(ServeArgs),
+    /// Work with apps through the Marathon API
+    #[command(subcommand)]
+    App(AppCommand),
+    /// Work with deployments through the Marathon API
+    #[command(subcommand)]
+    Deployment(DeploymentCommand),
+    /// What the named virtual IPs reach now
+    #[command(subcommand)]
+    Vip(VipCommand),
+    /// Ask Waymark's DNS
+    #[command(subcommand)]
+    Dns(DnsCommand),
+    /// State, freshness and problems of a running Waymark
+    Status(ListArgs),
+    /// Follow what changes, one line per event
+    Events(ListArgs),
+    /// Run a command inside the cluster: its DNS is Waymark's (needs root)
+    Exec(ExecArgs),
+    /// Open a shell inside the cluster: its DNS is Waymark's (needs root)
+    Shell(StatsArgs),
+    /// Print the effective configuration as TOML
+    Config(ConfigArgs),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Print the version
+    Version,
+    /// The demo app that `waymark dev` runs as instances
+    #[command(hide = true)]
+    DemoApp,
+}
+
+/// What `dev` and `serve` share. Absent flags leave the say to the environment, the file and the defaults.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DaemonArgs {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE", env = "WAYMARK_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// HTTP virtual hosts
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_listen: Option<SocketAddr>,
+    /// Address whose service ports (10000…) are served
+    #[arg(long, value_name = "IP")]
+    pub service_address: Option<IpAddr>,
+    /// HTTP by app id (header X-Marathon-App-Id)
+    #[arg(long, value_name = "ADDRESS")]
+    pub appid_listen: Option<SocketAddr>,
+    /// Stats page, metrics and status
+    #[arg(long, value_name = "ADDRESS")]
+    pub stats_listen: Option<SocketAddr>,
+    /// DNS over UDP and TCP (repeatable)
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_listen: Vec<SocketAddr>,
+    /// Network that named VIPs get their addresses from (repeatable)
+    #[arg(long, value_name = "CIDR")]
+    pub vip_pool: Vec<String>,
+    /// Where state is kept across restarts
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Worker threads; 0 is one per core
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// Write the bound addresses as JSON once all planes serve
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+pub struct DevArgs {
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// The scheduler's API
+    #[arg(long, value_name = "ADDRESS")]
+    pub scheduler_listen: Option<SocketAddr>,
+    /// Do not create the demo app /dcos-101/app2
+    #[arg(long)]
+    pub no_demo: bool,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// The scheduler's addresses
+    #[arg(long, value_name = "URL[,URL…]", value_delimiter = ',')]
+    pub marathon: Vec<String>,
+    /// Which planes to run
+    #[arg(long, value_name = "PLANE[,PLANE…]", value_delimiter = ',')]
+    pub planes: Vec<PlaneName>,
+}
+
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum PlaneName {
+    Http,
+    Vip,
+    Dns,
+}
+
+impl PlaneName {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Vip => "vip",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ConfigArgs {
+    /// Whose defaults to show
+    #[arg(value_enum, default_value = "dev")]
+    pub mode: Mode,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    Dev,
+    Serve,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct MarathonArgs {
+    /// The Marathon API (a comma separates several; the first that answers is used)
+    #[arg(long, value_name = "URL", env = "WAYMARK_MARATHON", default_value = DEFAULT_MARATHON, value_delimiter = ',')]
+    pub marathon: Vec<Url>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct StatsArgs {
+    /// The stats address of the Waymark to ask
+    #[arg(long, value_name = "URL", env = "WAYMARK_STATS", default_value = DEFAULT_STATS)]
+    pub stats: Url,
+}
+
+/// A listing of what a running Waymark knows.
+#[derive(Args, Clone, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub stats: StatsArgs,
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What every command that changes an app takes.
+#[derive(Args, Clone, Debug)]
+pub struct ChangeArgs {
+    #[command(flatten)]
+    pub marathon: MarathonArgs,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct WaitArgs {
+    #[command(flatten)]
+    pub stats: StatsArgs,
+    /// Return when every plane has applied the change
+    #[arg(long)]
+    pub wait: bool,
+    /// Give up waiting after this long
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration, requires = "wait")]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AppCommand {
+    /// List apps
+    List {
+        #[command(flatten)]
+        marathon: MarathonArgs,
+        /// JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show an app as JSON
+    Show {
+        #[command(flatten)]
+        marathon: MarathonArgs,
+        id: String,
+        /// A past version of the definition
+        #[arg(long, value_name = "VERSION")]
+        app_version: Option<String>,
+    },
+    /// Create an app from its JSON definition
+    Add {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// A file, an http(s) URL, or - for standard input
+        #[arg(value_name = "FILE|URL|-", default_value = "-")]
+        source: String,
+    },
+    /// Change keys of an app: key=value …, or a JSON object on standard input
+    Update {
+        #[command(flatten)]
+        change: ChangeArgs,
+        id: String,
+        /// A value is JSON when it parses as JSON, otherwise text
+        #[arg(value_name = "KEY=VALUE")]
+        words: Vec<String>,
+        /// Override a deployment that holds the app
+        #[arg(long)]
+        force: bool,
+    },
+    /// Set the number of instances
+    Scale {
+        #[command(flatten)]
+        change: ChangeArgs,
+        id: String,
+        instances: u32,
+        /// Override a deployment that holds the app
+        #[arg(long)]
+        force: bool,
+    },
+    /// Replace all instances, keeping the definition
+    Restart {
+        #[command(flatten)]
+        change: ChangeArgs,
+        id: String,
+        /// Override a deployment that holds the app
+        #[arg(long)]
+        force: bool,
+    },
+    /// Kill the instances of an app; the scheduler starts new ones
+    Kill {
+        #[command(flatten)]
+        change: ChangeArgs,
+        id: String,
+        /// Start no new ones: scale the app down by as many
+        #[arg(long)]
+        scale: bool,
+        /// Only the instances on this host
+        #[arg(long, value_name = "HOST")]
+        host: Option<String>,
+    },
+    /// Remove an app and its instances
+    Remove {
+        #[command(flatten)]
+        change: ChangeArgs,
+        id: String,
+        /// Override a deployment that holds the app
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print what the instances of an app wrote (embedded scheduler only)
+    Log {
+        #[command(flatten)]
+        marathon: MarathonArgs,
+        id: String,
+        /// Only this instance
+        #[arg(long, value_name = "ID")]
+        instance: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DeploymentCommand {
+    /// List running deployments
+    List {
+        #[command(flatten)]
+        marathon: MarathonArgs,
+        /// JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Follow a deployment until it ends
+    Watch {
+        #[command(flatten)]
+        marathon: MarathonArgs,
+        id: String,
+        /// Give up after this long
+        #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
+    /// Stop a deployment where it is
+    Stop {
+        #[command(flatten)]
+        marathon: MarathonArgs,
+        id: String,
+    },
+    /// Stop a deployment and go back to what was before it
+    Rollback {
+        #[command(flatten)]
+        marathon: MarathonArgs,
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VipCommand {
+    /// List virtual IPs
+    List(ListArgs),
+    /// One virtual IP with its backends
+    Show {
+        #[command(flatten)]
+        list: ListArgs,
+        /// Its name (dcos-101app2.marathon, with or without .l4lb.thisdcos.directory), label or address
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DnsCommand {
+    /// Look a name up
+    Lookup {
+        #[command(flatten)]
+        stats: StatsArgs,
+        name: String,
+        /// Record type
+        #[arg(value_name = "TYPE", default_value = "A")]
+        record_type: String,
+        /// Only the data: addresses for A and AAAA
+        #[arg(long, conflicts_with = "json")]
+        short: bool,
+        /// JSON instead of text
+        #[arg(long)]
+        json: bool,
+        /// The server to ask; learnt from the running Waymark when absent
+        #[arg(long, value_name = "ADDRESS", env = "WAYMARK_DNS", value_parser = parse_dns_server)]
+        server: Option<SocketAddr>,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    pub stats: StatsArgs,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// `IP` or `IP:PORT`; the port is 53 unless said.
+fn parse_dns_server(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53)))
+        .map_err(|_| "expected IP or IP:PORT".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_of_the_interface_parse() {
+        for line in [
+            "dev --no-demo --scheduler-listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --service-address 127.0.0.1 \
+             --appid-listen 127.0.0.1:0 --stats-listen 127.0.0.1:0 --dns-listen 127.0.0.1:0 --dns-listen [::1]:0 \
+             --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
+            "serve --marathon http://a:8080,http://b:8080 --planes http,vip,dns",
+            "app list --json --marathon http://h:1",
+            "app show /dcos-101/app2",
+            "app add -",
+            "app add app.json --wait",
+            "app update /dcos-101/app2 instances=2 --force",
+            "app update /dcos-101/app2 --wait --timeout 30s instances=2",
+            "app scale web 3",
+            "app restart web",
+            "app kill web --scale",
+            "app remove web",
+            "app log web",
+            "deployment list",
+            "deployment watch 1",
+            "deployment stop 1",
+            "deployment rollback 1",
+            "vip list --json",
+            "vip show dcos-101app2.marathon",
+            "dns lookup --short dcos-101app2.marathon.l4lb.thisdcos.directory",
+            "dns lookup x SRV --server 127.0.0.1:8053",
+            "status --json",
+            "events",
+            "exec -- curl -s http://x",
+            "exec curl -s http://x",
+            "shell",
+            "config",
+            "config serve --config x.toml",
+            "completions bash",
+            "version",
+        ] {
+            let words = std::iter::once("waymark").chain(line.split_whitespace());
+            if let Err(error) = CommandLine::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn exec_takes_every_word_of_the_command() {
+        let line = ["waymark", "exec", "--", "curl", "-s", "--json", "x"];
+        let Ok(CommandLine { command: Command::Exec(args) }) = CommandLine::try_parse_from(line) else {
+            panic!("exec does not parse");
+        };
+        assert_eq!(args.command, ["curl", "-s", "--json", "x"]);
+    }
+
+    #[test]
+    fn wrong_lines_are_usage_errors() {
+        for line in
+            ["", "frobnicate", "app scale web x", "app list --nope", "dev --http-listen nowhere", "exec"]
+        {
+            let words = std::iter::once("waymark").chain(line.split_whitespace());
+            let error = CommandLine::try_parse_from(words).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

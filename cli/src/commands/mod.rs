@@ -1,0 +1,72 @@
+//! The commands of people, one module per area, and the dispatch to them.
+//!
+//! They speak HTTP and DNS to running programs; nothing here reaches into the daemon.
+
+mod app;
+mod deployment;
+mod inside;
+mod lookup;
+mod marathon;
+mod stats;
+mod status;
+mod vip;
+mod wait;
+mod words;
+
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+
+use crate::args::{Command, CommandLine, DnsCommand};
+use crate::config::{Config, Environment};
+use crate::failure::Failure;
+use crate::{daemon, demo, output, runtime};
+
+pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
+    match line.command {
+        Command::Dev(args) => daemon::run(Config::of_dev(&args, &Environment::of_process())?),
+        Command::Serve(args) => daemon::run(Config::of_serve(&args, &Environment::of_process())?),
+        Command::App(command) => wait_for(app::run(command)),
+        Command::Deployment(command) => wait_for(deployment::run(command)),
+        Command::Vip(command) => wait_for(vip::run(command)),
+        Command::Dns(DnsCommand::Lookup { stats, name, record_type, short, json, server }) => {
+            let form = match (short, json) {
+                (_, true) => lookup::Form::Json,
+                (true, false) => lookup::Form::Short,
+                (false, false) => lookup::Form::Full,
+            };
+            wait_for(lookup::run(&stats, &name, &record_type, form, server))
+        }
+        Command::Status(args) => wait_for(status::run(&args)),
+        Command::Events(args) => wait_for(status::events(&args)),
+        Command::Exec(args) => inside::exec(&args.stats, &args.command),
+        Command::Shell(args) => inside::shell(&args),
+        Command::Config(args) => {
+            let config = Config::of_mode(args.mode, &args.daemon, &Environment::of_process())?;
+            output::print(&config.to_toml()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut CommandLine::command(), "waymark", &mut script);
+            output::print(&String::from_utf8_lossy(&script))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => {
+            output::print_line(&format!("waymark {}", env!("CARGO_PKG_VERSION")))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::DemoApp => match demo::run() {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) => Err(Failure::new(format!("{error:#}"))),
+        },
+    }
+}
+
+fn wait_for(command: impl Future<Output = Result<(), Failure>>) -> Result<ExitCode, Failure> {
+    runtime::single_threaded("command")?.block_on(command)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What only the embedded scheduler has: `{id}/logs/stdout|stderr` below it is what an instance wrote.
+const TASKS_PATH: &str = "waymark/v1/tasks";

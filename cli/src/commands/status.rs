@@ -1,0 +1,105 @@
+//! `waymark status` and `waymark events`: what a running Waymark knows, and what changes.
+//!
+//! Both only print what the stats address says.
+
+use futures_util::StreamExt;
+use serde_json::Value;
+
+use super::stats::StatsClient;
+use crate::args::ListArgs;
+use crate::failure::Failure;
+use crate::output::{self, Style, Table};
+
+/// Longest event line that is kept; the server's own are far shorter.
+const MAX_LINE_BYTES: usize = 1 << 20;
+
+pub async fn run(args: &ListArgs) -> Result<(), Failure> {
+    let status = StatsClient::new(&args.stats)?.get("api/status").await?;
+    if args.json {
+        return output::print_json(&status);
+    }
+    let style = Style::of_stdout();
+    let freshness = &status["freshness"];
+    let state = match freshness["state"].as_str() {
+        Some("live") => style.green("live"),
+        Some("stale") => style.yellow(&format!(
+            "stale for {:.0} s: {}",
+            freshness["age_seconds"].as_f64().unwrap_or(0.0),
+            freshness["reason"].as_str().unwrap_or("-"),
+        )),
+        _ => style.red(&format!("not synced: {}", freshness["reason"].as_str().unwrap_or("-"))),
+    };
+    let mut text = format!("scheduler   {state}\n");
+    text.push_str(&format!("generation  {}\n", status["generation"]));
+    text.push_str(&format!(
+        "serving     {} apps, {} instances, {} VIPs\n",
+        status["n_apps"], status["n_instances"], status["n_vips"]
+    ));
+    text.push_str(&format!(
+        "ready       {}\n\n",
+        if status["ready"] == true { style.green("yes") } else { style.red("no") }
+    ));
+    let mut planes = Table::new(&["PLANE", "APPLIED"]);
+    for plane in status["planes"].as_array().into_iter().flatten() {
+        planes.row([plane["name"].as_str().unwrap_or("-").to_owned(), plane["applied"].to_string()]);
+    }
+    text.push_str(&planes.render(style));
+    if let Some(addresses) = status["addresses"].as_object() {
+        let mut table = Table::new(&["LISTENS", "AT"]);
+        for (name, address) in addresses {
+            let at = match address {
+                Value::Array(list) => list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+                other => other.as_str().unwrap_or("-").to_owned(),
+            };
+            table.row([name.clone(), at]);
+        }
+        text.push('\n');
+        text.push_str(&table.render(style));
+    }
+    for problem in status["problems"].as_array().into_iter().flatten() {
+        let part = |key: &str| problem[key].as_str().unwrap_or_default();
+        let line = format!("{} {}: {}", part("app"), part("at"), part("what"));
+        text.push_str(&format!("\n{} {}", style.yellow("problem:"), line.trim()));
+        if !part("hint").is_empty() {
+            text.push_str(&format!("\n  {}", style.dim(part("hint"))));
+        }
+    }
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    let printable: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\x1b')).collect();
+    output::print(&printable)
+}
+
+/// Follows the events until interrupted or until the server closes the stream.
+pub async fn events(args: &ListArgs) -> Result<(), Failure> {
+    let mut stream = StatsClient::new(&args.stats)?.open("api/events").await?.bytes_stream();
+    let mut line = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|e| Failure::chain("the event stream broke off", &e.without_url()))?;
+        for byte in chunk {
+            if byte != b'\n' {
+                if line.len() < MAX_LINE_BYTES {
+                    line.push(byte);
+                }
+                continue;
+            }
+            let text = String::from_utf8_lossy(&line);
+            if let Some(data) = text.trim_end().strip_prefix("data:") {
+                print_event(data.trim_start(), args.json)?;
+            }
+            line.clear();
+        }
+    }
+    Err(Failure::new("Waymark closed the event stream").hint("it stopped, or this reader was too slow"))
+}
+
+fn print_event(data: &str, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::print_line(data);
+    }
+    let event: Value = serde_json::from_str(data).unwrap_or_default();
+    let part = |key: &str| event[key].as_str().unwrap_or_default();
+    let line = format!("{}  #{:<5} {}", part("at"), event["generation"], part("text"));
+    output::print_line(&line.chars().filter(|c| !c.is_control()).collect::<String>())
+}

@@ -1,0 +1,370 @@
+//! The daemon's configuration: defaults, then the TOML file, then the environment, then flags; later wins.
+//!
+//! Every flag `--a-b` is the key `a.b` and the variable `WAYMARK_A_B`. It binds nothing and knows no plane: the
+//! wiring in `daemon` turns it into each crate's own configuration.
+
+mod layers;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use event_watcher::catalog::VipPool;
+use serde::{Deserialize, Serialize};
+
+use crate::args::{DaemonArgs, DevArgs, Mode, PlaneName, ServeArgs};
+use crate::failure::Failure;
+
+pub use layers::Environment;
+
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// DC/OS's own resolver address on every node.
+const DCOS_RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    #[serde(skip)]
+    pub mode: Mode,
+    /// The scheduler's addresses (`serve`); `dev` brings its own scheduler.
+    pub marathon: Vec<String>,
+    pub planes: Vec<PlaneName>,
+    /// 0: one per core.
+    pub workers: usize,
+    /// How long a shutdown waits for what is in flight.
+    #[serde(with = "humantime_text")]
+    pub drain_timeout: Duration,
+    pub scheduler: Scheduler,
+    pub http: Http,
+    pub service: Service,
+    pub appid: AppId,
+    pub stats: Stats,
+    pub dns: Dns,
+    pub vip: Vip,
+    pub watch: Watch,
+    pub state: State,
+    pub ready: Ready,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scheduler {
+    pub listen: SocketAddr,
+    /// Create the demo app.
+    pub demo: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    pub listen: SocketAddr,
+    pub timeouts: HttpTimeouts,
+    pub limits: HttpLimits,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpTimeouts {
+    #[serde(with = "humantime_text")]
+    pub client_header: Duration,
+    #[serde(with = "humantime_text")]
+    pub client_body_idle: Duration,
+    #[serde(with = "humantime_text")]
+    pub client_keepalive: Duration,
+    #[serde(with = "humantime_text")]
+    pub connect: Duration,
+    #[serde(with = "humantime_text")]
+    pub server_head: Duration,
+    #[serde(with = "humantime_text")]
+    pub server_body_idle: Duration,
+    #[serde(with = "humantime_text")]
+    pub tunnel_idle: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpLimits {
+    pub request_line_bytes: usize,
+    pub header_bytes: usize,
+    pub header_count: usize,
+    pub connections_per_listener: usize,
+    pub connections_per_client: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Service {
+    pub address: IpAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AppId {
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stats {
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    pub listen: Vec<SocketAddr>,
+    /// Where foreign names are asked. Absent: the system's own servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstreams: Option<Upstreams>,
+    pub udp_payload_bytes: u16,
+}
+
+/// `[]` and `"none"` both mean: answer nothing but our own names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Upstreams {
+    Word(NoUpstreams),
+    List(Vec<String>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoUpstreams {
+    None,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vip {
+    pub pool: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Watch {
+    #[serde(with = "humantime_text")]
+    pub resync: Duration,
+    #[serde(with = "humantime_text")]
+    pub stream_deadline: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    pub dir: PathBuf,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ready {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+}
+
+impl Config {
+    /// The defaults of a mode. `dev` listens on loopback only and needs no right; `serve` is for a node's own ports.
+    pub fn defaults(mode: Mode) -> Self {
+        let (address, http_port, dns, pool) = match mode {
+            Mode::Dev => {
+                (LOCALHOST, 9080, SocketAddr::new(LOCALHOST, 8053), vec!["127.11.0.0/16".to_owned()])
+            }
+            Mode::Serve => (
+                ANY,
+                80,
+                SocketAddr::new(DCOS_RESOLVER, 53),
+                vec!["11.0.0.0/8".to_owned(), "fd01:c::/64".to_owned()],
+            ),
+        };
+        Self {
+            mode,
+            marathon: Vec::new(),
+            planes: vec![PlaneName::Http, PlaneName::Vip, PlaneName::Dns],
+            workers: 0,
+            drain_timeout: Duration::from_secs(30),
+            scheduler: Scheduler { listen: SocketAddr::new(LOCALHOST, 8080), demo: true },
+            http: Http {
+                listen: SocketAddr::new(address, http_port),
+                timeouts: HttpTimeouts::default(),
+                limits: HttpLimits::default(),
+            },
+            service: Service { address },
+            appid: AppId { listen: SocketAddr::new(address, 9091) },
+            stats: Stats { listen: SocketAddr::new(address, 9090) },
+            // 1,232 bytes pass every path unfragmented (DNS flag day 2020).
+            dns: Dns { listen: vec![dns], upstreams: None, udp_payload_bytes: 1232 },
+            vip: Vip { pool },
+            // Marathon sends a heartbeat every 10 s, so 15 s without a byte is a dead stream.
+            watch: Watch { resync: Duration::from_secs(30), stream_deadline: Duration::from_secs(15) },
+            state: State { dir: default_state_dir(mode) },
+            ready: Ready::default(),
+        }
+    }
+
+    /// The configuration of `waymark dev`.
+    pub fn of_dev(args: &DevArgs, environment: &Environment) -> Result<Self, Failure> {
+        let mut flags = layers::Layer::of_daemon(&args.daemon);
+        flags.set_if("scheduler.listen", args.scheduler_listen);
+        flags.set_if("scheduler.demo", args.no_demo.then_some(false));
+        Self::layered(Mode::Dev, &args.daemon, environment, flags)
+    }
+
+    /// The configuration of `waymark serve`.
+    pub fn of_serve(args: &ServeArgs, environment: &Environment) -> Result<Self, Failure> {
+        let mut flags = layers::Layer::of_daemon(&args.daemon);
+        flags.set_list("marathon", &args.marathon);
+        flags.set_list("planes", &args.planes);
+        let config = Self::layered(Mode::Serve, &args.daemon, environment, flags)?;
+        if config.marathon.is_empty() {
+            return Err(Failure::usage("no scheduler to watch")
+                .hint("waymark serve --marathon http://HOST:8080, or waymark dev to try it without one"));
+        }
+        Ok(config)
+    }
+
+    /// The configuration that a mode would have, without asking for what only a start needs.
+    pub fn of_mode(mode: Mode, args: &DaemonArgs, environment: &Environment) -> Result<Self, Failure> {
+        Self::layered(mode, args, environment, layers::Layer::of_daemon(args))
+    }
+
+    pub fn vip_pools(&self) -> Result<Vec<VipPool>, Failure> {
+        let parse = |text: &String| {
+            text.parse::<VipPool>().map_err(|e| {
+                Failure::usage(format!("bad VIP pool {text:?}: {e}"))
+                    .hint("write it as NETWORK/BITS, e.g. --vip-pool 127.11.0.0/16")
+            })
+        };
+        self.vip.pool.iter().map(parse).collect()
+    }
+
+    pub fn runs(&self, plane: PlaneName) -> bool {
+        self.planes.contains(&plane)
+    }
+
+    /// TOML with every key that the mode reads.
+    pub fn to_toml(&self) -> Result<String, Failure> {
+        let mut table =
+            toml::Table::try_from(self).map_err(|e| Failure::chain("cannot write the configuration", &e))?;
+        // The other mode's keys say nothing here.
+        table.remove(match self.mode {
+            Mode::Dev => "marathon",
+            Mode::Serve => "scheduler",
+        });
+        toml::to_string(&table).map_err(|e| Failure::chain("cannot write the configuration", &e))
+    }
+
+    fn layered(
+        mode: Mode,
+        args: &DaemonArgs,
+        environment: &Environment,
+        flags: layers::Layer,
+    ) -> Result<Self, Failure> {
+        let mut config = layers::merge(mode, args.config.as_deref(), environment, flags)?;
+        config.mode = mode;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        self.vip_pools()?;
+        for url in &self.marathon {
+            let good =
+                url::Url::parse(url).is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
+            if !good {
+                return Err(Failure::usage(format!("bad scheduler address {url:?}"))
+                    .hint("write it as http://HOST:PORT"));
+            }
+        }
+        if self.planes.is_empty() {
+            return Err(Failure::usage("no plane is enabled").hint("planes are http, vip and dns"));
+        }
+        // RFC 6891 section 6.2.3: anything below 512 means 512.
+        if self.dns.udp_payload_bytes < 512 {
+            return Err(Failure::usage("dns.udp_payload_bytes is below 512"));
+        }
+        Ok(())
+    }
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Self::Dev
+    }
+}
+
+/// Sections of a file are read before the mode's own values are laid under them; these only fill the gaps.
+macro_rules! defaults_of_dev {
+    ($($section:ty => $path:ident),*) => { $(
+        impl Default for $section {
+            fn default() -> Self {
+                Config::defaults(Mode::Dev).$path
+            }
+        }
+    )* };
+}
+defaults_of_dev!(Scheduler => scheduler, Http => http, Service => service, AppId => appid, Stats => stats,
+                 Dns => dns, Vip => vip, Watch => watch, State => state);
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::defaults(Mode::Dev)
+    }
+}
+
+impl Default for HttpTimeouts {
+    fn default() -> Self {
+        Self {
+            client_header: Duration::from_secs(10),
+            client_body_idle: Duration::from_secs(30),
+            client_keepalive: Duration::from_secs(60),
+            connect: Duration::from_secs(3),
+            server_head: Duration::from_secs(60),
+            server_body_idle: Duration::from_secs(30),
+            tunnel_idle: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            // RFC 9112 section 3 asks for at least 8,000.
+            request_line_bytes: 16_384,
+            header_bytes: 32_768,
+            header_count: 100,
+            connections_per_listener: 20_000,
+            connections_per_client: 512,
+        }
+    }
+}
+
+fn default_state_dir(mode: Mode) -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    match mode {
+        Mode::Serve => PathBuf::from("/var/lib/waymark"),
+        Mode::Dev => std::env::var_os("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            // The base directory specification ignores relative paths.
+            .filter(|path| path.is_absolute())
+            .or_else(home)
+            .unwrap_or_else(std::env::temp_dir)
+            .join("waymark"),
+    }
+}
+
+/// Durations as people write them: `30s`, `1h`.
+mod humantime_text {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text)
+            .map_err(|e| D::Error::custom(format!("bad duration {text:?}: {e}; write it as \"30s\"")))
+    }
+}

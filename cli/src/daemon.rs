@@ -1,0 +1,264 @@
+//! The wiring: the planes, the watcher, the stats server and, for `dev`, the scheduler, put together and taken apart.
+//!
+//! [`build`] is all of it. Everything fixed is bound or nothing is; what starts last stops first, so traffic is
+//! drained before instances are stopped.
+
+mod bind;
+mod dev;
+mod plane_config;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use event_watcher::publish::{self, Applied, Subscriber};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Addresses, Admin, Plane, Sources};
+use crate::args::{Mode, PlaneName};
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::{output, planes, readiness, runtime, scheduler, shutdown};
+
+/// A daemon that has bound everything and serves as soon as the scheduler has been read.
+pub struct Running {
+    pub addresses: Addresses,
+    /// Cancelling it drains and stops everything.
+    pub shutdown: CancellationToken,
+    /// What every plane has applied.
+    pub applied: Applied,
+    subscriber: Subscriber,
+    workers: Vec<JoinHandle<()>>,
+    /// The stats server tells that the process stops until the planes have drained.
+    drained: CancellationToken,
+    scheduler: Option<(scheduler::Running, CancellationToken)>,
+    demo: bool,
+}
+
+/// Binds and starts everything on the current runtime; the workers get threads of their own.
+pub async fn build(config: Config) -> Result<Running, Failure> {
+    let n_workers = runtime::n_workers(config.workers);
+    let vip_pools = config.vip_pools()?;
+    let dns_config = plane_config::dns(&config)?;
+    bind::probe(&config)?;
+    let shutdown = CancellationToken::new();
+    // Whatever was started when a later part fails stops with this.
+    let started = shutdown.clone().drop_guard();
+    let (publisher, subscriber) = publish::channel();
+    let mut addresses = Addresses::default();
+    let mut parts: Vec<(PlaneName, Arc<dyn Plane>)> = Vec::new();
+    let mut haproxy = None;
+
+    let stats = TcpListener::bind(config.stats.listen)
+        .await
+        .map_err(|e| bind::failure(config.stats.listen, "the stats page", "--stats-listen", &e))?;
+    addresses.stats = stats.local_addr().ok();
+
+    let (mut vip_workers, mut http_workers, mut dns_workers) = (Vec::new(), Vec::new(), Vec::new());
+    let mut vips_applied = None;
+    if config.runs(PlaneName::Vip) {
+        let vip = plane_config::vip(&config, vip_pools.clone());
+        let (plane, workers) = l4_vip::start(vip, publisher.subscribe(), n_workers, shutdown.clone());
+        vips_applied = Some(plane.applied());
+        vip_workers = workers;
+        parts.push((PlaneName::Vip, Arc::new(planes::Vip(plane))));
+    }
+    if config.runs(PlaneName::Http) {
+        let http = plane_config::http(&config);
+        let (plane, workers) = lb_http::start(http, publisher.subscribe(), n_workers, shutdown.clone())
+            .await
+            .map_err(|e| Failure::chain("the HTTP plane did not start", &e).hint(e.hint))?;
+        addresses.http = plane.http_address();
+        addresses.appid = plane.appid_address();
+        addresses.service = Some(config.service.address);
+        http_workers = workers;
+        let plane = Arc::new(planes::Http(plane));
+        haproxy = Some(Arc::clone(&plane) as Arc<dyn admin::Haproxy>);
+        parts.push((PlaneName::Http, plane));
+    }
+    if config.runs(PlaneName::Dns) {
+        // Names of new VIPs wait for the plane that serves them.
+        let started =
+            dns::start(dns_config, publisher.subscribe(), vips_applied, n_workers, shutdown.clone());
+        let (plane, workers) =
+            started.await.map_err(|e| Failure::chain("the DNS plane did not start", &e).hint(e.hint()))?;
+        addresses.dns = plane.addresses().to_vec();
+        addresses.dns53 = addresses.dns.iter().copied().find(|address| address.port() == 53);
+        dns_workers = workers;
+        parts.push((PlaneName::Dns, Arc::new(planes::Dns(plane))));
+    }
+    let applied = readiness::of_all(parts.iter().map(|(_, plane)| plane.applied()).collect());
+
+    let mut scheduler = None;
+    if config.mode == Mode::Dev {
+        // Its instances outlive the planes' drain, so that what is in flight can finish.
+        let stop = CancellationToken::new();
+        let running = scheduler::start(dev::scheduler_config(&config), stop.clone())
+            .await
+            .map_err(|e| Failure::chain("the scheduler did not start", &e).hint(e.hint()))?;
+        addresses.scheduler = Some(running.address);
+        scheduler = Some((running, stop));
+    }
+    let watcher = plane_config::watcher(&config, addresses.scheduler, vip_pools)?;
+    let watcher = event_watcher::start(watcher, publisher, shutdown.clone())
+        .map_err(|e| Failure::chain("the watcher did not start", &e))?;
+
+    let drained = CancellationToken::new();
+    let admin = Admin::start(Sources {
+        subscriber: subscriber.clone(),
+        watcher: Some(watcher),
+        planes: parts,
+        haproxy,
+        applied: applied.clone(),
+        addresses: addresses.clone(),
+        config: config.to_toml()?,
+        stopping: shutdown.clone(),
+        closing: drained.clone(),
+    });
+    tokio::spawn(admin::serve(stats, admin));
+
+    let mut workers = Vec::with_capacity(n_workers);
+    let (mut vip_workers, mut http_workers, mut dns_workers) =
+        (vip_workers.into_iter(), http_workers.into_iter(), dns_workers.into_iter());
+    for index in 0..n_workers {
+        let (vip, http, dns) = (vip_workers.next(), http_workers.next(), dns_workers.next());
+        let serve = move || async move {
+            tokio::join!(
+                async {
+                    if let Some(worker) = vip {
+                        worker.run().await
+                    }
+                },
+                async {
+                    if let Some(worker) = http {
+                        worker.run().await
+                    }
+                },
+                async {
+                    if let Some(worker) = dns {
+                        worker.run().await
+                    }
+                },
+            );
+        };
+        let thread = runtime::spawn_worker(format!("worker-{index}"), serve)
+            .map_err(|e| Failure::chain("cannot start a worker thread", &e))?;
+        workers.push(thread);
+    }
+    if config.mode == Mode::Dev
+        && config.scheduler.demo
+        && let Some((scheduler, _)) = &scheduler
+    {
+        dev::ensure_demo(scheduler).await?;
+    }
+    let shutdown = started.disarm();
+    let demo = config.mode == Mode::Dev && config.scheduler.demo;
+    Ok(Running { addresses, shutdown, applied, subscriber, workers, drained, scheduler, demo })
+}
+
+impl Running {
+    /// Waits until every plane serves what the scheduler runs; in `dev`, also for the demo app's first instance.
+    /// Does not return before the first sync, however long that takes.
+    pub async fn ready(&self) {
+        // The planes' own mark ends only with the planes.
+        let _ = self.applied.clone().reached(event_watcher::catalog::Generation(1)).await;
+        if self.demo {
+            dev::demo_serves(self.subscriber.clone(), self.applied.clone()).await;
+        }
+    }
+
+    /// Drains and stops everything, in order. Returns when no thread and no instance is left.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        let workers = self.workers;
+        let joined =
+            tokio::task::spawn_blocking(move || workers.into_iter().map(JoinHandle::join).all(|r| r.is_ok()));
+        if !matches!(joined.await, Ok(true)) {
+            tracing::error!("a worker thread ended badly");
+        }
+        self.drained.cancel();
+        if let Some((scheduler, stop)) = self.scheduler {
+            stop.cancel();
+            scheduler.stopped().await;
+        }
+    }
+}
+
+/// `waymark dev` and `waymark serve`: build, say so, serve until told to stop.
+pub fn run(config: Config) -> Result<ExitCode, Failure> {
+    start_logging();
+    raise_descriptor_limit();
+    runtime::single_threaded("control")?.block_on(async {
+        let stop = shutdown::on_signals()?;
+        let ready_file = config.ready.file.clone();
+        let mode = config.mode;
+        let running = build(config).await?;
+        let ready = async {
+            running.ready().await;
+            if let Some(path) = &ready_file {
+                write_ready_file(path, &running.addresses)?;
+            }
+            match mode {
+                Mode::Dev => {
+                    output::print(&dev::banner(&running.addresses, running.demo, output::Style::of_stdout()))
+                }
+                Mode::Serve => Ok(()),
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = ready => outcome,
+            () = stop.cancelled() => Ok(()),
+        };
+        if outcome.is_ok() {
+            stop.cancelled().await;
+        }
+        running.stop().await;
+        if let Some(path) = &ready_file {
+            // Whoever reads it later would look for a process that is gone.
+            let _ = std::fs::remove_file(path);
+        }
+        outcome.map(|()| ExitCode::SUCCESS)
+    })
+}
+
+/// Readers see the whole file or none.
+fn write_ready_file(path: &Path, addresses: &Addresses) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| {
+        Failure::chain(format!("cannot write {}", path.display()), &e)
+            .hint("--ready-file names a file in a directory that exists")
+    };
+    let json = serde_json::to_vec_pretty(addresses).map_err(|e| failed(e.into()))?;
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    std::fs::write(&partial, json).and_then(|()| std::fs::rename(&partial, path)).map_err(failed)
+}
+
+fn start_logging() {
+    let ours = "waymark=info,cli=info,event_watcher=info,lb_http=info,l4_vip=info,dns=info,warn";
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WAYMARK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(ours));
+    // A second daemon in one process keeps the first one's log.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Every connection through a plane needs two descriptors; the usual soft limit of 1,024 is for programs that use
+/// `select(2)`.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a pointer to a valid rlimit that outlives them.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if !raised {
+        tracing::warn!("the limit of open files could not be raised");
+    }
+}
+
+/// The demo's first instance has this long before `dev` calls itself ready without it.
+const DEMO_DEADLINE: Duration = Duration::from_secs(10);

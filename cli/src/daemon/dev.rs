@@ -1,0 +1,135 @@
+//! What only `waymark dev` has: the scheduler, the demo app, DNS on port 53 when that is possible, and the banner.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use event_watcher::catalog::{AppId, Rotation};
+use event_watcher::publish::{Applied, Subscriber};
+
+use super::{DEMO_DEADLINE, bind};
+use crate::admin::Addresses;
+use crate::args::{Mode, PlaneName};
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::output::Style;
+use crate::{demo, scheduler};
+
+const DEMO: &str = "/dcos-101/app2";
+const DEMO_NAME: &str = "dcos-101app2.marathon.l4lb.thisdcos.directory";
+const DEMO_PORT: u16 = 10000;
+/// Every program looks names up on port 53. These loopback addresses are nobody else's; a second `dev` takes the next.
+const RESOLVERS: std::ops::RangeInclusive<u8> = 53..=60;
+
+pub fn scheduler_config(config: &Config) -> scheduler::Config {
+    scheduler::Config {
+        listen: config.scheduler.listen,
+        state_dir: config.state.dir.join("scheduler"),
+        ..scheduler::Config::default()
+    }
+}
+
+/// An address in 127.0.0.0/8 with port 53, if this process may have one. Without it, only `exec` and `shell` are lost.
+pub fn resolver_address(config: &Config) -> Option<SocketAddr> {
+    if config.mode != Mode::Dev
+        || !config.runs(PlaneName::Dns)
+        || config.dns.listen.iter().any(|address| address.port() == 53)
+    {
+        return None;
+    }
+    let mut candidates =
+        RESOLVERS.map(|last| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 8, last)), 53));
+    let found = candidates.find(|address| bind::dns(*address).is_ok());
+    if found.is_none() {
+        tracing::info!("no right to port 53: waymark exec and waymark shell will not work");
+    }
+    found
+}
+
+pub async fn ensure_demo(scheduler: &scheduler::Running) -> Result<(), Failure> {
+    let exe =
+        std::env::current_exe().map_err(|e| Failure::chain("cannot find this program's own file", &e))?;
+    scheduler
+        .ensure_app(demo::demo_app_definition(&exe))
+        .await
+        .map_err(|e| Failure::chain("cannot start the demo app", &e).hint("--no-demo starts without it"))
+}
+
+/// Waits until the planes send the demo app traffic, or for as long as a start may take.
+pub async fn demo_serves(mut subscriber: Subscriber, mut applied: Applied) {
+    let id = AppId::new(DEMO);
+    let serves = async {
+        loop {
+            let snapshot = subscriber.latest();
+            let there = snapshot.app(&id).is_some_and(|app| {
+                app.n_instances_wanted == 0 || app.instances.iter().any(|i| i.rotation() == Rotation::In)
+            });
+            if there {
+                let _ = applied.reached(snapshot.generation).await;
+                return;
+            }
+            if subscriber.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(DEMO_DEADLINE, serves).await.is_err() {
+        tracing::warn!("the demo app {DEMO} does not run yet; waymark app log {DEMO} may say why");
+    }
+}
+
+/// Where everything listens, and what to try next: the tutorial's lines, with this run's addresses.
+pub fn banner(addresses: &Addresses, demo: bool, style: Style) -> String {
+    let defaults = Config::defaults(Mode::Dev);
+    let mut text = format!("\n{}\n\n", style.bold("Waymark is ready."));
+    let mut line = |what: &str, address: String| text.push_str(&format!("  {what:<28} {address}\n"));
+    let mut url = |what: &str, address: Option<SocketAddr>| {
+        if let Some(address) = address {
+            line(what, format!("http://{address}/"));
+        }
+    };
+    url("scheduler API (Marathon)", addresses.scheduler);
+    url("stats page", addresses.stats);
+    url("HTTP virtual hosts", addresses.http);
+    url("HTTP by app id", addresses.appid);
+    if let Some(service) = addresses.service {
+        line("service ports", format!("{service}:10000…"));
+    }
+    for address in &addresses.dns {
+        line("DNS (UDP and TCP)", address.to_string());
+    }
+    if !demo {
+        text.push_str("\nCtrl-C stops everything.\n\n");
+        return text;
+    }
+    text.push_str(&format!("\n{}\n\n", style.bold("Try, in another terminal:")));
+    // Commands ask the usual addresses; whoever moved them has to say so.
+    let moved = |address: Option<SocketAddr>, usual: SocketAddr, variable: &str| {
+        address
+            .filter(|a| *a != usual)
+            .map(|a| format!("  export {variable}=http://{a}\n"))
+            .unwrap_or_default()
+    };
+    text.push_str(&moved(addresses.scheduler, defaults.scheduler.listen, "WAYMARK_MARATHON"));
+    text.push_str(&moved(addresses.stats, defaults.stats.listen, "WAYMARK_STATS"));
+    let service = addresses.service.unwrap_or(defaults.service.address);
+    let stats = addresses.stats.unwrap_or(defaults.stats.listen);
+    for (command, says) in [
+        ("waymark app list".to_owned(), "what runs"),
+        (format!("curl http://{service}:{DEMO_PORT}/"), "the instance says who it is"),
+        (format!("waymark app update {DEMO} instances=2"), "scale up"),
+        (format!("curl http://{service}:{DEMO_PORT}/"), "now two take turns"),
+        (format!("waymark dns lookup {DEMO_NAME}"), "its virtual IP"),
+        (format!("curl http://$(waymark dns lookup --short {DEMO_NAME}):{DEMO_PORT}/"), "through it"),
+        (format!("waymark app update {DEMO} instances=1"), "and back; nobody sees an error"),
+    ] {
+        text.push_str(&format!("  {command}\n      {}\n", style.dim(says)));
+    }
+    if addresses.dns53.is_some() {
+        text.push_str(&format!(
+            "  waymark exec -- curl {DEMO_NAME}:{DEMO_PORT}\n      {}\n",
+            style.dim("by name, from inside the cluster (as root)")
+        ));
+    }
+    text.push_str(&format!("  open http://{stats}/ and http://{stats}/haproxy?stats to watch it move\n"));
+    text.push_str("\nCtrl-C stops everything, the instances too.\n\n");
+    text
+}

@@ -1,0 +1,213 @@
+//! How the stats server reads each plane: the planes' own views in the words of `admin`.
+//!
+//! Only translation; nothing is counted or kept here.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use event_watcher::catalog::{Problem, VipKey};
+use event_watcher::publish::Applied;
+use serde::Serialize;
+
+use crate::admin::{EndpointSample, Haproxy, Plane};
+
+pub struct Http(pub lb_http::Plane);
+
+impl Plane for Http {
+    fn applied(&self) -> Applied {
+        self.0.applied()
+    }
+
+    fn problems(&self) -> Arc<[Problem]> {
+        self.0.problems()
+    }
+
+    fn endpoints(&self, each: &mut dyn FnMut(EndpointSample)) {
+        for server in self.0.backends().into_iter().flat_map(|backend| backend.servers) {
+            each(EndpointSample {
+                instance: server.instance,
+                address: server.address,
+                vip: None,
+                n_in_flight: server.n_in_flight.into(),
+                n_total: server.n_requests,
+                n_failures: server.n_failures,
+                bytes_in: server.bytes_in,
+                bytes_out: server.bytes_out,
+                latency: server.mean_time,
+                ejected: server.ejected,
+            });
+        }
+    }
+
+    fn metrics(&self, text: &mut String) {
+        self.0.metrics(text);
+    }
+
+    fn totals(&self) -> Vec<(&'static str, u64)> {
+        let backends = self.0.backends();
+        vec![
+            ("backends", backends.len() as u64),
+            ("requests", backends.iter().map(|b| b.n_requests).sum()),
+            ("in flight", backends.iter().map(|b| u64::from(b.n_in_flight)).sum()),
+        ]
+    }
+}
+
+impl Haproxy for Http {
+    fn page(&self) -> String {
+        self.0.stats_page()
+    }
+
+    fn csv(&self) -> String {
+        self.0.stats_csv()
+    }
+
+    fn json(&self) -> String {
+        self.0.stats_json()
+    }
+
+    fn vhost_map(&self) -> String {
+        self.0.vhost_map()
+    }
+
+    fn app_map(&self) -> String {
+        self.0.app_map()
+    }
+
+    fn routes(&self) -> String {
+        #[derive(Serialize)]
+        struct Routes {
+            generation: u64,
+            routes: Vec<lb_http::stats::RouteView>,
+            backends: Vec<lb_http::stats::BackendView>,
+        }
+        let generation = self.0.applied().generation().0;
+        let routes = Routes { generation, routes: self.0.routes(), backends: self.0.backends() };
+        serde_json::to_string(&routes).expect("the views are made of texts and numbers")
+    }
+}
+
+pub struct Vip(pub l4_vip::Plane);
+
+impl Plane for Vip {
+    fn applied(&self) -> Applied {
+        self.0.applied()
+    }
+
+    fn problems(&self) -> Arc<[Problem]> {
+        self.0.problems()
+    }
+
+    fn endpoints(&self, each: &mut dyn FnMut(EndpointSample)) {
+        for vip in self.0.vips() {
+            let key = VipKey { target: vip.vip, protocol: vip.protocol, port: vip.port };
+            for endpoint in vip.endpoints {
+                each(EndpointSample {
+                    instance: endpoint.instance,
+                    address: endpoint.address,
+                    vip: Some(key.clone()),
+                    n_in_flight: endpoint.n_in_flight.into(),
+                    n_total: endpoint.n_picked,
+                    n_failures: endpoint.n_connect_failures,
+                    bytes_in: endpoint.bytes_in,
+                    bytes_out: endpoint.bytes_out,
+                    latency: None,
+                    ejected: endpoint.ejected,
+                });
+            }
+        }
+    }
+
+    fn metrics(&self, text: &mut String) {
+        let vips = self.0.vips();
+        let mut family = |name: &str, kind: &str, value: &dyn Fn(&l4_vip::stats::VipView) -> u64| {
+            let _ = writeln!(text, "# TYPE waymark_vip_{name} {kind}");
+            for vip in &vips {
+                // VIP names are DNS names or addresses: nothing in them needs an escape.
+                let _ = writeln!(
+                    text,
+                    "waymark_vip_{name}{{vip=\"{}\",protocol=\"{}\",port=\"{}\"}} {}",
+                    vip.vip,
+                    vip.protocol,
+                    vip.port,
+                    value(vip)
+                );
+            }
+        };
+        family("connections_in_flight", "gauge", &|vip| vip.n_in_flight.into());
+        family("endpoints", "gauge", &|vip| vip.endpoints.len() as u64);
+        family("connections_total", "counter", &|vip| vip.counters.n_connections);
+        family("no_endpoint_total", "counter", &|vip| vip.counters.n_no_endpoint);
+        family("unreachable_total", "counter", &|vip| vip.counters.n_unreachable);
+        family("resets_total", "counter", &|vip| vip.counters.n_resets);
+        family("connect_failures_total", "counter", &|vip| vip.counters.n_connect_failures);
+        family("bytes_in_total", "counter", &|vip| vip.counters.bytes_in);
+        family("bytes_out_total", "counter", &|vip| vip.counters.bytes_out);
+    }
+
+    fn totals(&self) -> Vec<(&'static str, u64)> {
+        let (totals, vips) = (self.0.totals(), self.0.vips());
+        vec![
+            ("VIPs", totals.n_vips as u64),
+            ("listening", totals.n_listening as u64),
+            ("connections", vips.iter().map(|vip| vip.counters.n_connections).sum()),
+            ("open", totals.n_in_flight),
+        ]
+    }
+}
+
+pub struct Dns(pub dns::Plane);
+
+impl Plane for Dns {
+    fn applied(&self) -> Applied {
+        self.0.applied()
+    }
+
+    fn problems(&self) -> Arc<[Problem]> {
+        Arc::default()
+    }
+
+    /// DNS sends nobody any traffic.
+    fn endpoints(&self, _each: &mut dyn FnMut(EndpointSample)) {}
+
+    fn metrics(&self, text: &mut String) {
+        let statistics = self.0.statistics();
+        let mut family = |name: &str, label: &str, values: &[(&str, u64)]| {
+            let _ = writeln!(text, "# TYPE waymark_dns_{name}_total counter");
+            for (value, n) in values {
+                let _ = writeln!(text, "waymark_dns_{name}_total{{{label}=\"{value}\"}} {n}");
+            }
+        };
+        let pairs = |map: &std::collections::BTreeMap<&'static str, u64>| -> Vec<(&'static str, u64)> {
+            map.iter().map(|(k, v)| (*k, *v)).collect()
+        };
+        family(
+            "queries",
+            "transport",
+            &[("udp", statistics.n_queries_udp), ("tcp", statistics.n_queries_tcp)],
+        );
+        family("queries_by_type", "type", &pairs(&statistics.n_queries_by_type));
+        family("answers", "rcode", &pairs(&statistics.n_answers_by_rcode));
+        family("dropped", "reason", &pairs(&statistics.n_dropped));
+        family("forwarded", "outcome", &pairs(&statistics.n_forwarded));
+        let _ = writeln!(text, "# TYPE waymark_dns_names gauge\nwaymark_dns_names {}", statistics.n_names);
+        let _ = writeln!(
+            text,
+            "# TYPE waymark_dns_truncated_total counter\nwaymark_dns_truncated_total {}",
+            statistics.n_truncated
+        );
+    }
+
+    fn totals(&self) -> Vec<(&'static str, u64)> {
+        let statistics = self.0.statistics();
+        let answers = statistics.n_answers_by_rcode.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (*k, *n));
+        [
+            ("names", statistics.n_names as u64),
+            ("queries over UDP", statistics.n_queries_udp),
+            ("queries over TCP", statistics.n_queries_tcp),
+        ]
+        .into_iter()
+        .chain(answers)
+        .collect()
+    }
+}

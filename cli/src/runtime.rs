@@ -1,0 +1,37 @@
+//! The threads: runtimes of one thread each, for the control side and for every worker.
+//!
+//! Nothing of a request's path runs on the control thread, so no status query costs a user's request its time.
+
+use std::io;
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::LocalSet;
+
+use crate::failure::Failure;
+
+/// A runtime that lives on the calling thread.
+pub fn single_threaded(purpose: &str) -> Result<Runtime, Failure> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::chain(format!("cannot start the {purpose} runtime"), &e))
+}
+
+/// One worker per core unless said otherwise.
+pub fn n_workers(wanted: usize) -> usize {
+    match wanted {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
+/// Starts a thread that runs what `work` makes, with `spawn_local` available. `work` itself runs on the thread, so
+/// the future need not be `Send`. The result says when it has ended; it is an error when it panicked.
+pub fn spawn_worker<F>(name: String, work: impl FnOnce() -> F + Send + 'static) -> io::Result<JoinHandle<()>>
+where
+    F: Future<Output = ()> + 'static,
+{
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(name).spawn(move || LocalSet::new().block_on(&runtime, work()))
+}

@@ -1,0 +1,338 @@
+//! Which names lead where: tables of questions and expected answers for host, bridge and container apps, VIPs, the
+//! cluster, and what changes with health and scale. Over real sockets.
+
+#[allow(dead_code, reason = "each test binary uses its part of the harness")]
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use dns::Config;
+use event_watcher::catalog::{Health, InstanceState, Protocols};
+use event_watcher::publish::applied;
+use harness::{Server, app, instance, instances, port, query, with_state};
+use hickory_proto::op::Message;
+
+const A: u16 = 1;
+const NS: u16 = 2;
+const SOA: u16 = 6;
+const AAAA: u16 = 28;
+const SRV: u16 = 33;
+const ANY: u16 = 255;
+const BOTH: Protocols = Protocols { tcp: true, udp: true };
+
+/// Asks and compares answers (sorted) or, when there are none, the code: `NODATA`, `NXDomain`, `Refused` …
+fn check(server: &Server, table: &[(&str, u16, &[&str])]) {
+    for (name, record_type, expect) in table {
+        let (code, answers, _) = server.ask(name, *record_type);
+        let got = match (code.as_str(), answers.is_empty()) {
+            ("NoError", true) => vec!["NODATA".to_owned()],
+            ("NoError", false) => answers,
+            _ => vec![code],
+        };
+        assert_eq!(got, *expect, "{name} {record_type}");
+    }
+}
+
+#[test]
+fn an_app_on_the_host_network() {
+    let app = port(app("/dcos-101/app2"), Some("http"), Protocols::TCP, Some("/dcos-101/app2:10000"));
+    let app = instance(app, "test", "10.0.0.1", &["10.0.0.1"], &["10.0.0.1:31001"]);
+    let server = Server::with(vec![app]);
+    check(
+        &server,
+        &[
+            ("app2-dcos-101.marathon.mesos", A, &["10.0.0.1"]),
+            ("APP2-dcos-101.Marathon.MESOS", A, &["10.0.0.1"]),
+            ("app2-dcos-101.marathon.mesos", AAAA, &["NODATA"]),
+            ("app2-dcos-101.marathon.mesos", ANY, &["10.0.0.1"]),
+            ("app2-dcos-101.*.marathon.mesos", A, &["10.0.0.1"]),
+            ("app2-dcos-101.marathon.slave.mesos", A, &["10.0.0.1"]),
+            ("app2-dcos-101-iffe9-s1.marathon.mesos", A, &["10.0.0.1"]),
+            ("app2-dcos-101-iffe9-s1.marathon.slave.mesos", A, &["10.0.0.1"]),
+            ("app2.dcos-101.marathon.mesos", A, &["10.0.0.1"]),
+            ("dcos-101.marathon.mesos", A, &["NODATA"]),
+            (
+                "_app2-dcos-101._tcp.marathon.mesos",
+                SRV,
+                &["0 1 31001 app2-dcos-101-iffe9-s1.marathon.mesos."],
+            ),
+            ("_app2-dcos-101._udp.marathon.mesos", SRV, &["NXDomain"]),
+            (
+                "_http._app2-dcos-101._tcp.marathon.mesos",
+                SRV,
+                &["0 1 31001 app2-dcos-101-iffe9-s1.marathon.mesos."],
+            ),
+            (
+                "_app2-dcos-101._udp.marathon.slave.mesos",
+                SRV,
+                &["0 1 31001 app2-dcos-101-iffe9-s1.marathon.slave.mesos."],
+            ),
+            ("_app2-dcos-101._tcp.marathon.mesos", A, &["NODATA"]),
+            (
+                "_app2-dcos-101._tcp.marathon.mesos.thisdcos.directory",
+                SRV,
+                &["0 1 31001 app2-dcos-101-iffe9-s1.marathon.mesos.thisdcos.directory."],
+            ),
+            ("app2-dcos-101.marathon.agentip.dcos.thisdcos.directory", A, &["10.0.0.1"]),
+            ("app2-dcos-101.marathon.containerip.dcos.thisdcos.directory", A, &["10.0.0.1"]),
+            ("app2-dcos-101.marathon.autoip.dcos.thisdcos.directory", A, &["10.0.0.1"]),
+            ("slave.mesos", A, &["10.0.0.1"]),
+        ],
+    );
+}
+
+#[test]
+fn apps_on_bridge_and_container_networks() {
+    let bridge = port(port(app("/bridge"), None, BOTH, None), Some("admin"), Protocols::TCP, None);
+    let bridge = instance(bridge, "test", "10.0.0.1", &["172.17.0.2"], &["10.0.0.1:31001", "10.0.0.1:31002"]);
+    let container = port(app("/net/container"), None, Protocols::TCP, None);
+    let container =
+        instance(container, "test", "10.0.0.2", &["192.168.9.2", "fd00::2"], &["192.168.9.2:8080"]);
+    let portless = instance(app("/portless"), "test", "10.0.0.3", &[], &[]);
+    let server = Server::with(vec![bridge, container, portless]);
+    check(
+        &server,
+        &[
+            ("bridge.marathon.mesos", A, &["10.0.0.1"]),
+            ("bridge.marathon.agentip.dcos.thisdcos.directory", A, &["10.0.0.1"]),
+            ("bridge.marathon.containerip.dcos.thisdcos.directory", A, &["172.17.0.2"]),
+            ("bridge.marathon.autoip.dcos.thisdcos.directory", A, &["10.0.0.1"]),
+            (
+                "_bridge._tcp.marathon.mesos",
+                SRV,
+                &["0 1 31001 bridge-iffe9-s1.marathon.mesos.", "0 1 31002 bridge-iffe9-s1.marathon.mesos."],
+            ),
+            ("_bridge._udp.marathon.mesos", SRV, &["0 1 31001 bridge-iffe9-s1.marathon.mesos."]),
+            ("_admin._bridge._tcp.marathon.mesos", SRV, &["0 1 31002 bridge-iffe9-s1.marathon.mesos."]),
+            ("container-net.marathon.mesos", A, &["192.168.9.2"]),
+            ("container-net.marathon.mesos", AAAA, &["fd00::2"]),
+            ("container-net.marathon.slave.mesos", A, &["10.0.0.2"]),
+            ("container-net.marathon.agentip.dcos.thisdcos.directory", A, &["10.0.0.2"]),
+            ("container-net.marathon.containerip.dcos.thisdcos.directory", AAAA, &["fd00::2"]),
+            ("container-net.marathon.autoip.dcos.thisdcos.directory", A, &["192.168.9.2"]),
+            ("_container-net._tcp.marathon.mesos", SRV, &["0 1 8080 container-net-iffe9-s1.marathon.mesos."]),
+            ("_container-net._tcp.marathon.slave.mesos", SRV, &["NXDomain"]),
+            ("portless.marathon.mesos", A, &["10.0.0.3"]),
+            ("slave.mesos", A, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+        ],
+    );
+    let (_, _, additionals) = server.ask("_bridge._tcp.marathon.mesos", SRV);
+    assert_eq!(additionals, ["10.0.0.1"], "the address of a target that two ports share comes once");
+    let (_, _, additionals) = server.ask("_container-net._tcp.marathon.mesos", SRV);
+    assert_eq!(additionals, ["192.168.9.2", "fd00::2"]);
+}
+
+#[test]
+fn vips_and_their_aliases() {
+    let vip = |id, label| port(app(id), None, Protocols::TCP, Some(label));
+    let server = Server::with(vec![vip("/a", "/web:80"), vip("/b", "web:443"), vip("/c", "api.v1:80")]);
+    let (_, web, _) = server.ask("web.marathon.l4lb.thisdcos.directory", A);
+    assert!(web[0].starts_with("127.11."), "{web:?}");
+    let web: &[&str] = &[&web[0]];
+    check(
+        &server,
+        &[
+            ("web.marathon.dclb.thisdcos.directory", A, web),
+            ("web.marathon.dclb.thisdcos.global", A, web),
+            ("web.marathon.l4lb.thisdcos.global", A, web),
+            (
+                "_80._tcp.web.marathon.l4lb.thisdcos.directory",
+                SRV,
+                &["0 1 80 web.marathon.l4lb.thisdcos.directory."],
+            ),
+            (
+                "_443._tcp.web.marathon.dclb.thisdcos.global",
+                SRV,
+                &["0 1 443 web.marathon.dclb.thisdcos.global."],
+            ),
+            ("_80._udp.web.marathon.l4lb.thisdcos.directory", SRV, &["NXDomain"]),
+            ("_tcp.web.marathon.l4lb.thisdcos.directory", SRV, &["NODATA"]),
+            ("v1.marathon.l4lb.thisdcos.directory", A, &["NODATA"]),
+            ("marathon.l4lb.thisdcos.directory", A, &["NODATA"]),
+            ("other.marathon.l4lb.thisdcos.directory", A, &["NXDomain"]),
+        ],
+    );
+    assert!(server.ask("web.marathon.l4lb.thisdcos.directory", AAAA).1[0].starts_with("fd01:c::"));
+    let (_, _, additionals) = server.ask("_80._tcp.web.marathon.l4lb.thisdcos.directory", SRV);
+    assert_eq!(additionals.len(), 2, "{additionals:?}");
+}
+
+#[test]
+fn apexes_the_cluster_and_other_zones() {
+    let config = Config {
+        upstreams: Some(vec![]),
+        masters: vec!["10.0.0.8".parse().unwrap(), "10.0.0.9".parse().unwrap()],
+        ..Config::default()
+    };
+    let mut server = Server::unsynced(config, None);
+    server.apply(vec![]);
+    let masters: &[&str] = &["10.0.0.8", "10.0.0.9"];
+    check(
+        &server,
+        &[
+            ("leader.mesos", A, masters),
+            ("master.mesos", A, masters),
+            ("marathon.mesos", A, masters),
+            ("master1.mesos", A, &["10.0.0.9"]),
+            ("leader.dcos.thisdcos.directory", A, masters),
+            ("ready.spartan", A, &["127.0.0.1"]),
+            ("localhost", A, &["127.0.0.1"]),
+            ("localhost", AAAA, &["::1"]),
+            ("mesos", NS, &["ns1.mesos."]),
+            ("dcos.thisdcos.directory", NS, &["ns.spartan."]),
+            ("ns1.mesos", A, &["127.0.0.1"]),
+            ("mesos", A, &["NODATA"]),
+            ("leader.mesos", SOA, &["NODATA"]),
+            ("x.foo.thisdcos.directory", A, &["NXDomain"]),
+            ("x.thisdcos.global", A, &["NXDomain"]),
+            ("a.b.localhost", A, &["NXDomain"]),
+            ("example.com", A, &["Refused"]),
+            ("xmesos", A, &["Refused"]),
+            (".", NS, &["Refused"]),
+        ],
+    );
+}
+
+fn soa(server: &Server, name: &str, record_type: u16) -> (String, u32) {
+    let message = Message::from_vec(&server.tcp(&query(1, name, record_type))).unwrap();
+    let record = message.authorities.first().or(message.answers.first()).expect("a record");
+    let hickory_proto::rr::RData::SOA(soa) = &record.data else { panic!("{record:?}") };
+    (record.name.to_string(), soa.serial)
+}
+
+#[test]
+fn negative_answers_name_the_zone_as_it_was_asked_for_and_serials_rise() {
+    let mut server = Server::with(vec![app("/a")]);
+    for (name, expect) in [
+        ("nothing.marathon.mesos", "mesos."),
+        ("nothing.marathon.mesos.thisdcos.directory", "mesos.thisdcos.directory."),
+        ("nothing.l4lb.thisdcos.directory", "l4lb.thisdcos.directory."),
+        ("nothing.dclb.thisdcos.global", "dclb.thisdcos.global."),
+        ("nothing.thisdcos.global", "thisdcos.global."),
+    ] {
+        assert_eq!(soa(&server, name, A).0, expect, "{name}");
+    }
+    let (_, first) = soa(&server, "mesos", SOA);
+    server.apply(vec![]);
+    let (_, second) = soa(&server, "mesos", SOA);
+    assert!(second > first, "{second} after {first}");
+}
+
+#[test]
+fn only_good_instances_are_answered_and_failing_ones_only_when_there_are_no_others() {
+    use Health::{Healthy, Unchecked, Unhealthy};
+    use InstanceState::{Killing, Running, Staging, Unreachable};
+    let base = || instances(port(app("/web"), None, Protocols::TCP, Some("/web:80")), 2);
+    let mut server = Server::with(vec![base()]);
+    let (first, second) = ("10.7.0.1", "10.7.0.2");
+    for (state, health, expect) in [
+        (Running, Healthy, &[first, second][..]),
+        (Running, Unhealthy, &[second]),
+        (Running, Health::Unknown, &[second]),
+        (Killing, Healthy, &[second]),
+        (Staging, Unchecked, &[second]),
+        (Unreachable, Unchecked, &[first, second]),
+    ] {
+        server.apply(vec![with_state(base(), 0, state, health)]);
+        check(&server, &[("web.marathon.mesos", A, expect)]);
+    }
+    let both = |state, health| vec![with_state(with_state(base(), 0, state, health), 1, state, health)];
+    server.apply(both(Running, Unhealthy));
+    check(&server, &[("web.marathon.mesos", A, &[first, second])]);
+    assert_eq!(server.ask("_web._tcp.marathon.mesos", SRV).1.len(), 2);
+    server.apply(both(Killing, Healthy));
+    check(&server, &[("web.marathon.mesos", A, &["NODATA"]), ("_web._tcp.marathon.mesos", SRV, &["NODATA"])]);
+}
+
+#[test]
+fn names_follow_apps_and_leave_nothing_behind() {
+    let web = |n| instances(port(app("/group/web"), None, Protocols::TCP, Some("/web:80")), n);
+    let mut server = Server::with(vec![]);
+    let empty = server.plane.statistics().n_names;
+    server.apply(vec![web(2), instances(app("/group-web"), 1)]);
+    check(&server, &[("web-group.marathon.mesos", A, &["10.7.0.1", "10.7.0.2"])]);
+    server.apply(vec![web(0)]);
+    check(
+        &server,
+        &[
+            ("web-group.marathon.mesos", A, &["NODATA"]),
+            ("web.group.marathon.mesos", A, &["NODATA"]),
+            ("_web-group._tcp.marathon.mesos", SRV, &["NODATA"]),
+            ("group-web.marathon.mesos", A, &["NXDomain"]),
+            ("slave.mesos", A, &["NODATA"]),
+        ],
+    );
+    server.apply(vec![]);
+    check(
+        &server,
+        &[
+            ("web-group.marathon.mesos", A, &["NXDomain"]),
+            ("group.marathon.mesos", A, &["NXDomain"]),
+            ("web.marathon.l4lb.thisdcos.directory", A, &["NXDomain"]),
+        ],
+    );
+    assert_eq!(server.plane.statistics().n_names, empty);
+}
+
+#[test]
+fn two_apps_of_one_name_are_answered_together() {
+    let with = |id, ip: &str| instance(app(id), ip, ip, &[], &[]);
+    let mut server = Server::with(vec![with("/a/b", "10.0.0.1"), with("/b-a", "10.0.0.2")]);
+    check(&server, &[("b-a.marathon.mesos", A, &["10.0.0.1", "10.0.0.2"])]);
+    server.apply(vec![with("/b-a", "10.0.0.2")]);
+    check(&server, &[("b-a.marathon.mesos", A, &["10.0.0.2"])]);
+}
+
+#[test]
+fn before_the_first_sync_nothing_is_denied() {
+    let mut server = Server::unsynced(Config { upstreams: Some(vec![]), ..Config::default() }, None);
+    for name in
+        ["web.marathon.mesos", "mesos", "x.l4lb.thisdcos.directory", "x.thisdcos.global", "ready.spartan"]
+    {
+        check(&server, &[(name, A, &["ServFail"])]);
+    }
+    check(&server, &[("localhost", A, &["127.0.0.1"])]);
+    server.apply(vec![]);
+    check(&server, &[("web.marathon.mesos", A, &["NXDomain"])]);
+}
+
+#[test]
+fn a_vip_name_waits_for_the_vip_and_nothing_else_does() {
+    let vip = |id: &str| port(app(id), None, Protocols::TCP, Some(&format!("{id}:80")));
+    let (mark, vips_applied) = applied();
+    let config = Config { upstreams: Some(vec![]), vip_wait: Duration::from_secs(3600), ..Config::default() };
+    let mut server = Server::unsynced(config, Some(vips_applied));
+    let first = server.publish(vec![vip("/a")]);
+    check(&server, &[("a.marathon.l4lb.thisdcos.directory", A, &["ServFail"])]);
+    mark.set(first.generation);
+    server.wait_until_applied(&first);
+    assert_eq!(server.ask("a.marathon.l4lb.thisdcos.directory", A).1.len(), 1);
+
+    let second = server.publish(vec![vip("/b"), instances(app("/c"), 1)]);
+    // What does not depend on the VIP plane is there while it has applied nothing yet.
+    let deadline = Instant::now() + harness::DEADLINE;
+    while server.ask("c.marathon.mesos", A).1 != ["10.7.0.1"] {
+        assert!(Instant::now() < deadline, "the app's name did not come");
+    }
+    check(
+        &server,
+        &[
+            ("a.marathon.l4lb.thisdcos.directory", A, &["NXDomain"]),
+            ("b.marathon.l4lb.thisdcos.directory", A, &["NXDomain"]),
+        ],
+    );
+    mark.set(second.generation);
+    server.wait_until_applied(&second);
+    assert_eq!(server.ask("b.marathon.l4lb.thisdcos.directory", A).1.len(), 1);
+    assert_eq!(server.plane.statistics().n_vip_waits_expired, 0);
+}
+
+#[test]
+fn a_vip_plane_that_is_stuck_does_not_hold_names_for_ever() {
+    let (_mark, vips_applied) = applied();
+    let config = Config { upstreams: Some(vec![]), vip_wait: Duration::from_millis(1), ..Config::default() };
+    let mut server = Server::unsynced(config, Some(vips_applied));
+    server.apply(vec![port(app("/a"), None, Protocols::TCP, Some("/a:80"))]);
+    assert_eq!(server.ask("a.marathon.l4lb.thisdcos.directory", A).1.len(), 1);
+    assert_eq!(server.plane.statistics().n_vip_waits_expired, 1);
+}

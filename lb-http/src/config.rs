@@ -1,0 +1,105 @@
+//! What the balancer is told at its start, validated by whoever reads flags and files. Every default has its reason.
+//!
+//! Nothing here changes while it runs.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where virtual hosts are served. `None`: nowhere.
+    pub http_listen: Option<SocketAddr>,
+    /// Where requests are routed by `X-Marathon-App-Id`. `None`: nowhere.
+    pub appid_listen: Option<SocketAddr>,
+    /// The address that service ports are opened on.
+    pub service_address: IpAddr,
+    /// Apps of these groups (`HAPROXY_GROUP`) are served; `*` serves all.
+    pub groups: Vec<String>,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    /// How long requests in flight may take to end after the start of a shutdown.
+    pub drain_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For a whole request head, from its first byte; 408.
+    pub client_header: Duration,
+    /// Between two pieces of a request's body; 408.
+    pub client_body_idle: Duration,
+    /// Between two requests of a connection; closed without a word.
+    pub client_keepalive: Duration,
+    /// For each connect to an endpoint; 503 when no endpoint accepts.
+    pub connect: Duration,
+    /// From the sent request to the head of the response; 504.
+    pub server_head: Duration,
+    /// Between two pieces of a response's body; the connection is cut, so that the client sees it.
+    pub server_body_idle: Duration,
+    /// Without a byte in either direction of an upgraded connection.
+    pub tunnel_idle: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub request_line_bytes: usize,
+    /// Of all header lines together.
+    pub header_bytes: usize,
+    pub header_count: usize,
+    /// Client connections of one listening address, over all workers.
+    pub connections_per_listener: usize,
+    /// Client connections from one address, over all workers.
+    pub connections_per_client: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self {
+            http_listen: Some(SocketAddr::new(loopback, 9080)),
+            appid_listen: Some(SocketAddr::new(loopback, 9091)),
+            service_address: loopback,
+            groups: vec!["*".to_owned()],
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            drain_timeout: DRAIN_TIMEOUT,
+        }
+    }
+}
+
+/// Longer than most requests, short enough for a supervisor to wait for.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            // A browser sends a head at once; whoever needs longer than this holds connections open on purpose.
+            client_header: Duration::from_secs(10),
+            client_body_idle: Duration::from_secs(30),
+            // Longer than the pause of somebody who reads a page.
+            client_keepalive: Duration::from_secs(60),
+            // One lost SYN (1 s) and one more (2 s) are survived.
+            connect: Duration::from_secs(3),
+            server_head: Duration::from_secs(60),
+            server_body_idle: Duration::from_secs(30),
+            // As HAProxy's tunnel time-out in Marathon-LB's configuration.
+            tunnel_idle: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // RFC 9112 section 3 asks for at least 8,000.
+            request_line_bytes: 16 * 1024,
+            header_bytes: 32 * 1024,
+            header_count: DEFAULT_HEADER_COUNT,
+            connections_per_listener: 20_000,
+            connections_per_client: 512,
+        }
+    }
+}
+
+/// The parser keeps this many without allocating.
+pub(crate) const DEFAULT_HEADER_COUNT: usize = 100;

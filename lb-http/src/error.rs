@@ -1,0 +1,70 @@
+//! What can go wrong: at the start ([`BindError`]) and with one request ([`ProxyError`]).
+//!
+//! A proxy error knows its stage, so that one `match` decides the status and which counter moves.
+
+use std::io;
+use std::net::SocketAddr;
+
+use http::StatusCode;
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for {purpose}: {hint}")]
+pub struct BindError {
+    pub address: SocketAddr,
+    /// E.g. `virtual hosts`.
+    pub purpose: String,
+    /// What to do about it.
+    pub hint: &'static str,
+    #[source]
+    pub source: io::Error,
+}
+
+impl BindError {
+    pub(crate) fn new(address: SocketAddr, purpose: impl Into<String>, source: io::Error) -> Self {
+        let hint = match source.kind() {
+            io::ErrorKind::AddrInUse => "another program listens there; stop it or choose another port",
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher port"
+            }
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+            _ => "choose another address",
+        };
+        Self { address, purpose: purpose.into(), hint, source }
+    }
+}
+
+/// Why a request got no response of an endpoint.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProxyError {
+    #[error("no endpoint accepted a connection")]
+    Connect,
+    #[error("the app has no instance in rotation")]
+    NoEndpoint,
+    #[error("the endpoint closed the connection without a response")]
+    NoResponse,
+    #[error("the endpoint sent an invalid response")]
+    BadResponse,
+    #[error("the endpoint did not respond in time")]
+    ServerTimeout,
+    #[error("the request body did not arrive in time")]
+    ClientTimeout,
+    #[error("the request body ended early or is malformed")]
+    ClientBody,
+}
+
+impl ProxyError {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Connect | Self::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoResponse | Self::BadResponse => StatusCode::BAD_GATEWAY,
+            Self::ServerTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::ClientBody => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// The connection cannot be used for another request, because of the client's body.
+    pub(crate) fn is_of_client(&self) -> bool {
+        matches!(self, Self::ClientTimeout | Self::ClientBody)
+    }
+}

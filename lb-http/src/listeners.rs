@@ -1,0 +1,137 @@
+//! What is listened on: the fixed addresses from the start, a port for each service as tables come and go.
+//!
+//! Sockets are bound here, on the control side, one for each worker, so that a bind error has one place and a port
+//! serves from the moment it is bound. Workers accept and close them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use event_watcher::catalog::Problem;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::sync::mpsc;
+
+use crate::error::BindError;
+use crate::labels::Mode;
+use crate::proxy::Entry;
+use crate::stats::Series;
+use crate::table::Table;
+use crate::worker::{Command, Listener};
+
+const BACKLOG: i32 = 4096;
+
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    service_address: std::net::IpAddr,
+    workers: Vec<mpsc::Sender<Command>>,
+    service_ports: BTreeSet<u16>,
+    failed: BTreeMap<u16, BindError>,
+}
+
+impl Listeners {
+    pub(crate) fn new(service_address: std::net::IpAddr, workers: Vec<mpsc::Sender<Command>>) -> Self {
+        Self { service_address, workers, service_ports: BTreeSet::new(), failed: BTreeMap::new() }
+    }
+
+    /// Binds an address that does not come from the scheduler.
+    pub(crate) fn bind(
+        &self,
+        address: SocketAddr,
+        purpose: &'static str,
+    ) -> Result<(SocketAddr, Vec<TcpListener>), BindError> {
+        bind(address, self.workers.len()).map_err(|source| BindError::new(address, purpose, source))
+    }
+
+    /// Gives each worker its socket.
+    pub(crate) async fn open(
+        &self,
+        entry: Entry,
+        port: u16,
+        sockets: Vec<TcpListener>,
+        series: &Arc<Series>,
+    ) {
+        let n_connections = Arc::default();
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            let n_connections = Arc::clone(&n_connections);
+            let listener = Listener { entry, socket, port, series: Arc::clone(series), n_connections };
+            // A worker that is gone has been cancelled, and so will this task be.
+            let _ = worker.send(Command::Listen(listener)).await;
+        }
+    }
+
+    /// Opens and closes service ports so that they are those of the table; a port that could not be bound before is
+    /// tried again.
+    pub(crate) async fn follow(&mut self, table: &Table) {
+        let is_http = |i: usize| table.backends[i].labels.mode == Mode::Http;
+        let wanted: BTreeMap<u16, usize> = table.routes.ports().filter(|(_, i)| is_http(*i)).collect();
+        self.failed.retain(|port, _| wanted.contains_key(port));
+        let gone: Vec<u16> = self.service_ports.iter().filter(|p| !wanted.contains_key(p)).copied().collect();
+        for port in gone {
+            self.service_ports.remove(&port);
+            for worker in &self.workers {
+                let _ = worker.send(Command::Close(Entry::ServicePort(port))).await;
+            }
+        }
+        for (port, backend) in wanted {
+            if self.service_ports.contains(&port) {
+                continue;
+            }
+            let address = SocketAddr::new(self.service_address, port);
+            match bind(address, self.workers.len()) {
+                Ok((_, sockets)) => {
+                    self.failed.remove(&port);
+                    self.service_ports.insert(port);
+                    let series = &table.backends[backend].frontend;
+                    self.open(Entry::ServicePort(port), port, sockets, series).await;
+                }
+                Err(source) => {
+                    let purpose = format!("service port {port}");
+                    self.failed.insert(port, BindError::new(address, purpose, source));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    pub(crate) fn problems(&self, table: &Table) -> Vec<Problem> {
+        self.failed
+            .iter()
+            .map(|(port, error)| Problem {
+                app: table.routes.of_port(*port).map(|i| table.backends[i].service.app.clone()),
+                at: format!("service port {port}"),
+                what: format!("cannot listen on {}: {}", error.address, error.source),
+                hint: error.hint.to_owned(),
+            })
+            .collect()
+    }
+}
+
+/// One socket for each worker, all listening. The kernel spreads connections among them.
+fn bind(address: SocketAddr, n: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    // SO_REUSEPORT would let a second program of the same user take half of the connections without a word; without
+    // it the kernel says that the port is taken.
+    let probe = socket(address)?;
+    probe.bind(&SockAddr::from(address))?;
+    probe.listen(1)?;
+    let bound = probe.local_addr()?.as_socket().unwrap_or(address);
+    drop(probe);
+    let sockets = (0..n.max(1)).map(|_| {
+        let socket = socket(bound)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&SockAddr::from(bound))?;
+        socket.listen(BACKLOG)?;
+        Ok(TcpListener::from(socket))
+    });
+    Ok((bound, sockets.collect::<io::Result<_>>()?))
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}

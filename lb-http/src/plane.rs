@@ -1,0 +1,231 @@
+//! The plane as a whole: started once, follows snapshots, tells about itself.
+//!
+//! Runs on the control side; requests are served by [`Worker`]s.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use event_watcher::catalog::{Problem, Snapshot};
+use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::error::BindError;
+use crate::listeners::Listeners;
+use crate::proxy::Entry;
+use crate::stats::{self, BackendView, RouteView, Series};
+use crate::table::{Compiler, Table};
+use crate::worker::{Clients, Worker};
+
+/// Listeners that come and go in one change; the control side waits when a worker is this far behind.
+const MOST_COMMANDS: usize = 256;
+/// How often a service port that is taken is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A handle for whoever shows or waits for what the plane does. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Plane {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) http_in: Arc<Series>,
+    pub(crate) appid_in: Arc<Series>,
+    pub(crate) config: Arc<Config>,
+    problems: ArcSwap<Arc<[Problem]>>,
+    applied: Applied,
+    http_address: Option<SocketAddr>,
+    appid_address: Option<SocketAddr>,
+}
+
+/// Binds the fixed addresses (all or none), begins to follow the subscriber's snapshots, and returns one [`Worker`] for
+/// each thread that is to serve.
+pub async fn start(
+    config: Config,
+    subscriber: Subscriber,
+    n_workers: usize,
+    cancel: CancellationToken,
+) -> Result<(Plane, Vec<Worker>), BindError> {
+    let n_workers = n_workers.max(1);
+    let config = Arc::new(config);
+    let mut compiler = Compiler::new(config.groups.clone(), n_workers);
+    let table = compiler.compile(&Snapshot::default(), Instant::now());
+    let table = Arc::new(ArcSwap::from_pointee(table));
+    let (mark, applied) = applied();
+    let clients = Clients::new();
+    let (senders, workers): (Vec<_>, Vec<_>) = (0..n_workers)
+        .map(|index| {
+            let (sender, commands) = mpsc::channel(MOST_COMMANDS);
+            let worker = Worker {
+                index,
+                config: Arc::clone(&config),
+                table: Arc::clone(&table),
+                applied: applied.clone(),
+                commands,
+                clients: Arc::clone(&clients),
+                cancel: cancel.clone(),
+            };
+            (sender, worker)
+        })
+        .unzip();
+    let listeners = Listeners::new(config.service_address, senders);
+    let bind = |address: Option<SocketAddr>, purpose| address.map(|a| listeners.bind(a, purpose)).transpose();
+    let http = bind(config.http_listen, "virtual hosts")?;
+    let appid = bind(config.appid_listen, "requests by app id")?;
+    let shared = Arc::new(Shared {
+        table,
+        http_in: Series::new(n_workers),
+        appid_in: Series::new(n_workers),
+        config,
+        problems: ArcSwap::from_pointee(Arc::default()),
+        applied,
+        http_address: http.as_ref().map(|(address, _)| *address),
+        appid_address: appid.as_ref().map(|(address, _)| *address),
+    });
+    if let Some((address, sockets)) = http {
+        listeners.open(Entry::Hosts, address.port(), sockets, &shared.http_in).await;
+    }
+    if let Some((address, sockets)) = appid {
+        listeners.open(Entry::AppIds, address.port(), sockets, &shared.appid_in).await;
+    }
+    tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
+    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, mark };
+    tokio::spawn(follower.run(subscriber, cancel));
+    Ok((Plane { shared }, workers))
+}
+
+struct Follower {
+    shared: Arc<Shared>,
+    compiler: Compiler,
+    listeners: Listeners,
+    mark: AppliedMark,
+}
+
+impl Follower {
+    async fn run(mut self, mut subscriber: Subscriber, cancel: CancellationToken) {
+        let first = subscriber.latest();
+        if first.is_synced() {
+            self.apply(&first).await;
+        }
+        loop {
+            tokio::select! {
+                changed = subscriber.changed() => match changed {
+                    Ok(snapshot) => self.apply(&snapshot).await,
+                    // The last table goes on serving.
+                    Err(_) => return cancel.cancelled().await,
+                },
+                () = tokio::time::sleep(RETRY_INTERVAL), if self.listeners.has_failed() => {
+                    let table = self.shared.table.load_full();
+                    self.listen(&table).await;
+                }
+                () = cancel.cancelled() => return,
+            }
+        }
+    }
+
+    async fn apply(&mut self, snapshot: &Snapshot) {
+        if snapshot.generation <= self.shared.applied.generation() {
+            return;
+        }
+        let table = Arc::new(self.compiler.compile(snapshot, Instant::now()));
+        self.shared.table.store(Arc::clone(&table));
+        self.listen(&table).await;
+        self.mark.set(snapshot.generation);
+    }
+
+    async fn listen(&mut self, table: &Table) {
+        self.listeners.follow(table).await;
+        let problems = table.problems.iter().cloned().chain(self.listeners.problems(table)).collect();
+        self.shared.problems.store(Arc::new(problems));
+    }
+}
+
+/// Makes rates of counters, once a second.
+async fn sample(shared: Arc<Shared>, cancel: CancellationToken) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    for second in 0.. {
+        tokio::select! {
+            _ = seconds.tick() => {}
+            () = cancel.cancelled() => return,
+        }
+        shared.http_in.sample(second);
+        shared.appid_in.sample(second);
+        for backend in &shared.table.load().backends {
+            backend.frontend.sample(second);
+            backend.series.sample(second);
+            backend.servers.iter().for_each(|server| server.series.sample(second));
+        }
+    }
+}
+
+impl Plane {
+    /// The generation that requests are routed by.
+    pub fn applied(&self) -> Applied {
+        self.shared.applied.clone()
+    }
+
+    /// What is wrong with labels, routes and service ports.
+    pub fn problems(&self) -> Arc<[Problem]> {
+        Arc::clone(&self.shared.problems.load())
+    }
+
+    /// Where virtual hosts are served.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.shared.http_address
+    }
+
+    pub fn appid_address(&self) -> Option<SocketAddr> {
+        self.shared.appid_address
+    }
+
+    /// The newest table, for whoever explains a route.
+    pub fn table(&self) -> Arc<Table> {
+        self.shared.table.load_full()
+    }
+
+    /// HAProxy's statistics as CSV, as behind `/haproxy?stats;csv`.
+    pub fn stats_csv(&self) -> String {
+        stats::csv(&stats::rows(&self.shared))
+    }
+
+    /// The same as HAProxy's JSON.
+    pub fn stats_json(&self) -> String {
+        stats::json(&stats::rows(&self.shared))
+    }
+
+    /// The same as an HTML page.
+    pub fn stats_page(&self) -> String {
+        stats::page(&stats::rows(&self.shared))
+    }
+
+    /// Appends Prometheus text with the names of HAProxy's exporter.
+    pub fn metrics(&self, text: &mut String) {
+        stats::metrics(&stats::rows(&self.shared), text);
+    }
+
+    /// What each port, host and path leads to.
+    pub fn routes(&self) -> Vec<RouteView> {
+        stats::routes(&self.shared.table.load())
+    }
+
+    /// Every backend with its servers and what was counted of them.
+    pub fn backends(&self) -> Vec<BackendView> {
+        stats::backends(&self.shared.table.load())
+    }
+
+    /// `host backend` lines.
+    pub fn vhost_map(&self) -> String {
+        stats::vhost_map(&self.shared.table.load())
+    }
+
+    /// `app backend` lines.
+    pub fn app_map(&self) -> String {
+        stats::app_map(&self.shared.table.load())
+    }
+}

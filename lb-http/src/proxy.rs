@@ -1,0 +1,532 @@
+//! The path of a request: from an accepted connection to the last byte of its response.
+//!
+//! [`serve`] is the seam: it is given a socket and what the listener knows about it, and everything that speaks
+//! HTTP/1.1 is behind it. Choosing among endpoints is `failover`'s, connections to them `upstream`'s.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, MAX_FORWARDS, TRANSFER_ENCODING,
+};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use tokio::net::TcpStream;
+
+use crate::client::{ClientIo, Phase, Registered, Wait};
+use crate::config::{DEFAULT_HEADER_COUNT, Limits};
+use crate::error::ProxyError;
+use crate::failover::{self, Exchange};
+use crate::guard::{self, Refusal, Verdict};
+use crate::headers::{self, Forwarded};
+use crate::stats::{ResponseClass, Session, Shard};
+use crate::sticky;
+use crate::table::Backend;
+use crate::upgrade;
+use crate::worker::{Local, Permit};
+
+/// Why the balancer itself answered.
+pub(crate) const REASON: HeaderName = HeaderName::from_static("waymark-reason");
+const APP_ID: HeaderName = HeaderName::from_static("x-marathon-app-id");
+
+/// How a listener leads to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Entry {
+    ServicePort(u16),
+    /// By Host and path.
+    Hosts,
+    /// By `X-Marathon-App-Id`.
+    AppIds,
+}
+
+/// A connection as the listener hands it over.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) stream: TcpStream,
+    pub(crate) client: SocketAddr,
+    /// The address that the client connected to.
+    pub(crate) local_port: u16,
+    pub(crate) entry: Entry,
+    pub(crate) session: Session,
+    /// Holds the connection's place within the limits.
+    pub(crate) permit: Permit,
+}
+
+/// What the requests of one connection share.
+struct Client {
+    local: Rc<Local>,
+    entry: Entry,
+    address: SocketAddr,
+    forwarded: Forwarded,
+    wait: Arc<Wait>,
+    frontend: Arc<crate::stats::Series>,
+}
+
+pub(crate) fn http1_builder(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    // Waits are watched by the worker's sweep, which knows more of them than hyper does.
+    builder.header_read_timeout(None);
+    builder.max_header_size(limits.request_line_bytes + limits.header_bytes);
+    // Setting it makes hyper allocate for each request.
+    if limits.header_count != DEFAULT_HEADER_COUNT {
+        builder.max_headers(limits.header_count);
+    }
+    builder
+}
+
+/// Serves a connection until it ends; a drain lets it end after the request it is at.
+pub(crate) async fn serve(local: Rc<Local>, accepted: Accepted, registered: Registered) {
+    let Accepted { stream, client: address, local_port, entry, session, permit } = accepted;
+    let wait = Arc::clone(registered.wait());
+    let frontend = Arc::clone(session.series());
+    let ip = address.ip().to_canonical();
+    let client = Rc::new(Client {
+        forwarded: Forwarded {
+            client: HeaderValue::try_from(ip.to_string()).expect("an address is printable"),
+            port: HeaderValue::from(local_port),
+        },
+        entry,
+        address,
+        wait: Arc::clone(&wait),
+        frontend: Arc::clone(&frontend),
+        local: Rc::clone(&local),
+    });
+    let io = ClientIo::new(stream, Arc::clone(&wait), session, local.index);
+    let service = service_fn(move |request| {
+        let client = Rc::clone(&client);
+        async move { Ok::<_, Infallible>(client.handle(request).await) }
+    });
+    let mut connection = local.http1.serve_connection(io, service).with_upgrades();
+    let mut told_to_end = false;
+    let end = poll_fn(|cx| {
+        registered.wake_me(cx.waker());
+        if registered.is_draining() && !told_to_end {
+            told_to_end = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map(|()| None)),
+            Poll::Pending if wait.is_expired() => Poll::Ready(Ok(Some(wait.phase()))),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    let shard = frontend.of_worker(local.index);
+    match end {
+        Ok(None) => {}
+        Ok(Some(Phase::Head)) => {
+            shard.n_request_errors.increment();
+            shard.responded(ResponseClass::of(StatusCode::REQUEST_TIMEOUT));
+            if let Some(parts) = connection.into_parts() {
+                parts.io.say_last(HEAD_TIMED_OUT);
+            }
+        }
+        Ok(Some(phase)) => tracing::debug!(client = %address, ?phase, "client connection timed out"),
+        Err(error) => {
+            if error.is_parse() {
+                shard.n_request_errors.increment();
+            }
+            tracing::debug!(client = %address, %error, "client connection ended");
+        }
+    }
+    drop(permit);
+}
+
+const HEAD_TIMED_OUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+impl Client {
+    fn shard(&self) -> &Shard {
+        self.frontend.of_worker(self.local.index)
+    }
+
+    async fn handle(self: Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+        let started = Instant::now();
+        self.shard().n_requests.increment();
+        let response = match self.respond(request, started).await {
+            Ok(response) => response,
+            Err(answer) => {
+                self.wait.enter(Phase::Idle);
+                self.shard().n_intercepted.increment();
+                answer.into_response()
+            }
+        };
+        self.shard().responded(ResponseClass::of(response.status()));
+        response
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        started: Instant,
+    ) -> Result<Response<ResponseBody>, Answer> {
+        let (mut parts, body) = request.into_parts();
+        match guard::check(&parts, self.local.limits.request_line_bytes) {
+            Ok(Verdict::Forward) => {}
+            Ok(Verdict::AnswerOptions) => return Err(Answer::options()),
+            Err(refusal) => {
+                self.shard().n_request_errors.increment();
+                return Err(Answer::refused(refusal));
+            }
+        }
+        let backend = self.route(&parts)?;
+        let upgrade = guard::asks_for_upgrade(&parts)
+            .then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
+            .flatten();
+        let cookie = if backend.is_sticky() { sticky::take_cookie(&mut parts.headers) } else { None };
+        let framing = parts.headers.remove(TRANSFER_ENCODING);
+        headers::remove_hop_by_hop(&mut parts.headers);
+        self.forwarded.apply(&mut parts.headers);
+        count_down_forwards(&mut parts);
+        if upgrade.is_some() {
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            parts.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
+        let body = if body.is_end_stream() {
+            RequestBody::Empty
+        } else {
+            // Said, because hyper gives a GET without a length no body.
+            if let Some(chunked) = framing {
+                parts.headers.insert(TRANSFER_ENCODING, chunked);
+            }
+            RequestBody::Streaming { body, wait: Arc::clone(&self.wait) }
+        };
+        self.wait.enter(body.phase());
+        make_origin_form(&mut parts);
+        let method = parts.method.clone();
+        let request = Request::from_parts(parts, body);
+
+        let attempt = failover::Attempt {
+            local: &self.local,
+            wait: &self.wait,
+            client: self.address.ip(),
+            cookie: cookie.as_deref(),
+        };
+        let (response, exchange) = attempt.send(backend, request).await.map_err(Answer::failed)?;
+        let took = started.elapsed();
+        self.finish(response, exchange, &method, upgrade, took)
+    }
+
+    fn finish(
+        &self,
+        response: Response<Incoming>,
+        exchange: Exchange,
+        method: &Method,
+        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        took: std::time::Duration,
+    ) -> Result<Response<ResponseBody>, Answer> {
+        let (mut parts, body) = response.into_parts();
+        exchange.responded(parts.status, took);
+        self.shard().took(took);
+        headers::remove_hop_by_hop(&mut parts.headers);
+        parts.headers.remove(TRANSFER_ENCODING);
+        parts.version = Version::HTTP_11;
+        exchange.mark(&mut parts.headers, method, parts.status);
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let (Some(client), Some(server)) =
+                (upgrade, parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
+            else {
+                exchange.bad_response();
+                return Err(Answer::failed(ProxyError::BadResponse));
+            };
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            parts.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
+            upgrade::spawn(&self.local, client, server, exchange);
+            self.wait.enter(Phase::Idle);
+            return Ok(Response::from_parts(parts, ResponseBody::Empty));
+        }
+        self.wait.enter(Phase::ResponseBody);
+        let mut body = UpstreamBody { body, exchange: Some(exchange), wait: Arc::clone(&self.wait) };
+        if body.body.is_end_stream() {
+            body.ended();
+        }
+        Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
+    }
+
+    fn route(&self, parts: &Parts) -> Result<Arc<Backend>, Answer> {
+        let path = parts.uri.path();
+        let text = |name: &HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok());
+        self.local.with_table(|table| {
+            let index = match self.entry {
+                Entry::ServicePort(port) => table
+                    .routes
+                    .of_port(port)
+                    .ok_or_else(|| Answer::no_route(format!("no app has service port {port} any more"))),
+                Entry::Hosts => {
+                    let host = text(&HOST).unwrap_or_default();
+                    let index = table.routes.of_host(host, path);
+                    index.ok_or_else(|| {
+                        Answer::no_route(format!("no app has the virtual host {host:?} for this path"))
+                    })
+                }
+                Entry::AppIds => match text(&APP_ID) {
+                    Some(app) => table
+                        .routes
+                        .of_app(app)
+                        .ok_or_else(|| Answer::no_route(format!("no app {app:?} is served over HTTP"))),
+                    None => Err(Answer::no_route("the header X-Marathon-App-Id is missing".to_owned())),
+                },
+            }?;
+            Ok(Arc::clone(&table.backends[index]))
+        })
+    }
+}
+
+/// The form for a server; the authority is in Host, which the guard has compared.
+fn make_origin_form(parts: &mut Parts) {
+    parts.version = Version::HTTP_11;
+    if parts.uri.scheme().is_some() {
+        let path = parts.uri.path_and_query().cloned();
+        parts.uri = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    }
+}
+
+fn count_down_forwards(parts: &mut Parts) {
+    if parts.method != Method::OPTIONS {
+        return;
+    }
+    if let Some(left) = parts.headers.get(MAX_FORWARDS).and_then(|v| v.to_str().ok()?.parse::<u32>().ok()) {
+        parts.headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+    }
+}
+
+/// A response of the balancer itself.
+struct Answer {
+    status: StatusCode,
+    /// A word for programs.
+    reason: &'static str,
+    text: String,
+    closes: Closes,
+}
+
+#[derive(PartialEq, Eq)]
+enum Closes {
+    No,
+    Yes,
+}
+
+impl Answer {
+    fn refused(refusal: Refusal) -> Self {
+        Self {
+            status: refusal.status,
+            reason: "request-refused",
+            text: refusal.reason.to_owned(),
+            closes: Closes::Yes,
+        }
+    }
+
+    fn no_route(text: String) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, reason: "no-route", text, closes: Closes::No }
+    }
+
+    fn options() -> Self {
+        Self { status: StatusCode::OK, reason: "max-forwards", text: String::new(), closes: Closes::No }
+    }
+
+    fn failed(error: ProxyError) -> Self {
+        let reason = match error {
+            ProxyError::Connect => "connect-failed",
+            ProxyError::NoEndpoint => "no-endpoint",
+            ProxyError::NoResponse => "no-response",
+            ProxyError::BadResponse => "bad-response",
+            ProxyError::ServerTimeout => "response-timeout",
+            ProxyError::ClientTimeout => "request-timeout",
+            ProxyError::ClientBody => "request-body",
+        };
+        let closes = if error.is_of_client() { Closes::Yes } else { Closes::No };
+        Self { status: error.status(), reason, text: error.to_string(), closes }
+    }
+
+    fn into_response(self) -> Response<ResponseBody> {
+        let text = match self.status {
+            StatusCode::OK => String::new(),
+            status => format!("{status}: {}\n", self.text),
+        };
+        let mut response = Response::new(ResponseBody::Text(Bytes::from(text)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(REASON, HeaderValue::from_static(self.reason));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if self.closes == Closes::Yes {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if self.status == StatusCode::OK || self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        response
+    }
+}
+
+/// A request's body on its way to an endpoint.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    Empty,
+    Streaming { body: Incoming, wait: Arc<Wait> },
+}
+
+impl RequestBody {
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+
+    /// What the client's connection waits for while this is sent.
+    pub(crate) fn phase(&self) -> Phase {
+        match self {
+            Self::Empty => Phase::ServerHead,
+            Self::Streaming { .. } => Phase::RequestBody,
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Self::Streaming { body, wait } = &mut *self else { return Poll::Ready(None) };
+        let frame = std::task::ready!(Pin::new(&mut *body).poll_frame(cx));
+        if wait.phase() == Phase::RequestBody {
+            let has_ended = match &frame {
+                Some(Ok(_)) => body.is_end_stream(),
+                Some(Err(_)) => false,
+                None => true,
+            };
+            if has_ended { wait.enter(Phase::ServerHead) } else { wait.touch() }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Streaming { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Streaming { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+/// A response's body on its way to the client.
+pub(crate) enum ResponseBody {
+    Empty,
+    Text(Bytes),
+    Upstream(UpstreamBody),
+}
+
+/// The endpoint did not send the rest.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the endpoint broke the response off")]
+    Broken(#[source] hyper::Error),
+    #[error("the endpoint or the client stood still for too long")]
+    TimedOut,
+}
+
+pub(crate) struct UpstreamBody {
+    body: Incoming,
+    /// `None` once the body has ended.
+    exchange: Option<Exchange>,
+    wait: Arc<Wait>,
+}
+
+impl UpstreamBody {
+    fn ended(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.ended();
+            self.wait.enter(Phase::Idle);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Pending if self.wait.is_expired() => {
+                self.broken();
+                return Poll::Ready(Some(Err(BodyError::TimedOut)));
+            }
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(frame) => frame,
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                self.wait.touch();
+                if self.body.is_end_stream() {
+                    self.ended();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.broken();
+                Poll::Ready(Some(Err(BodyError::Broken(error))))
+            }
+            None => {
+                self.ended();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn broken(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.broken();
+        }
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.given_up();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Text(text) if text.is_empty() => Poll::Ready(None),
+            Self::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+            Self::Upstream(body) => body.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Text(text) => text.is_empty(),
+            Self::Upstream(body) => body.exchange.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Self::Upstream(body) => body.body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! HAProxy's statistics fields: one row for each frontend, server and backend, in HAProxy's order and with its names.
+//!
+//! A field that has no meaning here is empty. How rows are written down is decided by `csv`, `page` and `metrics`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use l4_vip::pool::EndpointState;
+
+use super::series::{Series, Totals};
+use crate::labels::Mode;
+use crate::names::{APPID_FRONTEND, HTTP_FRONTEND};
+use crate::plane::Shared;
+use crate::table::{Backend, Server, ServerStatus, Standing};
+
+macro_rules! columns {
+    ($($name:ident)*) => {
+        /// A column of the CSV, in order.
+        #[expect(non_camel_case_types, dead_code, reason = "HAProxy's names; some have no meaning here and stay empty")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Column { $($name,)* }
+
+        /// The names of all columns. Each is an identifier, because clients make attributes of them (HAProxy 2.6 has
+        /// one called `-`, which breaks them).
+        pub(super) const COLUMNS: &[&str] = &[$(stringify!($name),)*];
+    };
+}
+
+columns! {
+    pxname svname qcur qmax scur smax slim stot bin bout dreq dresp ereq econ eresp wretr wredis status weight act bck
+    chkfail chkdown lastchg downtime qlimit pid iid sid throttle lbtot tracked type_ rate rate_lim rate_max
+    check_status check_code check_duration hrsp_1xx hrsp_2xx hrsp_3xx hrsp_4xx hrsp_5xx hrsp_other hanafail req_rate
+    req_rate_max req_tot cli_abrt srv_abrt comp_in comp_out comp_byp comp_rsp lastsess last_chk last_agt qtime ctime
+    rtime ttime agent_status agent_code agent_duration check_desc agent_desc check_rise check_fall check_health
+    agent_rise agent_fall agent_health addr cookie mode algo conn_rate conn_rate_max conn_tot intercepted dcon dses
+    wrew connect reuse
+}
+
+/// The name as it is written; one column's is a word of Rust.
+pub(super) fn column_name(name: &'static str) -> &'static str {
+    if name == "type_" { "type" } else { name }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Text(Arc<str>),
+    Number(u64),
+    /// -1: never.
+    Age(i64),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Number(number) => number.fmt(f),
+            Self::Age(seconds) => seconds.fmt(f),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Frontend,
+    Backend,
+    Server,
+}
+
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub kind: Kind,
+    pub(super) values: Vec<Option<Value>>,
+}
+
+impl Row {
+    fn new(kind: Kind, proxy: &Arc<str>, name: impl Into<Arc<str>>, iid: usize) -> Self {
+        let mut row = Self { kind, values: vec![None; COLUMNS.len()] };
+        row.set(Column::pxname, Value::Text(Arc::clone(proxy)));
+        row.set(Column::svname, Value::Text(name.into()));
+        row.number(Column::pid, 1_u64);
+        row.number(Column::iid, iid as u64);
+        row.number(Column::sid, 0_u64);
+        row.number(Column::type_, kind as u64);
+        row
+    }
+
+    pub(super) fn get(&self, column: Column) -> Option<&Value> {
+        self.values[column as usize].as_ref()
+    }
+
+    /// For people: empty when the field has no meaning.
+    pub(super) fn text(&self, column: Column) -> String {
+        self.get(column).map(Value::to_string).unwrap_or_default()
+    }
+
+    pub(super) fn count(&self, column: Column) -> Option<u64> {
+        match self.get(column)? {
+            Value::Number(number) => Some(*number),
+            Value::Text(_) | Value::Age(_) => None,
+        }
+    }
+
+    fn set(&mut self, column: Column, value: Value) {
+        self.values[column as usize] = Some(value);
+    }
+
+    fn number(&mut self, column: Column, number: impl Into<u64>) {
+        self.set(column, Value::Number(number.into()));
+    }
+
+    fn word(&mut self, column: Column, text: impl Into<Arc<str>>) {
+        self.set(column, Value::Text(text.into()));
+    }
+
+    fn responses(&mut self, totals: &Totals) {
+        use Column::{hrsp_1xx, hrsp_2xx, hrsp_3xx, hrsp_4xx, hrsp_5xx, hrsp_other};
+        for (column, n) in
+            [hrsp_1xx, hrsp_2xx, hrsp_3xx, hrsp_4xx, hrsp_5xx, hrsp_other].into_iter().zip(totals.responses)
+        {
+            self.number(column, n);
+        }
+    }
+
+    /// What servers and backends have in common.
+    fn traffic(&mut self, series: &Series, totals: &Totals, standing: &Standing, now: Instant) {
+        self.number(Column::qcur, 0_u64);
+        self.number(Column::qmax, 0_u64);
+        self.number(Column::smax, series.most_current());
+        self.number(Column::stot, totals.n_sessions);
+        self.number(Column::bin, totals.bytes_in);
+        self.number(Column::bout, totals.bytes_out);
+        self.number(Column::dresp, 0_u64);
+        self.number(Column::econ, totals.n_connect_errors);
+        self.number(Column::eresp, totals.n_response_errors);
+        self.number(Column::wretr, totals.n_retries);
+        self.number(Column::wredis, totals.n_redispatches);
+        self.number(Column::lbtot, totals.n_sessions);
+        self.number(Column::bck, 0_u64);
+        self.number(Column::chkdown, standing.n_downs);
+        self.number(Column::lastchg, now.saturating_duration_since(standing.since).as_secs());
+        self.number(Column::downtime, standing.downtime(now).as_secs());
+        let (rate, rate_max) = series.sessions_per_sec();
+        self.number(Column::rate, rate);
+        self.number(Column::rate_max, rate_max);
+        self.responses(totals);
+        self.number(Column::req_tot, totals.n_requests);
+        self.number(Column::cli_abrt, totals.n_client_aborts);
+        self.number(Column::srv_abrt, totals.n_server_aborts);
+        self.set(Column::lastsess, Value::Age(series.last_session_secs().map_or(-1, |s| s as i64)));
+        let millis = totals.mean_time.map_or(0, |t| t.as_millis() as u64);
+        self.number(Column::rtime, millis);
+        self.number(Column::ttime, millis);
+        self.number(Column::connect, totals.n_connects);
+        self.number(Column::reuse, totals.n_reuses);
+    }
+}
+
+/// All rows: the fixed frontends, the frontends of service ports, then each backend after its servers.
+pub(crate) fn rows(shared: &Shared) -> Vec<Row> {
+    let table = shared.table.load();
+    let now = Instant::now();
+    let limit = shared.config.limits.connections_per_listener as u64;
+    let mut rows = Vec::new();
+    let mut iid = 1;
+    for (name, series) in [(HTTP_FRONTEND, &shared.http_in), (APPID_FRONTEND, &shared.appid_in)] {
+        iid += 1;
+        rows.push(frontend(&name.into(), series, iid, limit));
+    }
+    // A service whose port another one has won has no frontend.
+    let has_port = |i: usize, b: &Backend| table.routes.of_port(b.labels.port) == Some(i);
+    let http = |b: &Backend| b.labels.mode == Mode::Http;
+    for (_, b) in table.backends.iter().enumerate().filter(|(i, b)| http(b) && has_port(*i, b)) {
+        iid += 1;
+        rows.push(frontend(&b.name, &b.frontend, iid, limit));
+    }
+    for b in table.backends.iter().filter(|b| http(b)) {
+        iid += 1;
+        let mut servers: Vec<&Server> = b.servers.iter().collect();
+        servers
+            .sort_by(|a, b| (&a.host, a.endpoint.address.port()).cmp(&(&b.host, b.endpoint.address.port())));
+        rows.extend(servers.into_iter().map(|s| server(b, s, iid, now)));
+        rows.push(backend(b, iid, limit, now));
+    }
+    rows
+}
+
+fn frontend(name: &Arc<str>, series: &Series, iid: usize, limit: u64) -> Row {
+    let totals = series.totals();
+    let mut row = Row::new(Kind::Frontend, name, "FRONTEND", iid);
+    row.number(Column::scur, series.n_current());
+    row.number(Column::smax, series.most_current());
+    row.number(Column::slim, limit);
+    row.number(Column::stot, totals.n_sessions);
+    row.number(Column::bin, totals.bytes_in);
+    row.number(Column::bout, totals.bytes_out);
+    row.number(Column::dreq, 0_u64);
+    row.number(Column::dresp, 0_u64);
+    row.number(Column::ereq, totals.n_request_errors);
+    row.word(Column::status, "OPEN");
+    let (rate, rate_max) = series.sessions_per_sec();
+    row.number(Column::rate, rate);
+    row.number(Column::rate_lim, 0_u64);
+    row.number(Column::rate_max, rate_max);
+    row.responses(&totals);
+    let (req_rate, req_rate_max) = series.requests_per_sec();
+    row.number(Column::req_rate, req_rate);
+    row.number(Column::req_rate_max, req_rate_max);
+    row.number(Column::req_tot, totals.n_requests);
+    row.word(Column::mode, "http");
+    row.number(Column::conn_rate, rate);
+    row.number(Column::conn_rate_max, rate_max);
+    row.number(Column::conn_tot, totals.n_sessions);
+    row.number(Column::intercepted, totals.n_intercepted);
+    row.number(Column::dcon, totals.n_denied);
+    row.number(Column::dses, 0_u64);
+    row
+}
+
+fn backend(backend: &Backend, iid: usize, limit: u64, now: Instant) -> Row {
+    let totals = backend.series.totals();
+    let mut row = Row::new(Kind::Backend, &backend.name, "BACKEND", iid);
+    let n_usable = backend.pool.n_usable() as u64;
+    row.traffic(&backend.series, &totals, &backend.standing, now);
+    row.number(Column::scur, backend.series.n_current());
+    row.number(Column::slim, limit);
+    row.number(Column::dreq, 0_u64);
+    row.word(Column::status, if n_usable > 0 { "UP" } else { "DOWN" });
+    row.number(Column::weight, n_usable);
+    row.number(Column::act, n_usable);
+    row.word(Column::mode, "http");
+    row.word(Column::algo, backend.labels.balance.to_string());
+    if backend.is_sticky() {
+        row.word(Column::cookie, crate::sticky::COOKIE_NAME);
+    }
+    row
+}
+
+fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
+    let totals = server.series.totals();
+    let mut row = Row::new(Kind::Server, &backend.name, Arc::clone(&server.name), iid);
+    row.traffic(&server.series, &totals, &server.standing, now);
+    row.number(Column::sid, u64::from(server.id));
+    row.number(Column::scur, server.endpoint.n_in_flight());
+    row.word(Column::status, status(server));
+    row.number(Column::weight, 1_u64);
+    row.number(Column::act, u64::from(server.endpoint.is_usable()));
+    row.word(Column::mode, "http");
+    row.word(Column::addr, server.endpoint.address.to_string());
+    if backend.is_sticky() {
+        row.word(Column::cookie, Arc::clone(&server.cookie));
+    }
+    if server.status == ServerStatus::Up {
+        row.word(Column::check_status, "L7OK");
+        row.word(Column::last_chk, "healthy, says the scheduler");
+    } else if server.status == ServerStatus::Unhealthy {
+        row.word(Column::check_status, "L7STS");
+        row.word(Column::last_chk, "unhealthy, says the scheduler");
+    }
+    row
+}
+
+/// In HAProxy's words.
+fn status(server: &Server) -> &'static str {
+    let is_ejected = |endpoint: &EndpointState| endpoint.is_usable() && endpoint.is_ejected();
+    match server.status {
+        ServerStatus::Draining => "DRAIN",
+        ServerStatus::Unhealthy => "DOWN",
+        _ if is_ejected(&server.endpoint) => "DOWN",
+        ServerStatus::Up => "UP",
+        ServerStatus::Unchecked => "no check",
+    }
+}

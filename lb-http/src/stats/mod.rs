@@ -1,0 +1,19 @@
+//! What was counted, and how it is shown: HAProxy's CSV, JSON and page, Prometheus text, and our own views.
+//!
+//! The request path only adds to a [`Series`]; everything else is worked out when somebody asks.
+
+mod csv;
+mod fields;
+mod histogram;
+mod metrics;
+mod page;
+mod series;
+mod views;
+
+pub(crate) use csv::{csv, json};
+pub(crate) use fields::rows;
+pub(crate) use metrics::metrics;
+pub(crate) use page::page;
+pub use series::{ResponseClass, Series, Session, Shard, Totals};
+pub use views::{BackendView, RouteFrom, RouteView, ServerView};
+pub(crate) use views::{app_map, backends, routes, vhost_map};

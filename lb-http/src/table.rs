@@ -1,0 +1,296 @@
+//! What a snapshot compiles to: backends with their servers, and the routes that lead to them.
+//!
+//! A table never changes; live state (requests in flight, ejection, counters) is shared with the table before it.
+//! Compiling costs what changed: apps whose `Arc` is the same keep their backends. Who listens where is not decided
+//! here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_watcher::catalog::{
+    App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Rotation, Service,
+    ServiceId, Snapshot,
+};
+use http::HeaderValue;
+use l4_vip::pool::{EndpointState, Pool};
+
+use crate::labels::{self, Affinity, Mode, ServiceLabels};
+use crate::names;
+use crate::route::Routes;
+use crate::stats::Series;
+use crate::sticky;
+
+#[derive(Debug)]
+pub struct Table {
+    pub generation: Generation,
+    /// By app id, then port. Routes hold indices into it.
+    pub backends: Vec<Arc<Backend>>,
+    pub routes: Arc<Routes>,
+    /// What is wrong with labels and routes, by app.
+    pub problems: Arc<[Problem]>,
+}
+
+impl Table {
+    pub fn backend(&self, service: &ServiceId) -> Option<&Arc<Backend>> {
+        self.backends.iter().find(|b| b.service == *service)
+    }
+}
+
+/// One service of one app, as HAProxy means the word.
+#[derive(Debug)]
+pub struct Backend {
+    pub service: ServiceId,
+    /// Marathon-LB's name; the frontend of the service port has it too.
+    pub name: Arc<str>,
+    pub app_version: Arc<str>,
+    pub labels: Arc<ServiceLabels>,
+    pub pool: Pool,
+    /// One for each of the pool's endpoints, at the same index.
+    pub servers: Box<[Server]>,
+    pub series: Arc<Series>,
+    /// The series of the service port's frontend.
+    pub frontend: Arc<Series>,
+    pub standing: Standing,
+}
+
+#[derive(Clone, Debug)]
+pub struct Server {
+    pub name: Arc<str>,
+    /// HAProxy's `sid`.
+    pub id: u16,
+    /// The value of the sticky cookie.
+    pub cookie: Arc<str>,
+    pub set_cookie: HeaderValue,
+    pub host: Arc<str>,
+    pub endpoint: Arc<EndpointState>,
+    pub series: Arc<Series>,
+    pub status: ServerStatus,
+    pub standing: Standing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerStatus {
+    /// The scheduler's health checks pass.
+    Up,
+    /// The app has no health checks.
+    Unchecked,
+    /// Being stopped: finishes what it has.
+    Draining,
+    /// The scheduler's health checks fail.
+    Unhealthy,
+}
+
+/// Since when something is up or down, and how long it has been down in all.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    pub is_up: bool,
+    pub since: Instant,
+    pub n_downs: u64,
+    down_before: Duration,
+}
+
+impl Standing {
+    fn new(is_up: bool, now: Instant) -> Self {
+        Self { is_up, since: now, n_downs: 0, down_before: Duration::ZERO }
+    }
+
+    fn next(self, is_up: bool, now: Instant) -> Self {
+        match (self.is_up, is_up) {
+            (true, false) => Self { is_up, since: now, n_downs: self.n_downs + 1, ..self },
+            (false, true) => Self { is_up, since: now, down_before: self.downtime(now), ..self },
+            _ => self,
+        }
+    }
+
+    pub fn downtime(&self, now: Instant) -> Duration {
+        let current = if self.is_up { Duration::ZERO } else { now.saturating_duration_since(self.since) };
+        self.down_before + current
+    }
+}
+
+impl Backend {
+    pub fn is_sticky(&self) -> bool {
+        self.labels.affinity == Affinity::Cookie && self.labels.mode == Mode::Http
+    }
+
+    /// The usable server that a cookie names.
+    pub fn server_of_cookie(&self, value: &[u8]) -> Option<usize> {
+        self.servers.iter().position(|s| s.cookie.as_bytes() == value && s.endpoint.is_usable())
+    }
+}
+
+/// Compiles one snapshot after the other.
+#[derive(Debug)]
+pub struct Compiler {
+    groups: Vec<String>,
+    n_workers: usize,
+    apps: BTreeMap<AppId, CompiledApp>,
+    routes: Arc<Routes>,
+    backends: Vec<Arc<Backend>>,
+}
+
+#[derive(Debug)]
+struct CompiledApp {
+    app: Arc<App>,
+    backends: Vec<Arc<Backend>>,
+    problems: Vec<Problem>,
+}
+
+impl Compiler {
+    pub fn new(groups: Vec<String>, n_workers: usize) -> Self {
+        Self { groups, n_workers, apps: BTreeMap::new(), routes: Arc::default(), backends: Vec::new() }
+    }
+
+    pub fn compile(&mut self, snapshot: &Snapshot, now: Instant) -> Table {
+        for (_, gone) in self.apps.extract_if(.., |id, _| !snapshot.apps.contains_key(id)) {
+            gone.backends.iter().for_each(|b| retire(b));
+        }
+        for (id, app) in snapshot.apps.iter() {
+            if self.apps.get(id).is_some_and(|known| Arc::ptr_eq(&known.app, app)) {
+                continue;
+            }
+            let previous = self.apps.remove(id);
+            let compiled = self.compile_app(app, previous.as_ref(), now);
+            self.apps.insert(id.clone(), compiled);
+        }
+        let backends: Vec<Arc<Backend>> =
+            self.apps.values().flat_map(|app| &app.backends).map(Arc::clone).collect();
+        if !self.routes_hold(&backends) {
+            self.routes = Arc::new(Routes::compile(&backends));
+        }
+        self.backends.clone_from(&backends);
+        let problems = self.apps.values().flat_map(|app| &app.problems).chain(&self.routes.problems);
+        Table {
+            generation: snapshot.generation,
+            problems: problems.cloned().collect(),
+            routes: Arc::clone(&self.routes),
+            backends,
+        }
+    }
+
+    fn compile_app(&self, app: &Arc<App>, previous: Option<&CompiledApp>, now: Instant) -> CompiledApp {
+        let mut problems = Vec::new();
+        let known = previous.map_or(&[][..], |p| &p.backends);
+        let mut backends: Vec<Arc<Backend>> = Vec::new();
+        for service in &app.services {
+            let previous = known.iter().find(|b| b.service == service.id).map(|b| &**b);
+            match labels::read(app, service, &self.groups, &mut problems) {
+                Some(labels) => {
+                    let compile = CompileBackend { app, service, previous, n_workers: self.n_workers, now };
+                    backends.push(Arc::new(compile.backend(labels)));
+                }
+                None => previous.into_iter().for_each(retire),
+            }
+        }
+        known.iter().filter(|b| app.service(b.service.port_index).is_none()).for_each(|b| retire(b));
+        backends.sort_by_key(|b| b.labels.port);
+        CompiledApp { app: Arc::clone(app), backends, problems }
+    }
+
+    /// The routes of the last table are right for these backends, too. Versions only matter to who wins a conflict.
+    fn routes_hold(&self, backends: &[Arc<Backend>]) -> bool {
+        let same = |(old, new): (&Arc<Backend>, &Arc<Backend>)| {
+            old.service == new.service
+                && Arc::ptr_eq(&old.labels, &new.labels)
+                && (self.routes.problems.is_empty() || old.app_version == new.app_version)
+        };
+        self.backends.len() == backends.len() && self.backends.iter().zip(backends).all(same)
+    }
+}
+
+/// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
+fn retire(backend: &Backend) {
+    Pool::new(backend.labels.balance, [], Some(&backend.pool));
+}
+
+struct CompileBackend<'a> {
+    app: &'a App,
+    service: &'a Service,
+    previous: Option<&'a Backend>,
+    n_workers: usize,
+    now: Instant,
+}
+
+impl CompileBackend<'_> {
+    fn backend(&self, labels: ServiceLabels) -> Backend {
+        let index = self.service.id.port_index;
+        let previous = self.previous;
+        let labels = match previous {
+            Some(previous) if *previous.labels == labels => Arc::clone(&previous.labels),
+            _ => Arc::new(labels),
+        };
+        let instances = &self.app.instances;
+        let members = instances.iter().filter_map(|instance| {
+            let endpoint = instance.endpoint(index)?;
+            Some((instance.id.clone(), endpoint.address, instance.rotation()))
+        });
+        let pool = Pool::new(labels.balance, members, previous.map(|p| &p.pool));
+        let instances: BTreeMap<&InstanceId, &Instance> = instances.iter().map(|i| (&i.id, &**i)).collect();
+        let mut servers: Vec<Server> = Vec::with_capacity(pool.endpoints().len());
+        for endpoint in pool.endpoints() {
+            let server = self.server(endpoint, instances.get(&endpoint.instance).copied(), &servers);
+            servers.push(server);
+        }
+        // A backend without any endpoint has just not been scaled up yet: that is down, but not a downtime.
+        let is_up = pool.n_usable() > 0;
+        let same_name = previous.filter(|p| p.labels.port == labels.port);
+        Backend {
+            service: self.service.id.clone(),
+            name: match same_name {
+                Some(previous) => Arc::clone(&previous.name),
+                None => names::backend(&self.app.id, labels.port).into(),
+            },
+            app_version: Arc::clone(&self.app.version),
+            pool,
+            servers: servers.into(),
+            series: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.series)),
+            frontend: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.frontend)),
+            standing: previous
+                .map_or_else(|| Standing::new(is_up, self.now), |p| p.standing.next(is_up, self.now)),
+            labels,
+        }
+    }
+
+    fn server(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        instance: Option<&Instance>,
+        others: &[Server],
+    ) -> Server {
+        let status = match instance {
+            _ if endpoint.rotation() != Rotation::In => match instance {
+                Some(i) if i.state != InstanceState::Killing && i.health == Health::Unhealthy => {
+                    ServerStatus::Unhealthy
+                }
+                _ => ServerStatus::Draining,
+            },
+            Some(instance) if instance.health == Health::Healthy => ServerStatus::Up,
+            _ => ServerStatus::Unchecked,
+        };
+        let is_up = endpoint.is_usable();
+        let known = self.previous.and_then(|p| p.servers.iter().find(|s| Arc::ptr_eq(&s.endpoint, endpoint)));
+        if let Some(known) = known {
+            return Server { status, standing: known.standing.next(is_up, self.now), ..known.clone() };
+        }
+        let host = instance.map_or_else(|| endpoint.address.ip().to_string().into(), |i| Arc::clone(&i.host));
+        let name = names::server(&host, endpoint.address);
+        let known_ids = self.previous.map_or(&[][..], |p| &p.servers);
+        let is_taken = |id| others.iter().chain(known_ids).any(|s| s.id == id && *s.name != *name);
+        let cookie: Arc<str> = names::cookie_value(&name).into();
+        Server {
+            id: names::server_id(&name, is_taken),
+            set_cookie: sticky::set_cookie(&cookie),
+            cookie,
+            name: name.into(),
+            host,
+            endpoint: Arc::clone(endpoint),
+            series: Series::new(self.n_workers),
+            status,
+            standing: Standing::new(is_up, self.now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Compiling: names, conflicts, what survives a change.
+
+use std::collections::BTreeMap;
+
+use event_watcher::catalog::{Endpoint, Protocols, Readiness};
+
+use super::*;
+
+fn instance(id: &str, port: u16, state: InstanceState, health: Health) -> Arc<Instance> {
+    Arc::new(Instance {
+        id: InstanceId::new(id),
+        host: "127.0.0.1".into(),
+        host_address: None,
+        agent: None,
+        version: "v".into(),
+        state,
+        health,
+        readiness: Readiness::Unchecked,
+        started_at: None,
+        addresses: vec![],
+        endpoints: vec![Endpoint { port_index: 0, address: ([127, 0, 0, 1], port).into() }],
+    })
+}
+
+fn running(id: &str, port: u16) -> Arc<Instance> {
+    instance(id, port, InstanceState::Running, Health::Unchecked)
+}
+
+fn app(
+    id: &str,
+    version: &str,
+    port: u16,
+    labels: &[(&str, &str)],
+    instances: Vec<Arc<Instance>>,
+) -> Arc<App> {
+    let id = AppId::new(id);
+    let service = Service {
+        id: ServiceId { app: id.clone(), port_index: 0 },
+        name: None,
+        service_port: Some(port),
+        protocols: Protocols::TCP,
+        labels: BTreeMap::new(),
+        vips: vec![],
+    };
+    let labels = [("HAPROXY_0_MODE", "http")].iter().chain(labels);
+    Arc::new(App {
+        id,
+        version: version.into(),
+        labels: labels.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        n_instances_wanted: 0,
+        services: vec![service],
+        health_checks: vec![],
+        instances,
+        deployments: vec![],
+    })
+}
+
+struct Compiled {
+    compiler: Compiler,
+    generation: u64,
+}
+
+impl Compiled {
+    fn new() -> Self {
+        Self { compiler: Compiler::new(vec!["*".to_owned()], 1), generation: 0 }
+    }
+
+    fn table(&mut self, apps: &[Arc<App>]) -> Table {
+        self.generation += 1;
+        let snapshot = Snapshot {
+            generation: Generation(self.generation),
+            apps: Arc::new(apps.iter().map(|a| (a.id.clone(), Arc::clone(a))).collect()),
+            ..Snapshot::default()
+        };
+        self.compiler.compile(&snapshot, Instant::now())
+    }
+}
+
+fn host<'a>(table: &'a Table, host: &str, path: &str) -> Option<&'a str> {
+    table.routes.of_host(host, path).map(|i| &*table.backends[i].name)
+}
+
+#[test]
+fn an_app_becomes_a_backend_with_marathon_lbs_names() {
+    let table = Compiled::new().table(&[app("/dcos-101/app2", "v", 10000, &[], vec![running("i", 31000)])]);
+    let backend = &table.backends[0];
+    assert_eq!(&*backend.name, "dcos-101_app2_10000");
+    assert_eq!(&*backend.servers[0].name, "127_0_0_1_31000");
+    assert_eq!(backend.servers[0].set_cookie.as_bytes(), b"mesosphere_server_id=02ff1d3766; path=/");
+    assert_eq!(table.routes.of_port(10000), Some(0));
+    assert_eq!(table.routes.of_app("/DCOS-101/app2"), Some(0));
+    assert!(table.problems.is_empty());
+}
+
+#[test]
+fn hosts_and_paths_lead_to_the_right_backend() {
+    let table = Compiled::new().table(&[
+        app("/site", "v", 1, &[("HAPROXY_0_VHOST", "a.test,b.test")], vec![]),
+        app("/foo", "v", 2, &[("HAPROXY_0_VHOST", "a.test"), ("HAPROXY_0_PATH", "/foo")], vec![]),
+        app("/bar", "v", 3, &[("HAPROXY_0_VHOST", "a.test"), ("HAPROXY_0_PATH", "/foo/bar")], vec![]),
+        app(
+            "/first",
+            "v",
+            4,
+            &[
+                ("HAPROXY_0_VHOST", "a.test"),
+                ("HAPROXY_0_PATH", "/foo/bar/x"),
+                ("HAPROXY_0_BACKEND_WEIGHT", "-1"),
+            ],
+            vec![],
+        ),
+    ]);
+    for (name, path, expect) in [
+        ("a.test", "/", Some("site_1")),
+        ("A.TEST:9080", "/foo", Some("foo_2")),
+        ("a.test", "/foobar", Some("foo_2")),
+        ("a.test", "/foo/bar", Some("bar_3")),
+        ("a.test", "/foo/bar/x", Some("bar_3")),
+        ("b.test", "/foo", Some("site_1")),
+        ("c.test", "/", None),
+        ("", "/", None),
+    ] {
+        assert_eq!(host(&table, name, path), expect, "{name} {path}");
+    }
+    assert!(table.problems.is_empty());
+}
+
+#[test]
+fn the_older_version_wins_a_port_and_a_host_and_the_other_is_told() {
+    let labels = [("HAPROXY_0_VHOST", "a.test")];
+    let table = Compiled::new().table(&[
+        app("/a", "2024-02-02", 10000, &labels, vec![]),
+        app("/b", "2024-01-01", 10000, &labels, vec![]),
+        app("/c", "2024-01-01", 10000, &[("HAPROXY_0_VHOST", "c.test")], vec![]),
+    ]);
+    let winner = table.routes.of_port(10000).unwrap();
+    assert_eq!(table.backends[winner].service.app.as_str(), "/b");
+    assert_eq!(host(&table, "a.test", "/"), Some("b_10000"));
+    assert_eq!(host(&table, "c.test", "/"), Some("c_10000"), "losing the port costs the port only");
+    let problems: Vec<_> =
+        table.problems.iter().map(|p| (p.app.as_ref().unwrap().as_str(), &*p.what)).collect();
+    assert_eq!(
+        problems,
+        [
+            ("/a", "service port 10000 is taken by /b"),
+            ("/a", "virtual host a.test is taken by /b"),
+            ("/c", "service port 10000 is taken by /b"),
+        ]
+    );
+}
+
+#[test]
+fn what_did_not_change_is_kept() {
+    let mut compiled = Compiled::new();
+    let (a, b) = (app("/a", "v", 1, &[], vec![running("i", 31000)]), app("/b", "v", 2, &[], vec![]));
+    let first = compiled.table(&[Arc::clone(&a), Arc::clone(&b)]);
+    first.backends[0].series.of_worker(0).n_requests.add(7);
+    first.backends[0].servers[0].series.of_worker(0).n_requests.add(7);
+
+    let scaled = app("/a", "v", 1, &[], vec![running("i", 31000), running("j", 31001)]);
+    let second = compiled.table(&[scaled, b]);
+    assert!(Arc::ptr_eq(&first.backends[1], &second.backends[1]));
+    assert!(Arc::ptr_eq(&first.routes, &second.routes));
+    assert_eq!(second.backends[0].series.totals().n_requests, 7);
+    assert!(Arc::ptr_eq(&first.backends[0].servers[0].series, &second.backends[0].servers[0].series));
+
+    let third = compiled.table(&[]);
+    assert!(third.backends.is_empty() && third.routes.of_port(1).is_none());
+    assert!(!second.backends[0].servers[0].endpoint.is_usable(), "endpoints of a removed app are out");
+}
+
+#[test]
+fn status_and_downtime_follow_the_scheduler() {
+    let mut compiled = Compiled::new();
+    for (state, health, status, is_up) in [
+        (InstanceState::Running, Health::Healthy, ServerStatus::Up, true),
+        (InstanceState::Running, Health::Unhealthy, ServerStatus::Unhealthy, false),
+        (InstanceState::Running, Health::Healthy, ServerStatus::Up, true),
+        (InstanceState::Killing, Health::Healthy, ServerStatus::Draining, false),
+    ] {
+        let table = compiled.table(&[app("/a", "v", 1, &[], vec![instance("i", 31000, state, health)])]);
+        let backend = &table.backends[0];
+        assert_eq!(backend.servers[0].status, status);
+        assert_eq!((backend.standing.is_up, backend.servers[0].standing.is_up), (is_up, is_up));
+    }
+    let table = compiled.table(&[app("/a", "v", 1, &[], vec![])]);
+    assert_eq!(table.backends[0].standing.n_downs, 2);
+}
+
+#[test]
+fn a_cookie_names_only_a_usable_server() {
+    let draining = instance("d", 31001, InstanceState::Killing, Health::Unchecked);
+    let table = Compiled::new().table(&[app("/a", "v", 1, &[], vec![running("i", 31000), draining])]);
+    let backend = &table.backends[0];
+    let cookie = |port: u16| names::cookie_value(&format!("127_0_0_1_{port}"));
+    assert_eq!(backend.server_of_cookie(cookie(31000).as_bytes()), Some(0));
+    assert_eq!(backend.server_of_cookie(cookie(31001).as_bytes()), None);
+    assert_eq!(backend.server_of_cookie(b"0000000000"), None);
+}

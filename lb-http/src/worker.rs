@@ -1,0 +1,293 @@
+//! One worker: its listeners, its connections on both sides, its end.
+//!
+//! Everything in [`Local`] belongs to one thread. A worker never decides what to listen on; it is told.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Cache};
+use event_watcher::publish::Applied;
+use foldhash::quality::RandomState;
+use hyper::server::conn::http1;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::client::{Clock, SWEEP_INTERVAL, Waits};
+use crate::config::{Config, Limits, Timeouts};
+use crate::proxy::{self, Accepted, Entry};
+use crate::stats::Series;
+use crate::table::Table;
+use crate::upstream::Upstreams;
+
+/// After the process ran out of something (file descriptors): long enough for a connection to end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+pub(crate) enum Command {
+    Listen(Listener),
+    Close(Entry),
+}
+
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) entry: Entry,
+    pub(crate) socket: std::net::TcpListener,
+    pub(crate) port: u16,
+    /// Of the frontend, when the table has none for the entry.
+    pub(crate) series: Arc<Series>,
+    /// Shared with the same listener of other workers.
+    pub(crate) n_connections: Arc<AtomicU32>,
+}
+
+/// Serves on one thread: `run` wants a `LocalSet` of a current-thread runtime around it.
+#[derive(Debug)]
+pub struct Worker {
+    pub(crate) index: usize,
+    pub(crate) config: Arc<Config>,
+    pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) applied: Applied,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// What the connections of one worker share.
+pub(crate) struct Local {
+    pub(crate) index: usize,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) limits: Limits,
+    pub(crate) http1: http1::Builder,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) tasks: TaskTracker,
+    table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
+    waits: Rc<Waits>,
+    clock: Arc<Clock>,
+    clients: Arc<Clients>,
+}
+
+impl Local {
+    /// Looks something up in the newest table.
+    pub(crate) fn with_table<T>(&self, look_up: impl FnOnce(&Table) -> T) -> T {
+        look_up(self.table.borrow_mut().load())
+    }
+}
+
+impl Worker {
+    /// Serves until the plane is cancelled; then stops accepting, lets what is in flight end within the drain time,
+    /// and returns.
+    pub async fn run(mut self) {
+        let clock = Clock::new();
+        let local = Rc::new(Local {
+            index: self.index,
+            timeouts: self.config.timeouts,
+            limits: self.config.limits,
+            http1: proxy::http1_builder(&self.config.limits),
+            upstreams: Upstreams::new(self.index, Arc::clone(&clock), self.config.timeouts.connect),
+            tasks: TaskTracker::new(),
+            table: RefCell::new(Cache::new(Arc::clone(&self.table))),
+            waits: Rc::default(),
+            clock,
+            clients: Arc::clone(&self.clients),
+        });
+        let mut listeners: HashMap<Entry, CancellationToken> = HashMap::new();
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut n_sweeps = 0_u32;
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Listen(listener)) => {
+                        let close = CancellationToken::new();
+                        listeners.insert(listener.entry, close.clone());
+                        local.tasks.spawn_local(accept(Rc::clone(&local), listener, close));
+                    }
+                    Some(Command::Close(entry)) => {
+                        listeners.remove(&entry).iter().for_each(CancellationToken::cancel);
+                    }
+                    None => break,
+                },
+                Ok(_) = self.applied.changed() => local.upstreams.prune(),
+                _ = sweep.tick() => {
+                    local.sweep();
+                    n_sweeps = n_sweeps.wrapping_add(1);
+                    if n_sweeps.is_multiple_of(10) {
+                        local.upstreams.prune();
+                    }
+                }
+                () = self.cancel.cancelled() => break,
+            }
+        }
+        listeners.values().for_each(CancellationToken::cancel);
+        local.waits.drain();
+        local.tasks.close();
+        let drained = async {
+            tokio::select! {
+                () = local.tasks.wait() => {}
+                () = async {
+                    loop {
+                        sweep.tick().await;
+                        local.sweep();
+                    }
+                } => {}
+            }
+        };
+        if tokio::time::timeout(self.config.drain_timeout, drained).await.is_err() {
+            tracing::warn!(
+                worker = self.index,
+                n_open = local.tasks.len(),
+                "connections were cut at the end of the drain time"
+            );
+        }
+    }
+}
+
+impl Local {
+    fn sweep(&self) {
+        self.waits.sweep(self.clock.advance(), &self.timeouts);
+    }
+}
+
+async fn accept(local: Rc<Local>, listener: Listener, close: CancellationToken) {
+    let Listener { entry, socket, port, series, n_connections } = listener;
+    let from = From { entry, port, series, n_connections };
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(port, %error, "a listener could not be watched");
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            biased;
+            () = close.cancelled() => break,
+            accepted = socket.accept() => match accepted {
+                Ok((stream, client)) => from.admit(&local, stream, client),
+                Err(error) => {
+                    tracing::warn!(port, %error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    // Who is in the backlog was promised service when the kernel completed the handshake.
+    let Ok(socket) = socket.into_std() else { return };
+    while let Ok((stream, client)) = socket.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            from.admit(&local, stream, client);
+        }
+    }
+}
+
+struct From {
+    entry: Entry,
+    port: u16,
+    series: Arc<Series>,
+    n_connections: Arc<AtomicU32>,
+}
+
+impl From {
+    fn admit(&self, local: &Rc<Local>, stream: TcpStream, client: std::net::SocketAddr) {
+        let series = match self.entry {
+            Entry::ServicePort(port) => local.with_table(|table| {
+                let backend = table.routes.of_port(port).map(|i| &table.backends[i]);
+                Arc::clone(backend.map_or(&self.series, |b| &b.frontend))
+            }),
+            Entry::Hosts | Entry::AppIds => Arc::clone(&self.series),
+        };
+        let shard = series.of_worker(local.index);
+        let Some(permit) = local.clients.permit(client.ip(), &self.n_connections, &local.limits) else {
+            shard.n_denied.increment();
+            return;
+        };
+        shard.n_sessions.increment();
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%client, %error, "a client left at once");
+            return;
+        }
+        let session = series.begin();
+        let accepted = Accepted { stream, client, local_port: self.port, entry: self.entry, session, permit };
+        let registered = local.waits.register(&local.clock);
+        local.tasks.spawn_local(proxy::serve(Rc::clone(local), accepted, registered));
+    }
+}
+
+/// How many connections each client address has, over all workers. A table of counters, not of addresses: two that
+/// share a counter are counted together, which the table's size makes rare.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    counters: Box<[AtomicU32]>,
+    hasher: RandomState,
+}
+
+const N_COUNTERS: usize = 1 << 14;
+
+/// A connection's place within the limits, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    clients: Arc<Clients>,
+    counter: usize,
+    n_connections: Arc<AtomicU32>,
+}
+
+impl Clients {
+    pub(crate) fn new() -> Arc<Self> {
+        let counters = (0..N_COUNTERS).map(|_| AtomicU32::new(0)).collect();
+        Arc::new(Self { counters, hasher: RandomState::default() })
+    }
+
+    fn permit(
+        self: &Arc<Self>,
+        client: IpAddr,
+        n_connections: &Arc<AtomicU32>,
+        limits: &Limits,
+    ) -> Option<Permit> {
+        let counter = self.hasher.hash_one(client.to_canonical()) as usize % N_COUNTERS;
+        // Made first, so that what is over a limit is taken back by its drop.
+        let permit = Permit { clients: Arc::clone(self), counter, n_connections: Arc::clone(n_connections) };
+        let of_client = self.counters[counter].fetch_add(1, Relaxed) as usize;
+        let of_listener = n_connections.fetch_add(1, Relaxed) as usize;
+        let fits = of_client < limits.connections_per_client && of_listener < limits.connections_per_listener;
+        fits.then_some(permit)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.clients.counters[self.counter].fetch_sub(1, Relaxed);
+        self.n_connections.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_per_client_and_per_listener_and_given_back() {
+        let limits = Limits { connections_per_client: 2, connections_per_listener: 3, ..Limits::default() };
+        let (clients, listener) = (Clients::new(), Arc::default());
+        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+        let first = clients.permit(a, &listener, &limits).unwrap();
+        let _second = clients.permit(a, &listener, &limits).unwrap();
+        assert!(clients.permit(a, &listener, &limits).is_none(), "two of one client");
+        drop(first);
+        let _third = clients.permit(a, &listener, &limits).unwrap();
+        assert!(
+            clients.permit("::ffff:10.0.0.1".parse().unwrap(), &listener, &limits).is_none(),
+            "the same client"
+        );
+        let _fourth = clients.permit(b, &listener, &limits);
+        assert!(clients.permit(b, &listener, &limits).is_none(), "three of one listener");
+    }
+}
