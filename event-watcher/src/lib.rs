@@ -1,7 +1,7 @@
 //! Watches a Marathon-like scheduler and publishes what it runs as immutable, numbered snapshots.
 //!
 //! Reading order: [`catalog`] (the words everybody shares), [`publish`] (how a snapshot reaches the planes), [`watcher`]
-//! (the one task that writes), `reconcile` (what it does next), [`sources`] (how a scheduler is read).
+//! (the one task that writes), `reconcile` (what it does next), `sources` (how a scheduler is read).
 //!
 //! Invariants: the catalog does no IO; nothing but the watcher publishes; an event is never state; an answer that
 //! failed removes nothing; a bad app never hides a good one.
@@ -13,7 +13,7 @@ mod keep;
 pub mod publish;
 mod reconcile;
 mod resolver;
-pub mod sources;
+mod sources;
 pub mod stats;
 pub mod watcher;
 

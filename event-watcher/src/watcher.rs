@@ -1,4 +1,4 @@
-//! The task that watches: carries out what [`crate::reconcile`] decides, and is the only writer of the catalog.
+//! The task that watches: carries out what `reconcile` decides, and is the only writer of the catalog.
 //!
 //! It never publishes less because something failed: without an answer, the last good state stays and is called stale.
 

@@ -2,7 +2,7 @@
 //!
 //! A source reads and translates; it never decides when to read ([`crate::reconcile`]) and never publishes.
 
-pub mod marathon;
+pub(crate) mod marathon;
 mod signal;
 
 pub(crate) use signal::{InstanceRef, Signal, Urgency, Verdict};

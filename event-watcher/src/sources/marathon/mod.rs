@@ -6,7 +6,7 @@
 pub(crate) mod client;
 pub(crate) mod events;
 pub(crate) mod list;
-pub mod sse;
+pub(crate) mod sse;
 pub(crate) mod stream;
 pub(crate) mod translate;
 pub(crate) mod wire;
