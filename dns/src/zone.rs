@@ -10,7 +10,7 @@ use std::sync::Arc;
 use event_watcher::catalog::Generation;
 use foldhash::fast::FixedState;
 
-use crate::names::{MAX_NAME, WireName, suffixes};
+use crate::names::{MAX_NAME, WireName, labels, suffixes};
 use crate::records::{DCOS, L4LB, MESOS};
 
 /// So many parts that a change copies little (a name's shard holds some hundred of 100,000 names), so few that a
@@ -213,12 +213,13 @@ impl Zone {
             return None;
         }
         let mut kept = Vec::with_capacity(name.len());
-        for (i, suffix) in suffixes(name).enumerate() {
-            let label = &suffix[..=usize::from(suffix[0])];
-            if i == 0 || label != b"\x01*" {
+        for (i, label) in labels(name).enumerate() {
+            if i == 0 || label != b"*" {
+                kept.push(label.len() as u8);
                 kept.extend_from_slice(label);
             }
         }
+        kept.push(0);
         self.node(&kept)
     }
 

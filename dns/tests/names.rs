@@ -1,6 +1,8 @@
 //! Which names lead where: tables of questions and expected answers for host, bridge and container apps, VIPs, the
 //! cluster, and what changes with health and scale. Over real sockets.
 
+#![allow(clippy::unwrap_used, reason = "what a test cannot do fails it")]
+
 #[allow(dead_code, reason = "each test binary uses its part of the harness")]
 mod harness;
 

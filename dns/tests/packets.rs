@@ -1,6 +1,8 @@
 //! How packets are treated: malformed and odd ones, sizes and truncation, rotation, TCP in pieces and in bulk, limits,
 //! forwarding, and the end of service. Over real sockets, with bytes as given.
 
+#![allow(clippy::unwrap_used, reason = "what a test cannot do fails it")]
+
 #[allow(dead_code, reason = "each test binary uses its part of the harness")]
 mod harness;
 
@@ -63,11 +65,7 @@ fn bad_packets_are_refused_or_dropped() {
         ("label beyond the end", header(b"\x3fweb"), Some(FORMERR)),
         ("no root", header(b"\x03web"), Some(FORMERR)),
         ("no class", web()[..web().len() - 2].to_vec(), Some(FORMERR)),
-        (
-            "name of 256 bytes",
-            header(&[&b"\x3f".repeat(1), &[b'a'; 63][..]].concat().repeat(4)),
-            Some(FORMERR),
-        ),
+        ("name of 256 bytes", header(&[&[63], &[b'a'; 63][..]].concat().repeat(4)), Some(FORMERR)),
         ("65,535 answers announced", edited(edited(web(), 6, 255), 7, 255), Some(FORMERR)),
         (
             "record beyond the end",
@@ -88,6 +86,11 @@ fn bad_packets_are_refused_or_dropped() {
         ("type OPT", query(0x1234, "mesos", 41), Some(FORMERR)),
         ("a label with a dot in it", header(b"\x0cweb.marathon\x05mesos\0\0\x01\0\x01"), Some(3)),
         ("a label with NUL in it", header(b"\x04web\0\x08marathon\x05mesos\0\0\x01\0\x01"), Some(3)),
+        (
+            "a name that its alias makes longer than a name can be",
+            query(0x1234, &format!("{a}.{a}.{a}.{}.thisdcos.global", "a".repeat(45), a = "a".repeat(63)), A),
+            Some(3),
+        ),
         ("an apex inside a label", header(b"\x08ab\x05mesos\0\0\x01\0\x01"), Some(REFUSED)),
         ("a good one with garbage behind it", [web(), vec![0; 400]].concat(), Some(0)),
     ];
@@ -234,7 +237,9 @@ fn idle_tcp_clients_are_disconnected_and_crowds_make_room() {
 
 #[test]
 fn a_server_that_was_told_to_stop_answers_what_it_has_and_ends() {
-    let mut server = server();
+    // An address that no other test listens on, so that nobody else takes the port.
+    let config = Config { listen: vec!["127.0.0.99:0".parse().unwrap()], ..Config::default() };
+    let mut server = Server::listening(config, None);
     let mut stream = server.connect();
     stream.write_all(&framed(&web())).unwrap();
     assert!(receive(&mut stream).is_some());
@@ -264,9 +269,25 @@ fn a_taken_port_is_said_with_a_hint() {
     assert!(start(listener.local_addr().unwrap()).unwrap_err().to_string().ends_with("(TCP)"));
 }
 
+#[test]
+fn a_server_on_all_addresses_answers_from_the_one_that_was_asked() {
+    for (listen, asked) in [("0.0.0.0:0", "127.0.0.77"), ("[::]:0", "::1")] {
+        let config = Config { listen: vec![listen.parse().unwrap()], ..Config::default() };
+        let server = Server::listening(config, None);
+        let asked = SocketAddr::new(asked.parse().unwrap(), server.address.port());
+        let client = UdpSocket::bind((asked.ip(), 0)).unwrap();
+        client.set_read_timeout(Some(harness::DEADLINE)).unwrap();
+        client.send_to(&query(1, "localhost", A), asked).unwrap();
+        assert_eq!(client.recv_from(&mut [0; 512]).unwrap().1, asked);
+    }
+}
+
 /// An upstream that answers each query as `answer` says.
 fn upstream(answer: impl Fn(Message) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    upstream_on(UdpSocket::bind("127.0.0.1:0").unwrap(), answer)
+}
+
+fn upstream_on(socket: UdpSocket, answer: impl Fn(Message) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
     let address = socket.local_addr().unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
@@ -324,12 +345,17 @@ fn names_of_other_zones_are_forwarded_and_our_own_never() {
 
 #[test]
 fn forwarding_over_udp_cuts_and_falls_back_to_tcp() {
-    let udp = upstream(|query| {
+    // A free port of one transport may be taken for the other.
+    let pair = || {
+        let tcp = TcpListener::bind("127.0.0.1:0").ok()?;
+        Some((UdpSocket::bind(tcp.local_addr().ok()?).ok()?, tcp))
+    };
+    let (udp, tcp) = (0..100).find_map(|_| pair()).unwrap();
+    let udp = upstream_on(udp, |query| {
         let mut reply = reply_with(query, ResponseCode::NoError, 0);
         reply.metadata.truncation = true;
         vec![reply.to_vec().unwrap()]
     });
-    let tcp = TcpListener::bind(udp).unwrap();
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = tcp.accept() {
             while let Some(query) = receive(&mut stream) {

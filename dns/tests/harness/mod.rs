@@ -98,9 +98,14 @@ pub struct Server {
 impl Server {
     /// Serves without having heard from the scheduler.
     pub fn unsynced(config: Config, vips_applied: Option<Applied>) -> Self {
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        Self::listening(Config { listen, ..config }, vips_applied)
+    }
+
+    /// The same, where `config` says.
+    pub fn listening(config: Config, vips_applied: Option<Applied>) -> Self {
         let cancel = CancellationToken::new();
         let (publisher, subscriber) = channel();
-        let config = Config { listen: vec!["127.0.0.1:0".parse().unwrap()], ..config };
         let (started, is_started) = std::sync::mpsc::channel();
         let until = cancel.clone();
         let worker = std::thread::spawn(move || {
