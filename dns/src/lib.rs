@@ -1,1 +1,141 @@
+//! Answers the names that Mesos-DNS and DC/OS give apps, VIPs and the cluster, from the newest snapshot alone.
+//!
+//! Reading order: [`config`], `names` (wire names and label grammars), `records` (what an app's names are), `zone`
+//! (the lookup table), `compile` (snapshot to zone, by what changed), `wire` (packets), `handler` (one query),
+//! `forward` (names of other zones), `udp`, `tcp`, `server` (sockets and workers), `follow` (what is applied when).
+//!
+//! It never talks to the scheduler, allocates no VIP address, and takes no lock to answer. Before anything has been
+//! heard from the scheduler its answer is "I cannot tell" (SERVFAIL), never "there is no such name".
 
+mod compile;
+pub mod config;
+mod error;
+mod follow;
+mod forward;
+mod handler;
+mod names;
+mod records;
+mod server;
+mod stats;
+mod tcp;
+mod udp;
+mod wire;
+mod zone;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use event_watcher::publish::{Applied, Subscriber, applied};
+use tokio_util::sync::CancellationToken;
+
+use crate::compile::Compiler;
+pub use crate::config::Config;
+use crate::config::{MAX_UDP_PAYLOAD_BYTES, MIN_UDP_PAYLOAD_BYTES};
+pub use crate::error::Error;
+use crate::follow::Follow;
+use crate::forward::Forwarder;
+pub use crate::server::Worker;
+use crate::stats::Counters;
+pub use crate::stats::{Statistics, Transport};
+use crate::zone::Zone;
+
+/// The running server, as everybody else sees it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Plane {
+    applied: Applied,
+    addresses: Arc<[SocketAddr]>,
+    forwarder: Arc<Forwarder>,
+    zone: Arc<ArcSwap<Zone>>,
+    counters: Arc<[Arc<Counters>]>,
+    n_vip_waits_expired: Arc<AtomicU64>,
+}
+
+impl Plane {
+    /// Which generation is answered from.
+    pub fn applied(&self) -> Applied {
+        self.applied.clone()
+    }
+
+    /// Where it listens, over UDP and TCP, in the order of [`Config::listen`].
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Who is asked for names of other zones; empty: they are refused.
+    pub fn upstreams(&self) -> &[SocketAddr] {
+        self.forwarder.upstreams()
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        let zone = self.zone.load();
+        let mut statistics = Statistics {
+            n_vip_waits_expired: self.n_vip_waits_expired.load(Ordering::Relaxed),
+            n_names: zone.n_names(),
+            serial: zone.serial,
+            ..Statistics::default()
+        };
+        for counters in self.counters.iter() {
+            statistics.add(counters);
+        }
+        statistics
+    }
+}
+
+/// Binds all addresses or none, begins to follow the subscriber, and gives one worker per thread that is to serve.
+///
+/// `vips_applied` tells how far the plane that serves the VIPs is: names of new VIPs wait for it. `None`: nobody serves
+/// them here, so nothing waits.
+///
+/// To be called on a tokio runtime; the task that follows runs there until cancelled.
+pub async fn start(
+    config: Config,
+    subscriber: Subscriber,
+    vips_applied: Option<Applied>,
+    n_workers: usize,
+    cancel: CancellationToken,
+) -> Result<(Plane, Vec<Worker>), Error> {
+    if config.listen.is_empty() {
+        return Err(Error::NoAddress);
+    }
+    if !(MIN_UDP_PAYLOAD_BYTES..=MAX_UDP_PAYLOAD_BYTES).contains(&config.udp_payload_bytes) {
+        return Err(Error::UdpPayload(config.udp_payload_bytes));
+    }
+    let (addresses, sockets) = server::bind(&config.listen, n_workers)?;
+    let forwarder = Arc::new(Forwarder::new(&config, &addresses));
+    let mut compiler = Compiler::new(&config);
+    let zone = Arc::new(ArcSwap::from_pointee(compiler.zone()));
+    let (mark, applied) = applied();
+    let config = Arc::new(config);
+
+    let workers: Vec<Worker> = sockets
+        .into_iter()
+        .map(|sockets| Worker {
+            sockets,
+            config: Arc::clone(&config),
+            zone: Arc::clone(&zone),
+            forwarder: Arc::clone(&forwarder),
+            counters: Arc::default(),
+            cancel: cancel.clone(),
+        })
+        .collect();
+    let plane = Plane {
+        applied,
+        addresses: addresses.into(),
+        forwarder,
+        zone: Arc::clone(&zone),
+        counters: workers.iter().map(|worker| Arc::clone(&worker.counters)).collect(),
+        n_vip_waits_expired: Arc::default(),
+    };
+    let follow = Follow {
+        compiler,
+        zone,
+        mark,
+        vips_applied,
+        vip_wait: config.vip_wait,
+        n_vip_waits_expired: Arc::clone(&plane.n_vip_waits_expired),
+    };
+    tokio::spawn(cancel.run_until_cancelled_owned(follow.run(subscriber)));
+    Ok((plane, workers))
+}

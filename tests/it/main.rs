@@ -1,4 +1,17 @@
 //! The integration tests: one binary, one module for each behaviour, everything from outside.
 
 mod architecture;
+mod bad_input;
+mod browser;
+mod exec;
+mod failover;
+mod restart;
+mod scheduler_away;
 mod tutorial;
+
+/// The program under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_waymark-under-test");
+/// The demo app of `waymark dev`.
+const APP: &str = "/dcos-101/app2";
+/// The name of its VIP.
+const VIP_NAME: &str = "dcos-101app2.marathon.l4lb.thisdcos.directory";

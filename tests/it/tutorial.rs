@@ -6,9 +6,7 @@ use tests::client::{self, get};
 use tests::load::{Connections, Load, Shape};
 use tests::waymark::Waymark;
 
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_waymark-under-test");
-const APP: &str = "/dcos-101/app2";
-const NAME: &str = "dcos-101app2.marathon.l4lb.thisdcos.directory";
+use crate::{APP, PROGRAM, VIP_NAME};
 
 /// Asks an address several times over new connections and counts who answered.
 async fn who_answers(
@@ -44,7 +42,8 @@ async fn scale_an_app_and_watch_traffic_move() -> anyhow::Result<()> {
         Load::start(service, "/", Shape { n_clients: 4, connections: Connections::New, rate: Some(200) });
 
     waymark.ok(&["app", "update", APP, "instances=2", "--wait"]).await?;
-    let vip: std::net::Ipv4Addr = waymark.ok(&["dns", "lookup", "--short", NAME]).await?.trim().parse()?;
+    let vip: std::net::Ipv4Addr =
+        waymark.ok(&["dns", "lookup", "--short", VIP_NAME]).await?.trim().parse()?;
     assert_eq!(vip.octets()[0], 127);
     waymark
         .until("/haproxy?stats;csv", "two servers", |csv| {

@@ -99,6 +99,11 @@ impl ScriptedScheduler {
         self.event("status_update_event", &event)
     }
 
+    /// Goes away: closes its streams and its port.
+    pub fn stop(self) {
+        lock(&self.shared.streams).clear();
+    }
+
     pub fn event(&self, kind: &str, data: &Value) -> anyhow::Result<Instant> {
         use std::io::Write as _;
         let frame = format!("event: {kind}\r\ndata: {data}\r\n\r\n");

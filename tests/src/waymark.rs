@@ -2,7 +2,7 @@
 //!
 //! Every run has addresses of its own in 127.0.0.0/8, so that tests can run side by side on fixed service ports.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -64,24 +64,25 @@ impl Waymark {
         let ready_file = home.path().join("ready.json");
         let log = std::fs::File::create(home.path().join("log"))?;
         let mut arguments = Command::new(program);
+        let pool = format!("{vip_network}/20");
+        let state = home.path().join("state");
+        let own: [(&str, &OsStr); 8] = [
+            ("--http-listen", "127.0.0.1:0".as_ref()),
+            ("--appid-listen", "127.0.0.1:0".as_ref()),
+            ("--stats-listen", "127.0.0.1:0".as_ref()),
+            ("--dns-listen", "127.0.0.1:0".as_ref()),
+            ("--service-address", &OsString::from(service_address.to_string())),
+            ("--vip-pool", pool.as_ref()),
+            ("--ready-file", ready_file.as_ref()),
+            ("--state-dir", state.as_ref()),
+        ];
         arguments.arg(command).args(first);
-        for listen in ["--http-listen", "--appid-listen", "--stats-listen", "--dns-listen"] {
-            if !extra.contains(&listen) {
-                arguments.args([listen, "127.0.0.1:0"]);
+        for (flag, value) in own {
+            if !extra.contains(&flag) {
+                arguments.arg(flag).arg(value);
             }
         }
-        arguments
-            .args(["--service-address", &service_address.to_string()])
-            .args(["--vip-pool", &format!("{vip_network}/20")])
-            .arg("--ready-file")
-            .arg(&ready_file)
-            .arg("--state-dir")
-            .arg(home.path().join("state"))
-            .args(extra)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true);
+        arguments.args(extra).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         let mut child = arguments.spawn().with_context(|| format!("cannot start {program}"))?;
         let ready = tokio::time::timeout(DEADLINE, async {
             loop {
@@ -108,10 +109,6 @@ impl Waymark {
 
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
-    }
-
-    pub fn state_dir(&self) -> PathBuf {
-        self.home.path().join("state")
     }
 
     pub fn scratch(&self) -> &Path {
@@ -224,4 +221,17 @@ impl Drop for Waymark {
     fn drop(&mut self) {
         self.signal(libc::SIGTERM);
     }
+}
+
+/// The processes of an instance: those that carry its id in their environment.
+pub fn processes_of(task_id: &str) -> Vec<i32> {
+    let wanted = format!("MESOS_TASK_ID={task_id}");
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+        })
+        .collect()
 }

@@ -123,6 +123,7 @@ impl Instance {
             (Staging | Starting | Terminal | Unknown, _) => Rotation::Out,
             (Killing, _) | (Running | Unreachable, Health::Unhealthy) => Rotation::Draining,
             (Running | Unreachable, Health::Unknown) => Rotation::Out,
+            (Running | Unreachable, _) if self.readiness == Readiness::NotReady => Rotation::Out,
             (Running | Unreachable, Health::Healthy | Health::Unchecked) => Rotation::In,
         }
     }

@@ -2,14 +2,14 @@
 //!
 //! Unchanged apps are the same `Arc` in the next snapshot: what changed can be told by comparing pointers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::app::{App, AppId};
-use super::instance::{InstanceId, InstanceState};
+use super::instance::{Health, InstanceId, InstanceState};
 use super::problem::Problem;
 use super::vip::{VipKey, VipPool, Vips};
 
@@ -118,31 +118,18 @@ impl Catalog {
 
     /// Takes a complete list: apps that are not in it are gone.
     pub fn replace_all(&mut self, updates: Vec<AppUpdate>, source_problems: Vec<Problem>) {
-        let known: std::collections::BTreeSet<AppId> = updates.iter().map(|u| u.app.id.clone()).collect();
-        let gone: Vec<AppId> = self.apps.keys().filter(|id| !known.contains(*id)).cloned().collect();
-        for id in &gone {
-            self.remove(id);
-        }
+        let known: BTreeSet<AppId> = updates.iter().map(|u| u.app.id.clone()).collect();
+        self.retain(&known);
         for update in updates {
             self.replace(update);
         }
-        if self.source_problems != source_problems {
-            self.source_problems = source_problems;
-            self.changed = true;
-        }
+        self.set_source_problems(source_problems);
     }
 
     pub fn replace(&mut self, update: AppUpdate) {
         let AppUpdate { app, problems } = update;
         let id = app.id.clone();
-        if self.problems.get(&id).map_or(&[][..], Vec::as_slice) != problems {
-            self.changed = true;
-            if problems.is_empty() {
-                self.problems.remove(&id);
-            } else {
-                self.problems.insert(id.clone(), problems);
-            }
-        }
+        self.set_problems(&id, problems);
         if self.apps.get(&id).is_some_and(|known| **known == app) {
             return;
         }
@@ -170,13 +157,59 @@ impl Catalog {
     pub fn retire(&mut self, app: &AppId, instance: &InstanceId, state: InstanceState) {
         let Some(known) = self.apps.get(app) else { return };
         let Some(index) = known.instances.iter().position(|i| i.id == *instance) else { return };
-        if known.instances[index].state == state {
+        let current = known.instances[index].state;
+        // Events may come out of order: what has ended is not being killed any more.
+        if current == state || current == InstanceState::Terminal {
             return;
         }
         let mut changed = App::clone(known);
         Arc::make_mut(&mut changed.instances[index]).state = state;
         Arc::make_mut(&mut self.apps).insert(app.clone(), Arc::new(changed));
         self.changed = true;
+    }
+
+    /// Takes a verdict about one instance's health, without waiting for a fetch; as with [`Self::retire`], only a bad
+    /// one can be taken this way.
+    pub fn mark_unhealthy(&mut self, app: &AppId, instance: &InstanceId) {
+        let Some(known) = self.apps.get(app) else { return };
+        let Some(index) = known.instances.iter().position(|i| i.id == *instance) else { return };
+        if known.instances[index].health == Health::Unhealthy {
+            return;
+        }
+        let mut changed = App::clone(known);
+        Arc::make_mut(&mut changed.instances[index]).health = Health::Unhealthy;
+        Arc::make_mut(&mut self.apps).insert(app.clone(), Arc::new(changed));
+        self.changed = true;
+    }
+
+    /// What is wrong with an app whose last good version stays, or which has none.
+    pub fn set_problems(&mut self, id: &AppId, problems: Vec<Problem>) {
+        if self.problems.get(id).map_or(&[][..], Vec::as_slice) == problems {
+            return;
+        }
+        self.changed = true;
+        if problems.is_empty() {
+            self.problems.remove(id);
+        } else {
+            self.problems.insert(id.clone(), problems);
+        }
+    }
+
+    /// What is wrong with the scheduler's answer as a whole.
+    pub fn set_source_problems(&mut self, problems: Vec<Problem>) {
+        if self.source_problems != problems {
+            self.source_problems = problems;
+            self.changed = true;
+        }
+    }
+
+    /// Removes every app, and every problem of an app, that is not in `known`.
+    pub fn retain(&mut self, known: &BTreeSet<AppId>) {
+        let gone: Vec<AppId> =
+            self.apps.keys().chain(self.problems.keys()).filter(|id| !known.contains(*id)).cloned().collect();
+        for id in &gone {
+            self.remove(id);
+        }
     }
 
     /// The next snapshot, or `None` when nothing differs from the last one taken. The first one is always taken, so

@@ -1,0 +1,202 @@
+//! Counters of the DNS server, one set per worker, and their sum as a value to show.
+//!
+//! It keeps no names and no clients.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RecordType;
+use serde::Serialize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+        })
+    }
+}
+
+/// Why a packet got no answer at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Silence {
+    /// Too short for a header: there is no id to answer to.
+    Short,
+    /// It is an answer itself; answering it could make two servers talk for ever.
+    Response,
+    /// It came from port 0, where nobody can be answered.
+    PortZero,
+    /// The kernel did not take the answer.
+    SendFailed,
+}
+
+/// What became of a query for a name of another zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ForwardOutcome {
+    Answered,
+    Failed,
+    /// Too many were in flight.
+    Full,
+}
+
+const TYPES: [(&str, RecordType); 9] = [
+    ("A", RecordType::A),
+    ("AAAA", RecordType::AAAA),
+    ("SRV", RecordType::SRV),
+    ("PTR", RecordType::PTR),
+    ("SOA", RecordType::SOA),
+    ("NS", RecordType::NS),
+    ("TXT", RecordType::TXT),
+    ("HTTPS", RecordType::HTTPS),
+    ("ANY", RecordType::ANY),
+];
+const RCODES: [&str; 7] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "BADVERS"];
+const SILENCES: [&str; 4] = ["short", "response", "port_zero", "send_failed"];
+const FORWARDS: [&str; 3] = ["answered", "failed", "full"];
+
+#[derive(Debug)]
+struct Counter(AtomicU64);
+
+impl Counter {
+    const ZERO: Self = Self(AtomicU64::new(0));
+
+    /// Only the worker that owns the counter writes, so it needs no locked instruction.
+    fn add_one(&self) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The counters of one worker. Aligned so that workers do not share cache lines.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Counters {
+    udp: Counter,
+    tcp: Counter,
+    types: [Counter; TYPES.len() + 1],
+    rcodes: [Counter; RCODES.len()],
+    silences: [Counter; SILENCES.len()],
+    forwards: [Counter; FORWARDS.len()],
+    truncated: Counter,
+    tcp_connections: Counter,
+    tcp_evicted: Counter,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            udp: Counter::ZERO,
+            tcp: Counter::ZERO,
+            types: [const { Counter::ZERO }; TYPES.len() + 1],
+            rcodes: [const { Counter::ZERO }; RCODES.len()],
+            silences: [const { Counter::ZERO }; SILENCES.len()],
+            forwards: [const { Counter::ZERO }; FORWARDS.len()],
+            truncated: Counter::ZERO,
+            tcp_connections: Counter::ZERO,
+            tcp_evicted: Counter::ZERO,
+        }
+    }
+}
+
+impl Counters {
+    pub fn query(&self, transport: Transport) {
+        match transport {
+            Transport::Udp => self.udp.add_one(),
+            Transport::Tcp => self.tcp.add_one(),
+        }
+    }
+
+    pub fn asked(&self, record_type: RecordType) {
+        let at = TYPES.iter().position(|(_, known)| *known == record_type).unwrap_or(TYPES.len());
+        self.types[at].add_one();
+    }
+
+    pub fn answered(&self, code: ResponseCode) {
+        let at = match code {
+            ResponseCode::NoError => 0,
+            ResponseCode::FormErr => 1,
+            ResponseCode::NXDomain => 3,
+            ResponseCode::NotImp => 4,
+            ResponseCode::Refused => 5,
+            ResponseCode::BADVERS => 6,
+            // Whatever else an upstream says is, to the client, a failure.
+            _ => 2,
+        };
+        self.rcodes[at].add_one();
+    }
+
+    pub fn silent(&self, reason: Silence) {
+        self.silences[reason as usize].add_one();
+    }
+
+    pub fn forwarded(&self, outcome: ForwardOutcome) {
+        self.forwards[outcome as usize].add_one();
+    }
+
+    pub fn truncated(&self) {
+        self.truncated.add_one();
+    }
+
+    pub fn tcp_connected(&self) {
+        self.tcp_connections.add_one();
+    }
+
+    pub fn tcp_evicted(&self) {
+        self.tcp_evicted.add_one();
+    }
+}
+
+/// The sums over all workers since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Statistics {
+    pub n_queries_udp: u64,
+    pub n_queries_tcp: u64,
+    /// By record type; what is rarely asked for is `other`.
+    pub n_queries_by_type: BTreeMap<&'static str, u64>,
+    pub n_answers_by_rcode: BTreeMap<&'static str, u64>,
+    /// Packets that got no answer, by reason.
+    pub n_dropped: BTreeMap<&'static str, u64>,
+    pub n_forwarded: BTreeMap<&'static str, u64>,
+    /// UDP answers that did not fit and told the client to come back over TCP.
+    pub n_truncated: u64,
+    pub n_tcp_connections: u64,
+    /// Connections closed to make room for newer ones.
+    pub n_tcp_evicted: u64,
+    /// Generations that were answered before the VIP plane had confirmed their new VIPs.
+    pub n_vip_waits_expired: u64,
+    /// Names in the zone now.
+    pub n_names: usize,
+    pub serial: u32,
+}
+
+impl Statistics {
+    pub(crate) fn add(&mut self, counters: &Counters) {
+        let add = |sums: &mut BTreeMap<&'static str, u64>, names: &[&'static str], values: &[Counter]| {
+            for (name, value) in names.iter().zip(values) {
+                *sums.entry(name).or_default() += value.value();
+            }
+        };
+        let types: Vec<&'static str> = TYPES.iter().map(|(name, _)| *name).chain(["other"]).collect();
+        self.n_queries_udp += counters.udp.value();
+        self.n_queries_tcp += counters.tcp.value();
+        add(&mut self.n_queries_by_type, &types, &counters.types);
+        add(&mut self.n_answers_by_rcode, &RCODES, &counters.rcodes);
+        add(&mut self.n_dropped, &SILENCES, &counters.silences);
+        add(&mut self.n_forwarded, &FORWARDS, &counters.forwards);
+        self.n_truncated += counters.truncated.value();
+        self.n_tcp_connections += counters.tcp_connections.value();
+        self.n_tcp_evicted += counters.tcp_evicted.value();
+    }
+}

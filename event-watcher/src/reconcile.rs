@@ -1,0 +1,519 @@
+//! Decides when to connect, what to fetch, and which answers still count. Sans-io: [`Input`] in, [`Action`]s out, the
+//! time is an argument.
+//!
+//! Everything is ordered by one counter: an event, the begin of a fetch and its answer each take the next number. When
+//! two fetches about an app overlap, nobody can tell which one looked later; the answer that comes second is left out
+//! and the app is fetched again. An ending told by an event holds against every answer whose fetch began before it.
+//! It parses nothing, holds no catalog, and never reads a clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::catalog::AppId;
+use crate::publish::Freshness;
+use crate::sources::{InstanceRef, Signal, Urgency, Verdict};
+
+/// Lists are read at most this often, whatever the events say.
+const LIST_INTERVAL: Duration = Duration::from_millis(200);
+/// How long to wait for `event_stream_attached` once the stream answered 200: servers that never send it exist.
+const ATTACH_DEADLINE: Duration = Duration::from_millis(500);
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A failed read is not repeated sooner, so that an election is not hammered.
+const FETCH_BACKOFF_FLOOR: Duration = Duration::from_millis(250);
+/// Refused credentials do not get better by asking again.
+const AUTH_BACKOFF: Duration = Duration::from_secs(10);
+/// A stream that lived shorter than this counts as another failure.
+const STREAM_PROVEN: Duration = Duration::from_secs(10);
+/// How often a scheduler without an event stream is asked for one again.
+const STREAM_RETRY: Duration = Duration::from_secs(60);
+/// With more apps touched at once, one list is cheaper for everybody.
+const MAX_SINGLE_FETCHES: usize = 16;
+const MAX_CONCURRENT_FETCHES: usize = 8;
+/// Fetches of one app that may follow each other at once; a deployment's events come in bursts.
+const APP_BURST: u32 = 10;
+/// More endings than this during one fetch: its answer is not worth correcting.
+const MAX_ENDINGS: usize = 256;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Timing {
+    pub resync: Duration,
+    pub coalesce: Duration,
+    pub poll: Duration,
+}
+
+/// The place of a fetch's begin in the order of everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    Auth,
+    /// The scheduler has no event stream.
+    NoStream,
+    Other,
+}
+
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// Time passed.
+    Tick,
+    /// The stream answered 200.
+    StreamUp,
+    StreamDown {
+        kind: FailureKind,
+        reason: String,
+    },
+    Signal(Signal),
+    ListFetched {
+        ticket: Ticket,
+        ids: Vec<AppId>,
+    },
+    AppFetched {
+        ticket: Ticket,
+        id: AppId,
+    },
+    /// The scheduler says that there is no such app.
+    AppGone {
+        ticket: Ticket,
+        id: AppId,
+    },
+    ListFailed {
+        kind: FailureKind,
+        reason: String,
+    },
+    AppFailed {
+        id: AppId,
+    },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Connect,
+    FetchList(Ticket),
+    FetchApp(Ticket, AppId),
+    /// Apply the list at hand, except for `keep`: for these the catalog has younger knowledge.
+    TakeList {
+        keep: BTreeSet<AppId>,
+    },
+    /// Apply the app at hand.
+    TakeApp,
+    RemoveApp(AppId),
+    /// The answer at hand is older than what the catalog holds.
+    Discard,
+    Retire {
+        app: AppId,
+        instance: InstanceRef,
+        verdict: Verdict,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Reconcile {
+    timing: Timing,
+    rng: SmallRng,
+    counter: u64,
+    stream: Stream,
+    n_stream_failures: u32,
+    polling: bool,
+    list: Option<Ticket>,
+    list_due: Option<Instant>,
+    list_begun: Option<Instant>,
+    n_list_failures: u32,
+    tracks: BTreeMap<AppId, Track>,
+    /// Apps with a fetch due.
+    dirty: BTreeSet<AppId>,
+    n_in_flight: usize,
+    trust: Trust,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Down { due: Instant },
+    Connecting,
+    Attaching { deadline: Instant },
+    Up { since: Instant },
+}
+
+#[derive(Debug)]
+enum Trust {
+    Nothing { reason: Arc<str> },
+    Live,
+    Stale { since: Instant, reason: Arc<str> },
+}
+
+/// What has to be remembered about an app while something about it is under way.
+#[derive(Debug)]
+struct Track {
+    due: Option<Instant>,
+    /// The number of the newest event about it.
+    touched: u64,
+    in_flight: Option<Ticket>,
+    /// When the last answer came; fetches that began before may have looked earlier or later.
+    known: u64,
+    /// Endings told by events since a fetch began that is still under way and may not know of them.
+    endings: Vec<(u64, InstanceRef, Verdict)>,
+    /// When the burst will be paid back (generic cell rate algorithm).
+    paid_at: Instant,
+}
+
+impl Reconcile {
+    pub(crate) fn new(timing: Timing, seed: u64, now: Instant) -> Self {
+        Self {
+            timing,
+            rng: SmallRng::seed_from_u64(seed),
+            counter: 0,
+            stream: Stream::Down { due: now },
+            n_stream_failures: 0,
+            polling: false,
+            list: None,
+            list_due: None,
+            list_begun: None,
+            n_list_failures: 0,
+            tracks: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            n_in_flight: 0,
+            trust: Trust::Nothing { reason: "no answer from the scheduler yet".into() },
+        }
+    }
+
+    /// A list that an earlier run kept is being served.
+    pub(crate) fn restored(&mut self, now: Instant, reason: &str) {
+        self.trust = Trust::Stale { since: now, reason: reason.into() };
+    }
+
+    pub(crate) fn freshness(&self) -> Freshness {
+        match &self.trust {
+            Trust::Nothing { reason } => Freshness::Unsynced { reason: Arc::clone(reason) },
+            Trust::Live => Freshness::Live,
+            Trust::Stale { since, reason } => Freshness::Stale { since: *since, reason: Arc::clone(reason) },
+        }
+    }
+
+    pub(crate) fn handle(&mut self, now: Instant, input: Input) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match input {
+            Input::Tick => {}
+            Input::StreamUp => {
+                self.polling = false;
+                self.stream = Stream::Attaching { deadline: now + ATTACH_DEADLINE };
+            }
+            Input::StreamDown { kind, reason } => self.stream_down(now, kind, &reason),
+            Input::Signal(signal) => self.signal(now, signal, &mut actions),
+            Input::ListFetched { ticket, ids } => self.list_fetched(now, ticket, ids, &mut actions),
+            Input::AppFetched { ticket, id } => {
+                self.app_answered(now, ticket, id, Action::TakeApp, &mut actions)
+            }
+            Input::AppGone { ticket, id } => {
+                let remove = Action::RemoveApp(id.clone());
+                self.app_answered(now, ticket, id, remove, &mut actions);
+            }
+            Input::ListFailed { kind, reason } => {
+                self.list = None;
+                let delay = self.fetch_backoff(kind);
+                self.list_due = Some(now + delay);
+                self.distrust(now, &reason);
+            }
+            Input::AppFailed { id } => {
+                self.app_landed(&id);
+                // Its event is not forgotten: a list that begins later knows of it.
+                let delay = self.fetch_backoff(FailureKind::Other);
+                self.want_list(now + delay);
+            }
+        }
+        if let Stream::Attaching { deadline } = self.stream
+            && deadline <= now
+        {
+            self.attached(now);
+        }
+        self.begin_due(now, &mut actions);
+        actions
+    }
+
+    /// When to call [`Self::handle`] with [`Input::Tick`] at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let stream = match self.stream {
+            Stream::Down { due } => Some(due),
+            Stream::Attaching { deadline } => Some(deadline),
+            Stream::Connecting | Stream::Up { .. } => None,
+        };
+        let apps = self.may_fetch_apps().then(|| self.next_app()).flatten().map(|(due, _)| due);
+        [stream, self.next_list(), apps].into_iter().flatten().min()
+    }
+
+    fn signal(&mut self, now: Instant, signal: Signal, actions: &mut Vec<Action>) {
+        if let Stream::Attaching { .. } = self.stream {
+            self.attached(now);
+        }
+        match signal {
+            Signal::Attached | Signal::Nothing => {}
+            Signal::Everything => {
+                self.counter += 1;
+                self.want_list(now);
+            }
+            Signal::Touched { apps, urgency } => {
+                for app in apps {
+                    self.touch(now, app, urgency);
+                }
+            }
+            Signal::Ended { app, instance, verdict } => {
+                self.touch(now, app.clone(), Urgency::Soon);
+                let (number, list) = (self.counter, self.list);
+                if let Some(track) = self.tracks.get_mut(&app)
+                    && (track.in_flight.is_some() || list.is_some())
+                {
+                    if track.endings.len() == MAX_ENDINGS {
+                        track.endings.clear();
+                        track.known = number;
+                    } else {
+                        track.endings.push((number, instance.clone(), verdict));
+                    }
+                }
+                actions.push(Action::Retire { app, instance, verdict });
+            }
+        }
+    }
+
+    fn touch(&mut self, now: Instant, app: AppId, urgency: Urgency) {
+        self.counter += 1;
+        let due = match urgency {
+            Urgency::Now => now,
+            Urgency::Soon => now + self.timing.coalesce,
+        };
+        let track = self.tracks.entry(app.clone()).or_insert_with(|| Track {
+            due: None,
+            touched: 0,
+            in_flight: None,
+            known: 0,
+            endings: Vec::new(),
+            paid_at: now,
+        });
+        track.touched = self.counter;
+        track.due = Some(track.due.map_or(due, |known| known.min(due)));
+        self.dirty.insert(app);
+    }
+
+    fn attached(&mut self, now: Instant) {
+        self.stream = Stream::Up { since: now };
+        // What was read before missed the events between then and now.
+        self.counter += 1;
+        self.want_list(now);
+    }
+
+    fn stream_down(&mut self, now: Instant, kind: FailureKind, reason: &str) {
+        if let Stream::Up { since } = self.stream
+            && now.duration_since(since) >= STREAM_PROVEN
+        {
+            self.n_stream_failures = 0;
+        }
+        let mut delay = self.backoff(self.n_stream_failures);
+        self.n_stream_failures = self.n_stream_failures.saturating_add(1);
+        match kind {
+            FailureKind::NoStream => {
+                self.polling = true;
+                delay = STREAM_RETRY;
+                self.want_list(now);
+            }
+            FailureKind::Auth => delay = delay.max(AUTH_BACKOFF),
+            FailureKind::Other => {}
+        }
+        self.stream = Stream::Down { due: now + delay };
+        if !self.polling {
+            self.distrust(now, reason);
+        }
+        // A list may be had where a stream is not. The first one is worth asking for at once.
+        let first = matches!(self.trust, Trust::Nothing { .. }) && self.n_list_failures == 0;
+        self.want_list(if first { now } else { now + self.interval() });
+    }
+
+    fn list_fetched(&mut self, now: Instant, ticket: Ticket, ids: Vec<AppId>, actions: &mut Vec<Action>) {
+        self.list = None;
+        self.n_list_failures = 0;
+        self.want_list(now + self.interval());
+        self.trust = match (&self.stream, self.polling) {
+            (Stream::Up { .. }, _) | (_, true) => Trust::Live,
+            _ => {
+                let reason = match &self.trust {
+                    Trust::Nothing { reason } | Trust::Stale { reason, .. } => Arc::clone(reason),
+                    Trust::Live => "the event stream is being opened".into(),
+                };
+                Trust::Stale { since: now, reason }
+            }
+        };
+        self.counter += 1;
+        let ids: BTreeSet<AppId> = ids.into_iter().collect();
+        let mut keep = BTreeSet::new();
+        let mut endings = Vec::new();
+        for (id, track) in &mut self.tracks {
+            if track.known > ticket.0 {
+                keep.insert(id.clone());
+                track.due.get_or_insert(now + self.timing.coalesce);
+                self.dirty.insert(id.clone());
+                continue;
+            }
+            track.known = self.counter;
+            if track.touched <= ticket.0 && track.due.take().is_some() {
+                self.dirty.remove(id);
+            }
+            let told = std::mem::take(&mut track.endings);
+            if ids.contains(id) {
+                endings.extend(unknown_endings(id, told, ticket));
+            }
+        }
+        self.tracks
+            .retain(|_, track| track.due.is_some() || track.in_flight.is_some() || track.paid_at > now);
+        actions.push(Action::TakeList { keep });
+        actions.append(&mut endings);
+    }
+
+    fn app_answered(
+        &mut self,
+        now: Instant,
+        ticket: Ticket,
+        id: AppId,
+        take: Action,
+        actions: &mut Vec<Action>,
+    ) {
+        self.app_landed(&id);
+        self.counter += 1;
+        let Some(track) = self.tracks.get_mut(&id) else { return };
+        if track.known > ticket.0 {
+            track.due.get_or_insert(now + self.timing.coalesce);
+            self.dirty.insert(id);
+            actions.push(Action::Discard);
+            return;
+        }
+        track.known = self.counter;
+        actions.push(take);
+        actions.extend(unknown_endings(&id, std::mem::take(&mut track.endings), ticket));
+    }
+
+    fn app_landed(&mut self, id: &AppId) {
+        if let Some(track) = self.tracks.get_mut(id)
+            && track.in_flight.take().is_some()
+        {
+            self.n_in_flight -= 1;
+        }
+    }
+
+    fn begin_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if let Stream::Down { due } = self.stream
+            && due <= now
+        {
+            self.stream = Stream::Connecting;
+            actions.push(Action::Connect);
+        }
+        let n_due = self.dirty.iter().filter(|id| self.tracks[*id].due.is_some_and(|due| due <= now)).count();
+        if n_due > MAX_SINGLE_FETCHES {
+            for id in std::mem::take(&mut self.dirty) {
+                if let Some(track) = self.tracks.get_mut(&id) {
+                    track.due = None;
+                }
+            }
+            self.want_list(now);
+        }
+        if self.next_list().is_some_and(|due| due <= now) {
+            self.counter += 1;
+            let ticket = Ticket(self.counter);
+            self.list = Some(ticket);
+            self.list_due = None;
+            self.list_begun = Some(now);
+            actions.push(Action::FetchList(ticket));
+        }
+        while self.may_fetch_apps() {
+            let Some((_, id)) = self.next_app().filter(|(due, _)| *due <= now) else { break };
+            let id = id.clone();
+            self.counter += 1;
+            let ticket = Ticket(self.counter);
+            let interval = self.timing.coalesce;
+            let Some(track) = self.tracks.get_mut(&id) else { break };
+            let tolerated = now + interval * (APP_BURST - 1);
+            if track.paid_at > tolerated {
+                track.due = Some(now + (track.paid_at - tolerated));
+                continue;
+            }
+            track.paid_at = track.paid_at.max(now) + interval;
+            track.due = None;
+            track.in_flight = Some(ticket);
+            self.dirty.remove(&id);
+            self.n_in_flight += 1;
+            actions.push(Action::FetchApp(ticket, id));
+        }
+    }
+
+    /// Before the first list there is nothing that a single app could be put into.
+    fn may_fetch_apps(&self) -> bool {
+        matches!(self.trust, Trust::Live | Trust::Stale { .. }) && self.n_in_flight < MAX_CONCURRENT_FETCHES
+    }
+
+    fn next_app(&self) -> Option<(Instant, &AppId)> {
+        self.dirty
+            .iter()
+            .filter_map(|id| {
+                let track = &self.tracks[id];
+                Some((track.due.filter(|_| track.in_flight.is_none())?, id))
+            })
+            .min()
+    }
+
+    fn next_list(&self) -> Option<Instant> {
+        // A stream that is just being attached brings its own reason for a list.
+        if self.list.is_some() || matches!(self.stream, Stream::Attaching { .. }) {
+            return None;
+        }
+        let due = self.list_due?;
+        Some(self.list_begun.map_or(due, |begun| due.max(begun + LIST_INTERVAL)))
+    }
+
+    fn want_list(&mut self, at: Instant) {
+        self.list_due = Some(self.list_due.map_or(at, |due| due.min(at)));
+    }
+
+    fn interval(&self) -> Duration {
+        if self.polling { self.timing.poll } else { self.timing.resync }
+    }
+
+    fn distrust(&mut self, now: Instant, reason: &str) {
+        let reason: Arc<str> = reason.into();
+        self.trust = match &self.trust {
+            Trust::Nothing { .. } => Trust::Nothing { reason },
+            Trust::Live => Trust::Stale { since: now, reason },
+            Trust::Stale { since, .. } => Trust::Stale { since: *since, reason },
+        };
+    }
+
+    fn fetch_backoff(&mut self, kind: FailureKind) -> Duration {
+        let delay = self.backoff(self.n_list_failures);
+        self.n_list_failures = self.n_list_failures.saturating_add(1);
+        match kind {
+            FailureKind::Auth => delay.max(AUTH_BACKOFF),
+            FailureKind::NoStream | FailureKind::Other => delay.max(FETCH_BACKOFF_FLOOR),
+        }
+    }
+
+    /// Full jitter: anything between nothing and a doubling bound, so that many watchers never come at once.
+    fn backoff(&mut self, n_failures: u32) -> Duration {
+        let bound = BACKOFF_FIRST.saturating_mul(1 << n_failures.min(10)).min(BACKOFF_MAX);
+        self.rng.random_range(Duration::ZERO..=bound)
+    }
+}
+
+/// The endings that an answer of a fetch that began at `ticket` may not know of. Any other fetch under way will be
+/// left out, so they need not be remembered beyond it.
+fn unknown_endings(
+    app: &AppId,
+    endings: Vec<(u64, InstanceRef, Verdict)>,
+    ticket: Ticket,
+) -> impl Iterator<Item = Action> {
+    endings
+        .into_iter()
+        .filter(move |(number, ..)| *number > ticket.0)
+        .map(|(_, instance, verdict)| Action::Retire { app: app.clone(), instance, verdict })
+}
+
+#[cfg(test)]
+mod tests;

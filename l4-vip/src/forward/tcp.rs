@@ -1,0 +1,270 @@
+//! The TCP forwarder: connects an accepted client to an endpoint of a pool and relays until both sides are done.
+//!
+//! A FIN ends one direction and is passed on; everything else that ends a connection is passed on as RST, so that a
+//! cut stream never looks complete. There is no idle time-out: a half-open or silent connection is the peers' affair.
+
+use std::future::poll_fn;
+use std::hash::BuildHasher;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::task::Poll;
+use std::time::Duration;
+
+use foldhash::fast::FixedState;
+use socket2::{Domain, Protocol, SockRef, Type};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::direction::{Broken, Direction, Shared};
+use crate::policy::Policy;
+use crate::pool::{InFlight, Pool};
+use crate::stats::Counters;
+
+/// Endpoints tried for one connection.
+const MAX_TRIES: usize = 3;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// For one endpoint; a connection is refused after at most three.
+    pub connect_timeout: Duration,
+}
+
+/// How a connection ended. All but `Closed` were reset on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Both sides ended their direction.
+    Closed,
+    /// The pool has no usable endpoint.
+    NoEndpoint,
+    /// No endpoint that was tried accepted.
+    Unreachable,
+    ClientReset,
+    EndpointReset,
+}
+
+/// One per worker: holds the buffer and the pipes that its connections share.
+#[derive(Debug)]
+pub struct Forwarder {
+    options: Options,
+    shared: Shared,
+}
+
+impl Forwarder {
+    pub fn new(options: Options) -> Self {
+        Self { options, shared: Shared::new() }
+    }
+
+    /// Serves one accepted connection to its end. Dropping the future resets both sides.
+    ///
+    /// `client` should have TCP_NODELAY set (accepted sockets inherit it from a listener of
+    /// [`crate::addresses::listen`]).
+    pub async fn forward(
+        &self,
+        client: TcpStream,
+        peer: IpAddr,
+        pool: &Pool,
+        counters: &Counters,
+    ) -> Outcome {
+        counters.n_connections.add(1);
+        let mut client = Socket::new(client);
+        let (mut server, in_flight) = match self.connect(peer, pool, counters).await {
+            Ok(connected) => connected,
+            Err(outcome) => {
+                match outcome {
+                    Outcome::NoEndpoint => counters.n_no_endpoint.add(1),
+                    _ => counters.n_unreachable.add(1),
+                }
+                return outcome;
+            }
+        };
+        let outcome = self.relay(&client, &server, &in_flight, counters).await;
+        match outcome {
+            Outcome::Closed => {
+                client.is_done = true;
+                server.is_done = true;
+            }
+            _ => counters.n_resets.add(1),
+        }
+        outcome
+    }
+
+    async fn connect(
+        &self,
+        peer: IpAddr,
+        pool: &Pool,
+        counters: &Counters,
+    ) -> Result<(Socket, InFlight), Outcome> {
+        let affinity = (pool.policy() == Policy::Source).then(|| FixedState::default().hash_one(peer));
+        let mut outcome = Outcome::NoEndpoint;
+        for choice in pool.pick(affinity).take(MAX_TRIES) {
+            outcome = Outcome::Unreachable;
+            let in_flight = choice.endpoint.begin();
+            match connect(choice.endpoint.address, self.options.connect_timeout).await {
+                Ok(server) => {
+                    choice.endpoint.connect_succeeded();
+                    return Ok((Socket::new(server), in_flight));
+                }
+                // Not the endpoint's fault, so it is not counted against it.
+                Err(e) if is_local(&e) => counters.n_local_failures.add(1),
+                Err(_) => {
+                    counters.n_connect_failures.add(1);
+                    choice.endpoint.connect_failed();
+                }
+            }
+        }
+        Err(outcome)
+    }
+
+    async fn relay(
+        &self,
+        client: &TcpStream,
+        server: &TcpStream,
+        in_flight: &InFlight,
+        counters: &Counters,
+    ) -> Outcome {
+        let (mut up, mut down) = (Direction::new(), Direction::new());
+        let note_up = |direction: &mut Direction| {
+            let n = direction.take_moved();
+            if n > 0 {
+                in_flight.endpoint().add_bytes_in(n);
+                counters.bytes_in.add(n);
+            }
+        };
+        let note_down = |direction: &mut Direction| {
+            let n = direction.take_moved();
+            if n > 0 {
+                in_flight.endpoint().add_bytes_out(n);
+                counters.bytes_out.add(n);
+            }
+        };
+        let first = poll_fn(|cx| {
+            let upward = up.poll(client, server, &self.shared, cx);
+            note_up(&mut up);
+            if let Poll::Ready(ended) = upward {
+                return Poll::Ready(ended.map(|()| Side::Client).map_err(|b| b.outcome(Side::Client)));
+            }
+            let downward = down.poll(server, client, &self.shared, cx);
+            note_down(&mut down);
+            downward.map(|ended| ended.map(|()| Side::Server).map_err(|b| b.outcome(Side::Server)))
+        })
+        .await;
+        let ended = match first {
+            Ok(side) => side,
+            Err(outcome) => return outcome,
+        };
+        // The side that has ended its direction is not read any more, so its RST would go unseen for as long as
+        // nothing is written to it: it is watched for errors instead.
+        let (half_closed, sink) = match ended {
+            Side::Client => (client, server),
+            Side::Server => (server, client),
+        };
+        if SockRef::from(sink).shutdown(std::net::Shutdown::Write).is_err() {
+            return Broken::Sink.outcome(ended);
+        }
+        let rest = poll_fn(|cx| match ended {
+            Side::Client => {
+                let downward = down.poll(server, client, &self.shared, cx);
+                note_down(&mut down);
+                downward.map(|end| end.map_err(|b| b.outcome(Side::Server)))
+            }
+            Side::Server => {
+                let upward = up.poll(client, server, &self.shared, cx);
+                note_up(&mut up);
+                upward.map(|end| end.map_err(|b| b.outcome(Side::Client)))
+            }
+        });
+        tokio::select! {
+            biased;
+            end = rest => end.err().unwrap_or(Outcome::Closed),
+            _ = half_closed.ready(Interest::ERROR) => Broken::Source.outcome(ended),
+        }
+    }
+}
+
+/// Where a direction comes from.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Client,
+    Server,
+}
+
+impl Broken {
+    /// Who reset the connection, when this happened in the direction from `source`.
+    fn outcome(self, source: Side) -> Outcome {
+        match (self, source) {
+            (Self::Source, Side::Client) | (Self::Sink, Side::Server) => Outcome::ClientReset,
+            (Self::Source, Side::Server) | (Self::Sink, Side::Client) => Outcome::EndpointReset,
+        }
+    }
+}
+
+/// A socket that is closed by RST unless its connection is done.
+#[derive(Debug)]
+struct Socket {
+    stream: TcpStream,
+    is_done: bool,
+}
+
+impl Socket {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, is_done: false }
+    }
+}
+
+impl Deref for Socket {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if !self.is_done {
+            // It fails only on a socket that is already dead.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+async fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    // A near endpoint has answered by the next turn of the loop, so most connects need no timer: arming one costs
+    // a call to wake the runtime's own driver.
+    let ready = tokio::select! {
+        biased;
+        ready = stream.ready(Interest::WRITABLE) => ready?,
+        () = tokio::task::yield_now() => {
+            match tokio::time::timeout(timeout, stream.ready(Interest::WRITABLE)).await {
+                Ok(ready) => ready?,
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    };
+    if ready.is_write_closed()
+        && let Some(error) = stream.take_error()?
+    {
+        return Err(error);
+    }
+    Ok(stream)
+}
+
+/// This host ran out of something: descriptors, ports to that endpoint, memory.
+fn is_local(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL | libc::ENOBUFS | libc::ENOMEM)
+    )
+}

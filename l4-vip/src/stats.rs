@@ -1,0 +1,113 @@
+//! Counters of VIPs, and their view for people and tools (`/api/vips`).
+//!
+//! Relaxed atomics, written by workers; a view is a moment's reading, not a transaction. Counters only grow: a change
+//! of a VIP's endpoints does not reset them.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use event_watcher::catalog::{Protocol, ServiceId, VipTarget};
+use serde::Serialize;
+
+use crate::policy::Policy;
+use crate::pool::EndpointView;
+
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What happened to the connections of one VIP, or of whoever else uses the forwarder.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Accepted connections.
+    pub n_connections: Counter,
+    /// Reset because there was no usable endpoint.
+    pub n_no_endpoint: Counter,
+    /// Reset because no endpoint that was tried accepted.
+    pub n_unreachable: Counter,
+    /// Ended by RST from either side.
+    pub n_resets: Counter,
+    /// Connects that an endpoint refused or did not answer.
+    pub n_connect_failures: Counter,
+    /// Connects that failed for a reason of this host: no descriptors, no ports, no memory.
+    pub n_local_failures: Counter,
+    /// From clients to endpoints.
+    pub bytes_in: Counter,
+    /// From endpoints to clients.
+    pub bytes_out: Counter,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CountersView {
+    pub n_connections: u64,
+    pub n_no_endpoint: u64,
+    pub n_unreachable: u64,
+    pub n_resets: u64,
+    pub n_connect_failures: u64,
+    pub n_local_failures: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+impl Counters {
+    pub fn view(&self) -> CountersView {
+        CountersView {
+            n_connections: self.n_connections.value(),
+            n_no_endpoint: self.n_no_endpoint.value(),
+            n_unreachable: self.n_unreachable.value(),
+            n_resets: self.n_resets.value(),
+            n_connect_failures: self.n_connect_failures.value(),
+            n_local_failures: self.n_local_failures.value(),
+            bytes_in: self.bytes_in.value(),
+            bytes_out: self.bytes_out.value(),
+        }
+    }
+}
+
+/// Which plane serves a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlaneKind {
+    Userspace,
+}
+
+/// One VIP at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct VipView {
+    /// The name without its zone, or the address of an IP VIP.
+    pub vip: VipTarget,
+    pub protocol: Protocol,
+    pub port: u16,
+    pub addresses: Vec<IpAddr>,
+    /// Those of `addresses` that are served now; the reason for the others is among the problems.
+    pub listening: Vec<IpAddr>,
+    pub plane: PlaneKind,
+    pub policy: Policy,
+    pub services: Vec<ServiceId>,
+    /// In rotation or draining, then those that left the scheduler's list but still have connections.
+    pub endpoints: Vec<EndpointView>,
+    /// Connections being made or established, at all endpoints.
+    pub n_in_flight: u32,
+    #[serde(flatten)]
+    pub counters: CountersView,
+}
+
+/// What concerns the plane as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PlaneTotals {
+    pub n_vips: usize,
+    /// Addresses that are listened on.
+    pub n_listening: usize,
+    pub n_in_flight: u64,
+    /// Pauses in accepting because no descriptor or memory was left.
+    pub n_accept_pauses: u64,
+}
