@@ -2,6 +2,8 @@
 //!
 //! It waits on generations and on sockets, never on time.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+
 mod balancing;
 mod failover;
 mod limits;
