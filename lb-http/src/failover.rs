@@ -59,11 +59,17 @@ enum CookieDue {
 enum Failed {
     /// The request is whole and may go elsewhere.
     Unsent {
-        request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
         stale: Stale,
         error: ProxyError,
     },
     Final(ProxyError),
+}
+
+impl Failed {
+    fn unsent(request: Request<RequestBody>, stale: Stale, error: ProxyError) -> Self {
+        Self::Unsent { request: Box::new(request), stale, error }
+    }
 }
 
 /// Whether it failed on a connection that had been idle, which says little about the endpoint.
@@ -99,7 +105,7 @@ impl Attempt<'_> {
                     break;
                 }
                 Err(Failed::Unsent { request: unsent, error: last, .. }) => {
-                    (request, error) = (unsent, last);
+                    (request, error) = (*unsent, last);
                     let newest =
                         self.local.with_table(|table| table.backend(&backend.service).map(Arc::clone));
                     match newest {
@@ -163,17 +169,13 @@ impl Attempt<'_> {
                     return Ok((response, exchange));
                 }
                 Err(Failed::Unsent { request: unsent, stale, error }) => {
-                    request = unsent;
+                    request = *unsent;
                     failures.note(index, stale, wanted, error);
                 }
                 Err(failed) => return Err(failed),
             }
         }
-        Err(Failed::Unsent {
-            request,
-            stale: Stale::No,
-            error: failures.error.unwrap_or(ProxyError::NoEndpoint),
-        })
+        Err(Failed::unsent(request, Stale::No, failures.error.unwrap_or(ProxyError::NoEndpoint)))
     }
 
     async fn try_server(
@@ -199,7 +201,7 @@ impl Attempt<'_> {
             }
             None => match self.connect(backend, server, shards).await {
                 Some(new) => (new, Stale::No),
-                None => return Err(Failed::Unsent { request, stale: Stale::No, error: ProxyError::Connect }),
+                None => return Err(Failed::unsent(request, Stale::No, ProxyError::Connect)),
             },
         };
         let copy = copy_of(&request);
@@ -220,7 +222,7 @@ impl Attempt<'_> {
             }
         };
         if let Some(request) = failed.take_message() {
-            return Err(Failed::Unsent { request, stale, error: ProxyError::NoResponse });
+            return Err(Failed::unsent(request, stale, ProxyError::NoResponse));
         }
         let error = failed.into_error();
         tracing::debug!(backend = %backend.name, server = %server.name, %error, "no response");
@@ -233,7 +235,7 @@ impl Attempt<'_> {
         }
         match copy {
             Some(request) if connection.n_bytes_read() == n_read => {
-                Err(Failed::Unsent { request, stale, error: ProxyError::NoResponse })
+                Err(Failed::unsent(request, stale, ProxyError::NoResponse))
             }
             _ => Err(Failed::Final(ProxyError::NoResponse)),
         }

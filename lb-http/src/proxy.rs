@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
@@ -62,6 +62,9 @@ pub(crate) struct Accepted {
     pub(crate) permit: Permit,
 }
 
+/// How long a connection that was accepted during a drain may take to send its request.
+const LAST_REQUEST: Duration = Duration::from_millis(100);
+
 /// What the requests of one connection share.
 struct Client {
     local: Rc<Local>,
@@ -87,6 +90,10 @@ pub(crate) fn http1_builder(limits: &Limits) -> http1::Builder {
 /// Serves a connection until it ends; a drain lets it end after the request it is at.
 pub(crate) async fn serve(local: Rc<Local>, accepted: Accepted, registered: Registered) {
     let Accepted { stream, client: address, local_port, entry, session, permit } = accepted;
+    if registered.is_draining() {
+        // It was in the backlog: its request is served, if there is one.
+        let _ = tokio::time::timeout(LAST_REQUEST, stream.readable()).await;
+    }
     let wait = Arc::clone(registered.wait());
     let frontend = Arc::clone(session.series());
     let ip = address.ip().to_canonical();
@@ -110,11 +117,13 @@ pub(crate) async fn serve(local: Rc<Local>, accepted: Accepted, registered: Regi
     let mut told_to_end = false;
     let end = poll_fn(|cx| {
         registered.wake_me(cx.waker());
-        if registered.is_draining() && !told_to_end {
+        let mut polled = Pin::new(&mut connection).poll(cx);
+        if polled.is_pending() && registered.is_draining() && !told_to_end {
             told_to_end = true;
             Pin::new(&mut connection).graceful_shutdown();
+            polled = Pin::new(&mut connection).poll(cx);
         }
-        match Pin::new(&mut connection).poll(cx) {
+        match polled {
             Poll::Ready(result) => Poll::Ready(result.map(|()| None)),
             Poll::Pending if wait.is_expired() => Poll::Ready(Ok(Some(wait.phase()))),
             Poll::Pending => Poll::Pending,
@@ -223,7 +232,7 @@ impl Client {
         exchange: Exchange,
         method: &Method,
         upgrade: Option<hyper::upgrade::OnUpgrade>,
-        took: std::time::Duration,
+        took: Duration,
     ) -> Result<Response<ResponseBody>, Answer> {
         let (mut parts, body) = response.into_parts();
         exchange.responded(parts.status, took);

@@ -1,0 +1,143 @@
+//! Time-outs and limits, with short ones.
+
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+const SHORT: Duration = Duration::from_millis(300);
+
+/// Not before the time-out, and not long after.
+async fn takes_short<T>(future: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let value = future.await;
+    let took = began.elapsed();
+    assert!(took >= SHORT - Duration::from_millis(120) && took < SHORT * 8, "{took:?}");
+    value
+}
+
+#[tokio::test]
+async fn an_instance_that_does_not_answer_is_a_504() {
+    let mut cluster = Cluster::with(|c| c.timeouts.server_head = SHORT).await;
+    let never = tokio_util::sync::CancellationToken::new();
+    let backend = Backend::with(move |_, _| Reply::Held(never.clone(), vec![])).await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    let mut client = Client::connect(app.address()).await;
+    let response = takes_short(client.get("")).await;
+    assert_eq!((response.status(), response.header("waymark-reason")), (504, Some("response-timeout")));
+    assert_eq!(backend.n_connections(), 1, "not tried again");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn an_instance_that_does_not_accept_is_a_503() {
+    let mut cluster = Cluster::with(|c| c.timeouts.connect = SHORT).await;
+    // A listener whose backlog is full drops what comes.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let _filling: Vec<_> = (0..4).map(|_| tokio::spawn(tokio::net::TcpStream::connect(address))).collect();
+    let mut connected = tokio::net::TcpStream::connect(address).await;
+    let is_full = async {
+        while connected.is_ok() {
+            let next = tokio::time::timeout(SHORT, tokio::net::TcpStream::connect(address)).await;
+            connected = next.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        }
+    };
+    soon("the backlog is full", is_full).await;
+    let app = AppSpec::new("/a").instance(address.port());
+    cluster.put(&app).await;
+    let response = takes_short(get(app.address(), "")).await;
+    assert_eq!((response.status(), response.header("waymark-reason")), (503, Some("connect-failed")));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn slow_senders_get_408_and_idle_ones_are_closed() {
+    let mut cluster = Cluster::with(|c| {
+        c.timeouts.client_header = SHORT;
+        c.timeouts.client_body_idle = SHORT;
+        c.timeouts.client_keepalive = SHORT;
+    })
+    .await;
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    for begin in ["G", "GET / HTTP/1.1\r\nHost: a\r\nX: "] {
+        let mut client = Client::connect(app.address()).await;
+        client.send(begin).await;
+        let response = takes_short(client.response()).await;
+        assert_eq!(response.status(), 408, "{begin:?}");
+        assert!(client.is_closed().await);
+    }
+    let mut client = Client::connect(app.address()).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nbegin").await;
+    let response = takes_short(client.response()).await;
+    assert_eq!((response.status(), response.header("connection")), (408, Some("close")));
+
+    let mut silent = Client::connect(app.address()).await;
+    assert!(takes_short(silent.is_closed()).await);
+    let mut idle = Client::connect(app.address()).await;
+    idle.get("").await;
+    assert!(takes_short(idle.is_closed()).await, "closed without a word");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_response_that_stands_still_is_cut() {
+    let mut cluster = Cluster::with(|c| c.timeouts.server_body_idle = SHORT).await;
+    let backend =
+        Backend::with(|_, _| Reply::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegin".to_vec()))
+            .await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    let mut client = Client::connect(app.address()).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(takes_short(client.try_response()).await.is_none());
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_silent_tunnel_is_closed() {
+    let mut cluster = Cluster::with(|c| c.timeouts.tunnel_idle = SHORT).await;
+    let backend = Backend::with(|_, _| {
+        Reply::Echo(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n".to_vec(),
+        )
+    })
+    .await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    let mut client = Client::connect(app.address()).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    client.head().await;
+    assert!(takes_short(client.is_closed()).await);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_has_only_so_many_connections() {
+    let mut cluster = Cluster::with(|c| c.limits.connections_per_client = 2).await;
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    let (mut first, mut second) =
+        (Client::connect(app.address()).await, Client::connect(app.address()).await);
+    first.get("").await;
+    second.get("").await;
+    assert!(Client::connect(app.address()).await.is_closed().await);
+    assert_eq!(cluster.csv_row(&format!("a_{}", app.port), "FRONTEND")["dcon"], "1");
+    drop(first);
+    let again = async {
+        loop {
+            let mut client = Client::connect(app.address()).await;
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            if client.try_response().await.is_some() {
+                break;
+            }
+        }
+    };
+    soon("the place is free again", again).await;
+    cluster.stop().await;
+}

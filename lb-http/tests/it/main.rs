@@ -1,0 +1,12 @@
+//! The plane from outside: real sockets, real worker threads, snapshots published as the watcher would.
+//!
+//! It waits on generations and on sockets, never on time.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+
+mod balancing;
+mod failover;
+mod limits;
+mod protocol;
+mod statistics;
+mod support;

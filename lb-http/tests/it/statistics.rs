@@ -1,0 +1,183 @@
+//! What the plane tells about itself: HAProxy's CSV, JSON and page, metrics, views, problems.
+
+use event_watcher::catalog::InstanceState;
+
+use crate::support::*;
+
+#[tokio::test]
+async fn the_csv_is_haproxys() {
+    let mut cluster = Cluster::start().await;
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/dcos-101/app2").instance(backend.port);
+    cluster.put(&app).await;
+    let mut client = Client::connect(app.address()).await;
+    for _ in 0..3 {
+        client.get("").await;
+    }
+    let csv = cluster.plane.stats_csv();
+    let header = csv.lines().next().unwrap();
+    let start = "# pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,wretr,wredis,status,weight,act,bck,\
+                 chkfail,chkdown,lastchg,downtime,qlimit,pid,iid,sid,throttle,lbtot,tracked,type,rate,rate_lim,rate_max,check_status,";
+    assert!(header.starts_with(start), "{header}");
+    assert!(csv.lines().all(|line| line.ends_with(',')));
+    let n_columns = header.split(',').count();
+    assert!(csv.lines().all(|line| line.split(',').count() == n_columns));
+    for name in header.trim_start_matches("# ").trim_end_matches(',').split(',') {
+        assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), "{name}");
+    }
+    let name = format!("dcos-101_app2_{}", app.port);
+    let server = format!("127_0_0_1_{}", backend.port);
+    let order: Vec<_> = csv.lines().skip(1).map(|l| l.split(',').take(2).collect::<Vec<_>>()).collect();
+    assert_eq!(
+        order,
+        [
+            ["marathon_http_in", "FRONTEND"],
+            ["marathon_http_appid_in", "FRONTEND"],
+            [&name, "FRONTEND"],
+            [&name, &server],
+            [&name, "BACKEND"],
+        ]
+    );
+    for (row, expect) in [
+        ("FRONTEND", [("stot", "1"), ("req_tot", "3"), ("hrsp_2xx", "3"), ("status", "OPEN"), ("type", "0")]),
+        ("BACKEND", [("stot", "3"), ("req_tot", "3"), ("hrsp_2xx", "3"), ("status", "UP"), ("type", "1")]),
+        (&server, [("stot", "3"), ("reuse", "2"), ("hrsp_2xx", "3"), ("status", "no check"), ("type", "2")]),
+    ] {
+        let row = cluster.csv_row(&name, row);
+        for (column, value) in expect {
+            assert_eq!(row[column], value, "{column} of {row:?}");
+        }
+        assert!(
+            row["bin"].parse::<u64>().unwrap() > 90 && row["bout"].parse::<u64>().unwrap() > 100,
+            "{row:?}"
+        );
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn counters_survive_changes() {
+    let mut cluster = Cluster::start().await;
+    let (a, b) = (Backend::named().await, Backend::named().await);
+    let app = AppSpec::new("/a").instance(a.port);
+    cluster.put(&app).await;
+    get(app.address(), "").await;
+    cluster.put(&app.clone().label("HAPROXY_0_STICKY", "true").instance(b.port)).await;
+    for _ in 0..2 {
+        get(app.address(), "").await;
+    }
+    cluster.put(&AppSpec { instances: vec![(b.port, InstanceState::Running)], ..app.clone() }).await;
+    assert_eq!(cluster.csv_row(&format!("a_{}", app.port), "BACKEND")["stot"], "3");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn names_from_apps_are_escaped_wherever_they_are_shown() {
+    let mut cluster = Cluster::start().await;
+    let app = AppSpec::new("/<script>alert(1)</script>,\"").label("HAPROXY_0_BALANCE", "<b>");
+    cluster.put(&app).await;
+    let page = cluster.plane.stats_page();
+    assert!(!page.contains("<script") && page.contains("&#60;script"), "{page}");
+    let csv = cluster.plane.stats_csv();
+    assert!(csv.contains(&format!("\"<script>alert(1)<_script>,\"\"_{}\",BACKEND,", app.port)), "{csv}");
+    let json: serde_json::Value = serde_json::from_str(&cluster.plane.stats_json()).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 4);
+    assert_eq!(json[3][0]["objType"], "Backend");
+    assert_eq!(json[3][1]["value"]["value"], "BACKEND");
+    let mut metrics = String::new();
+    cluster.plane.metrics(&mut metrics);
+    assert!(
+        metrics.contains(&format!(
+            "haproxy_backend_status{{proxy=\"<script>alert(1)<_script>,\\\"_{}\",state=\"DOWN\"}} 1",
+            app.port
+        )),
+        "{metrics}"
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_have_the_exporters_names() {
+    let mut cluster = Cluster::start().await;
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    get(app.address(), "").await;
+    let mut metrics = String::new();
+    cluster.plane.metrics(&mut metrics);
+    let proxy = format!("proxy=\"a_{}\"", app.port);
+    for line in [
+        format!("haproxy_frontend_http_requests_total{{{proxy}}} 1"),
+        format!("haproxy_backend_http_responses_total{{{proxy},code=\"2xx\"}} 1"),
+        format!("haproxy_server_sessions_total{{{proxy},server=\"127_0_0_1_{}\"}} 1", backend.port),
+        format!("haproxy_server_status{{{proxy},server=\"127_0_0_1_{}\",state=\"UP\"}} 1", backend.port),
+        "haproxy_frontend_status{proxy=\"marathon_http_in\",state=\"UP\"} 1".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+    }
+    let mut types: Vec<&str> = metrics.lines().filter_map(|l| l.strip_prefix("# TYPE ")).collect();
+    let n = types.len();
+    types.dedup();
+    assert_eq!(types.len(), n, "each metric is declared once");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn views_maps_and_routes() {
+    let mut cluster = Cluster::start().await;
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/a").label("HAPROXY_0_VHOST", "a.test,b.test").label("HAPROXY_0_PATH", "/x");
+    let app = app.instance(backend.port);
+    cluster.put(&app).await;
+    get(app.address(), "").await;
+    let name = format!("a_{}", app.port);
+    assert_eq!(cluster.plane.vhost_map(), format!("a.test {name}\nb.test {name}\n"));
+    assert_eq!(cluster.plane.app_map(), format!("/a {name}\n"));
+    let routes = serde_json::to_value(cluster.plane.routes()).unwrap();
+    assert_eq!(routes[0]["from"], serde_json::json!({"service_port": {"port": app.port, "mode": "http"}}));
+    assert_eq!(routes[1]["from"]["host"]["path"], "/x");
+    assert_eq!(routes.as_array().unwrap().len(), 4);
+    let backends = serde_json::to_value(cluster.plane.backends()).unwrap();
+    assert_eq!(backends[0]["n_requests"], 1);
+    assert!(backends[0]["p99_millis"].as_f64().unwrap() > 0.0, "{backends}");
+    assert_eq!(backends[0]["servers"][0]["instance"], format!("i{}", backend.port));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
+    let mut cluster = Cluster::start().await;
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/a").label("HAPROXY_0_STICKY", "maybe").instance(backend.port);
+    let other = std::net::TcpListener::bind(app.address()).unwrap();
+    cluster.put(&app).await;
+    let problems: Vec<String> = cluster.plane.problems().iter().map(ToString::to_string).collect();
+    assert!(problems.iter().any(|p| p.contains("cannot listen on 127.0.0.1:")), "{problems:?}");
+    assert!(problems.iter().any(|p| p.contains("labels.HAPROXY_0_STICKY: \"maybe\"")), "{problems:?}");
+    drop(other);
+    let served = async {
+        while tokio::net::TcpStream::connect(app.address()).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    soon("the port is tried again", served).await;
+    assert_eq!(get(app.address(), "").await.port(), backend.port);
+    let gone = async {
+        while cluster.plane.problems().len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the problem is gone", gone).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_stops_the_start() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_publisher, subscriber) = event_watcher::publish::channel();
+    let config =
+        lb_http::Config { http_listen: Some(taken.local_addr().unwrap()), ..lb_http::Config::default() };
+    let error =
+        lb_http::start(config, subscriber, 1, tokio_util::sync::CancellationToken::new()).await.unwrap_err();
+    assert!(error.to_string().contains("for virtual hosts: another program listens there"), "{error}");
+}
