@@ -7,8 +7,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket};
 use std::time::Duration;
 
-use hickory_proto::op::{Edns as HickoryEdns, Message, ResponseCode};
-use hickory_proto::serialize::binary::DecodeError;
+use hickory_server::proto::op::{Edns as HickoryEdns, Message, ResponseCode};
+use hickory_server::proto::serialize::binary::DecodeError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
-use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::RecordType;
+use hickory_server::proto::op::ResponseCode;
+use hickory_server::proto::rr::RecordType;
 
 use crate::config::MIN_UDP_PAYLOAD_BYTES;
 use crate::forward::Foreign;
@@ -362,7 +362,7 @@ impl Address for std::net::Ipv6Addr {
 #[cfg(test)]
 mod tests {
     use event_watcher::catalog::{Catalog, CatalogConfig};
-    use hickory_proto::op::Message;
+    use hickory_server::proto::op::Message;
     use proptest::prelude::*;
 
     use super::*;

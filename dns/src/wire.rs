@@ -3,8 +3,8 @@
 //!
 //! It knows no zone. Messages of upstreams, which have every kind of record, are read with hickory in `forward`.
 
-use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::RecordType;
+use hickory_server::proto::op::ResponseCode;
+use hickory_server::proto::rr::RecordType;
 
 use crate::names::MAX_NAME;
 use crate::stats::Silence;

@@ -12,7 +12,7 @@ use dns::Config;
 use event_watcher::catalog::{Health, InstanceState, Protocols};
 use event_watcher::publish::applied;
 use harness::{Server, app, instance, instances, port, query, with_state};
-use hickory_proto::op::Message;
+use hickory_server::proto::op::Message;
 
 const A: u16 = 1;
 const NS: u16 = 2;
@@ -198,7 +198,7 @@ fn apexes_the_cluster_and_other_zones() {
 fn soa(server: &Server, name: &str, record_type: u16) -> (String, u32) {
     let message = Message::from_vec(&server.tcp(&query(1, name, record_type))).unwrap();
     let record = message.authorities.first().or(message.answers.first()).expect("a record");
-    let hickory_proto::rr::RData::SOA(soa) = &record.data else { panic!("{record:?}") };
+    let hickory_server::proto::rr::RData::SOA(soa) = &record.data else { panic!("{record:?}") };
     (record.name.to_string(), soa.serial)
 }
 

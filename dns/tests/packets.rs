@@ -14,7 +14,7 @@ use std::time::Duration;
 use dns::Config;
 use event_watcher::catalog::Protocols;
 use harness::{Server, app, framed, instances, port, query, receive, wire_name, with_edns};
-use hickory_proto::op::{Message, ResponseCode};
+use hickory_server::proto::op::{Message, ResponseCode};
 
 const A: u16 = 1;
 const FORMERR: u8 = 1;
@@ -301,7 +301,7 @@ fn upstream_on(socket: UdpSocket, answer: impl Fn(Message) -> Vec<Vec<u8>> + Sen
 }
 
 fn reply_with(mut query: Message, code: ResponseCode, n_answers: u8) -> Message {
-    use hickory_proto::rr::{RData, Record, rdata};
+    use hickory_server::proto::rr::{RData, Record, rdata};
     let name = query.queries[0].name().clone();
     for i in 0..n_answers {
         query.add_answer(Record::from_rdata(name.clone(), 60, RData::A(rdata::A::new(192, 0, 2, i))));

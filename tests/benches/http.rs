@@ -64,7 +64,9 @@ fn main() -> anyhow::Result<()> {
         theirs.extend(haproxy.as_ref().map(Proxy::measure).transpose()?);
     }
     let ratio = median(mine.iter().zip(&theirs).map(|(mine, theirs)| mine.cpu_micros / theirs.cpu_micros));
-    println!("HTTP request, {BODY_BYTES} bytes, {N_CONNECTIONS} connections, keep-alive; medians of {N_ROUNDS} rounds");
+    println!(
+        "HTTP request, {BODY_BYTES} bytes, {N_CONNECTIONS} connections, keep-alive; medians of {N_ROUNDS} rounds"
+    );
     for (name, all) in [("waymark", &mine), ("haproxy", &theirs)] {
         if all.is_empty() {
             continue;

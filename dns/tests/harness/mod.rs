@@ -13,8 +13,8 @@ use event_watcher::catalog::{
     Protocols, Readiness, Service, ServiceId, Snapshot, VipLabel,
 };
 use event_watcher::publish::{Applied, Publisher, channel};
-use hickory_proto::op::Message;
-use hickory_proto::rr::RData;
+use hickory_server::proto::op::Message;
+use hickory_server::proto::rr::RData;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
@@ -192,7 +192,7 @@ impl Server {
     /// Asks over TCP, so that nothing is cut, and gives code, answers and additionals as text, sorted.
     pub fn ask(&self, name: &str, record_type: u16) -> (String, Vec<String>, Vec<String>) {
         let message = Message::from_vec(&self.tcp(&query(1, name, record_type))).unwrap();
-        let text = |records: &[hickory_proto::rr::Record]| {
+        let text = |records: &[hickory_server::proto::rr::Record]| {
             let mut text: Vec<String> = records.iter().map(|r| data_text(&r.data)).collect();
             text.sort();
             text
