@@ -148,8 +148,9 @@ pub struct ConfigArgs {
     pub daemon: DaemonArgs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
+    #[default]
     Dev,
     Serve,
 }

@@ -181,7 +181,11 @@ impl Config {
             marathon: Vec::new(),
             planes: vec![PlaneName::Http, PlaneName::Vip, PlaneName::Dns],
             workers: 0,
-            drain_timeout: Duration::from_secs(30),
+            // On a node, most requests and downloads end within it; at a desk, Ctrl-C must not feel stuck.
+            drain_timeout: match mode {
+                Mode::Dev => Duration::from_secs(5),
+                Mode::Serve => Duration::from_secs(30),
+            },
             scheduler: Scheduler { listen: SocketAddr::new(LOCALHOST, 8080), demo: true },
             http: Http {
                 listen: SocketAddr::new(address, http_port),
@@ -283,12 +287,6 @@ impl Config {
             return Err(Failure::usage("dns.udp_payload_bytes is below 512"));
         }
         Ok(())
-    }
-}
-
-impl Default for Mode {
-    fn default() -> Self {
-        Self::Dev
     }
 }
 

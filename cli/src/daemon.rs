@@ -7,13 +7,15 @@ mod bind;
 mod dev;
 mod plane_config;
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use event_watcher::publish::{self, Applied, Subscriber};
+use event_watcher::catalog::VipPool;
+use event_watcher::publish::{self, Applied, Publisher, Subscriber};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -102,64 +104,90 @@ pub async fn build(config: Config) -> Result<Running, Failure> {
         addresses.scheduler = Some(running.address);
         scheduler = Some((running, stop));
     }
-    let watcher = plane_config::watcher(&config, addresses.scheduler, vip_pools)?;
-    let watcher = event_watcher::start(watcher, publisher, shutdown.clone())
-        .map_err(|e| Failure::chain("the watcher did not start", &e))?;
-
-    let drained = CancellationToken::new();
-    let admin = Admin::start(Sources {
-        subscriber: subscriber.clone(),
-        watcher: Some(watcher),
-        planes: parts,
-        haproxy,
-        applied: applied.clone(),
-        addresses: addresses.clone(),
-        config: config.to_toml()?,
-        stopping: shutdown.clone(),
-        closing: drained.clone(),
-    });
-    tokio::spawn(admin::serve(stats, admin));
-
-    let mut workers = Vec::with_capacity(n_workers);
-    let (mut vip_workers, mut http_workers, mut dns_workers) =
-        (vip_workers.into_iter(), http_workers.into_iter(), dns_workers.into_iter());
-    for index in 0..n_workers {
-        let (vip, http, dns) = (vip_workers.next(), http_workers.next(), dns_workers.next());
-        let serve = move || async move {
-            tokio::join!(
-                async {
-                    if let Some(worker) = vip {
-                        worker.run().await
-                    }
-                },
-                async {
-                    if let Some(worker) = http {
-                        worker.run().await
-                    }
-                },
-                async {
-                    if let Some(worker) = dns {
-                        worker.run().await
-                    }
-                },
-            );
-        };
-        let thread = runtime::spawn_worker(format!("worker-{index}"), serve)
-            .map_err(|e| Failure::chain("cannot start a worker thread", &e))?;
-        workers.push(thread);
-    }
-    if config.mode == Mode::Dev
-        && config.scheduler.demo
-        && let Some((scheduler, _)) = &scheduler
-    {
-        dev::ensure_demo(scheduler).await?;
-    }
-    let shutdown = started.disarm();
     let demo = config.mode == Mode::Dev && config.scheduler.demo;
-    Ok(Running { addresses, shutdown, applied, subscriber, workers, drained, scheduler, demo })
+    let mut running = Running {
+        addresses,
+        shutdown: started.disarm(),
+        applied,
+        subscriber,
+        workers: Vec::with_capacity(n_workers),
+        drained: CancellationToken::new(),
+        scheduler,
+        demo,
+    };
+    let work = Work { stats, parts, haproxy, publisher, vip_pools, vip_workers, http_workers, dns_workers };
+    match running.begin(&config, work).await {
+        Ok(()) => Ok(running),
+        Err(failure) => {
+            // The scheduler may have started instances of an earlier run again.
+            running.stop().await;
+            Err(failure)
+        }
+    }
+}
+
+/// What is bound and waits for its task or thread.
+struct Work {
+    stats: TcpListener,
+    parts: Vec<(PlaneName, Arc<dyn Plane>)>,
+    haproxy: Option<Arc<dyn admin::Haproxy>>,
+    publisher: Publisher,
+    vip_pools: Vec<VipPool>,
+    vip_workers: Vec<l4_vip::Worker>,
+    http_workers: Vec<lb_http::Worker>,
+    dns_workers: Vec<dns::Worker>,
 }
 
 impl Running {
+    async fn begin(&mut self, config: &Config, work: Work) -> Result<(), Failure> {
+        let watcher = plane_config::watcher(config, self.addresses.scheduler, work.vip_pools)?;
+        let watcher = event_watcher::start(watcher, work.publisher, self.shutdown.clone())
+            .map_err(|e| Failure::chain("the watcher did not start", &e))?;
+        let admin = Admin::start(Sources {
+            subscriber: self.subscriber.clone(),
+            watcher: Some(watcher),
+            planes: work.parts,
+            haproxy: work.haproxy,
+            applied: self.applied.clone(),
+            addresses: self.addresses.clone(),
+            config: config.to_toml()?,
+            stopping: self.shutdown.clone(),
+            closing: self.drained.clone(),
+        });
+        tokio::spawn(admin::serve(work.stats, admin));
+        let (mut vip, mut http, mut dns) =
+            (work.vip_workers.into_iter(), work.http_workers.into_iter(), work.dns_workers.into_iter());
+        for index in 0..runtime::n_workers(config.workers) {
+            let (vip, http, dns) = (vip.next(), http.next(), dns.next());
+            let serve = move || async move {
+                tokio::join!(
+                    async {
+                        if let Some(worker) = vip {
+                            worker.run().await
+                        }
+                    },
+                    async {
+                        if let Some(worker) = http {
+                            worker.run().await
+                        }
+                    },
+                    async {
+                        if let Some(worker) = dns {
+                            worker.run().await
+                        }
+                    },
+                );
+            };
+            let thread = runtime::spawn_worker(format!("worker-{index}"), serve)
+                .map_err(|e| Failure::chain("cannot start a worker thread", &e))?;
+            self.workers.push(thread);
+        }
+        match &self.scheduler {
+            Some((scheduler, _)) if self.demo => dev::ensure_demo(scheduler).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Waits until every plane serves what the scheduler runs; in `dev`, also for the demo app's first instance.
     /// Does not return before the first sync, however long that takes.
     pub async fn ready(&self) {
@@ -237,11 +265,15 @@ fn write_ready_file(path: &Path, addresses: &Addresses) -> Result<(), Failure> {
 }
 
 fn start_logging() {
-    let ours = "waymark=info,cli=info,event_watcher=info,lb_http=info,l4_vip=info,dns=info,warn";
+    let ours = "cli=info,event_watcher=info,lb_http=info,l4_vip=info,dns=info,warn";
     let filter = tracing_subscriber::EnvFilter::try_from_env("WAYMARK_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(ours));
     // A second daemon in one process keeps the first one's log.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .try_init();
 }
 
 /// Every connection through a plane needs two descriptors; the usual soft limit of 1,024 is for programs that use

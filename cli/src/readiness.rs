@@ -4,25 +4,24 @@
 
 use event_watcher::catalog::Generation;
 use event_watcher::publish::{Applied, applied};
+use futures_util::future::try_join_all;
 
 /// Follows all `planes` and marks the lowest of their generations. Ends with the planes.
 pub fn of_all(planes: Vec<Applied>) -> Applied {
     let (mark, all) = applied();
     tokio::spawn(async move {
-        let lowest = || planes.iter().map(Applied::generation).min().unwrap_or(Generation::UNSYNCED);
         let mut reached = Generation::UNSYNCED;
         loop {
-            let next = lowest();
+            let Some(next) = planes.iter().map(Applied::generation).min() else { return };
             if next > reached {
                 reached = next;
                 mark.set(reached);
             }
-            // All planes must pass what is reached before the lowest can move.
-            for plane in &planes {
-                let beyond = Generation(reached.0 + 1);
-                if plane.clone().reached(beyond).await.is_err() {
-                    return;
-                }
+            // All planes must pass what is reached before the lowest can move; one that ends never will.
+            let beyond = Generation(reached.0 + 1);
+            let mut waiting = planes.clone();
+            if try_join_all(waiting.iter_mut().map(|plane| plane.reached(beyond))).await.is_err() {
+                return;
             }
         }
     });

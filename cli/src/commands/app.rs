@@ -11,7 +11,7 @@ use super::marathon::{Marathon, Path, deployment_id};
 use super::{wait, words};
 use crate::args::{AppCommand, ChangeArgs};
 use crate::failure::Failure;
-use crate::output::{self, Style, Table};
+use crate::output::{self, Progress, Style, Table};
 
 pub async fn run(command: AppCommand) -> Result<(), Failure> {
     match command {
@@ -224,6 +224,7 @@ async fn log(marathon: &Marathon, id: &str, instance: Option<&str>) -> Result<()
         return Err(Failure::new(format!("{id} has no instances"))
             .hint("waymark app log takes --instance ID for one that ended"));
     }
+    let mut n_printed = 0;
     for task in &ids {
         for stream in ["stdout", "stderr"] {
             let path = Path::new(super::TASKS_PATH).join(task).join("logs").join(stream);
@@ -235,6 +236,7 @@ async fn log(marathon: &Marathon, id: &str, instance: Option<&str>) -> Result<()
             if lines.is_empty() {
                 continue;
             }
+            n_printed += 1;
             let style = Style::of_stdout();
             output::print_line(&style.bold(&format!("==> {task} {stream} <==")))?;
             output::print(&lines)?;
@@ -242,6 +244,10 @@ async fn log(marathon: &Marathon, id: &str, instance: Option<&str>) -> Result<()
                 output::print_line("")?;
             }
         }
+    }
+    if n_printed == 0 {
+        // Not on standard output: that is the log.
+        Progress::default().say(&format!("{id} has written nothing yet"));
     }
     Ok(())
 }

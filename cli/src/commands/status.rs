@@ -32,8 +32,10 @@ pub async fn run(args: &ListArgs) -> Result<(), Failure> {
     let mut text = format!("scheduler   {state}\n");
     text.push_str(&format!("generation  {}\n", status["generation"]));
     text.push_str(&format!(
-        "serving     {} apps, {} instances, {} VIPs\n",
-        status["n_apps"], status["n_instances"], status["n_vips"]
+        "serving     {}, {}, {}\n",
+        counted(&status["n_apps"], "app"),
+        counted(&status["n_instances"], "instance"),
+        counted(&status["n_vips"], "VIP")
     ));
     text.push_str(&format!(
         "ready       {}\n\n",
@@ -69,6 +71,10 @@ pub async fn run(args: &ListArgs) -> Result<(), Failure> {
     }
     let printable: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\x1b')).collect();
     output::print(&printable)
+}
+
+fn counted(n: &Value, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 /// Follows the events until interrupted or until the server closes the stream.

@@ -85,17 +85,18 @@ fn list(value: &Value) -> String {
 
 /// Takes the name with or without its zone and port, the label as written (`/dcos-101/app2`), and addresses.
 fn is_named(vip: &Value, wanted: &str) -> bool {
-    let wanted = wanted.trim_end_matches('.').to_lowercase();
+    let wanted = wanted.to_lowercase();
     let (name, port) = match wanted.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') && port.parse::<u16>().is_ok() => (name, Some(port)),
+        Some((name, port)) if !name.contains(':') && port.parse::<u16>().is_ok() => (name, port.parse().ok()),
         _ => (wanted.as_str(), None),
     };
+    let name = name.trim_end_matches('.');
     let name = name.strip_suffix(ZONE).unwrap_or(name);
     let own = text(vip, "name");
     let label = name.replace('/', "").replace('_', "-");
     let is_own = own == name || own.split_once('.').is_some_and(|(first, _)| first == label);
     let is_address = vip["addresses"].as_array().into_iter().flatten().any(|a| a.as_str() == Some(name));
-    (is_own || is_address) && port.is_none_or(|port| vip["port"].to_string() == port)
+    (is_own || is_address) && port.is_none_or(|port: u64| vip["port"].as_u64() == Some(port))
 }
 
 #[cfg(test)]
