@@ -19,6 +19,7 @@ use l4_vip::pool::{Choices, InFlight, Pool};
 
 use crate::client::{Phase, Wait};
 use crate::error::ProxyError;
+use crate::headers::Seen;
 use crate::proxy::RequestBody;
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::sticky;
@@ -377,9 +378,9 @@ impl Exchange {
     }
 
     /// Gives the client its cookie when it has no valid one.
-    pub(crate) fn mark(&self, headers: &mut HeaderMap, method: &Method, status: StatusCode) {
+    pub(crate) fn mark(&self, headers: &mut HeaderMap, seen: Seen, method: &Method, status: StatusCode) {
         if self.cookie == CookieDue::Yes {
-            sticky::insert(headers, &self.server().set_cookie, method, status);
+            sticky::insert(headers, &self.server().set_cookie, seen, method, status);
         }
     }
 

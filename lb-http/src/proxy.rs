@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, MAX_FORWARDS, TRANSFER_ENCODING,
+    ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, MAX_FORWARDS, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -28,7 +28,7 @@ use crate::config::{DEFAULT_HEADER_COUNT, Limits};
 use crate::error::ProxyError;
 use crate::failover::{self, Exchange};
 use crate::guard::{self, Refusal, Verdict};
-use crate::headers::{self, Forwarded};
+use crate::headers::{self, Forwarded, Seen};
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::sticky;
 use crate::table::Backend;
@@ -180,21 +180,26 @@ impl Client {
         started: Instant,
     ) -> Result<Response<ResponseBody>, Answer> {
         let (mut parts, body) = request.into_parts();
-        match guard::check(&parts, self.local.limits.request_line_bytes) {
-            Ok(Verdict::Forward) => {}
+        let seen = match guard::check(&parts, self.local.limits.request_line_bytes) {
+            Ok(Verdict::Forward(seen)) => seen,
             Ok(Verdict::AnswerOptions) => return Err(Answer::options()),
             Err(refusal) => {
                 self.shard().n_request_errors.increment();
                 return Err(Answer::refused(refusal));
             }
-        }
+        };
         let backend = self.route(&parts)?;
-        let upgrade = guard::asks_for_upgrade(&parts)
+        let upgrade = guard::asks_for_upgrade(&parts, seen)
             .then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
             .flatten();
-        let cookie = if backend.is_sticky() { sticky::take_cookie(&mut parts.headers) } else { None };
-        let framing = parts.headers.remove(TRANSFER_ENCODING);
-        headers::remove_hop_by_hop(&mut parts.headers);
+        let cookie = (seen.has(Seen::COOKIE) && backend.is_sticky())
+            .then(|| sticky::take_cookie(&mut parts.headers))
+            .flatten();
+        headers::remove_hop_by_hop(&mut parts.headers, seen);
+        if seen.has(Seen::EXPECT) {
+            // hyper answers it towards the client as soon as the body is wanted.
+            parts.headers.remove(EXPECT);
+        }
         self.forwarded.apply(&mut parts.headers);
         count_down_forwards(&mut parts);
         if upgrade.is_some() {
@@ -202,12 +207,12 @@ impl Client {
             parts.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
         }
         let body = if body.is_end_stream() {
+            if seen.has(Seen::TRANSFER_ENCODING) {
+                parts.headers.remove(TRANSFER_ENCODING);
+            }
             RequestBody::Empty
         } else {
-            // Said, because hyper gives a GET without a length no body.
-            if let Some(chunked) = framing {
-                parts.headers.insert(TRANSFER_ENCODING, chunked);
-            }
+            // Transfer-Encoding stays, because hyper gives a GET without any framing no body.
             RequestBody::Streaming { body, wait: Arc::clone(&self.wait) }
         };
         self.wait.enter(body.phase());
@@ -237,10 +242,13 @@ impl Client {
         let (mut parts, body) = response.into_parts();
         exchange.responded(parts.status, took);
         self.shard().took(took);
-        headers::remove_hop_by_hop(&mut parts.headers);
-        parts.headers.remove(TRANSFER_ENCODING);
+        let seen = Seen::in_all(&parts.headers);
+        headers::remove_hop_by_hop(&mut parts.headers, seen);
+        if seen.has(Seen::TRANSFER_ENCODING) {
+            parts.headers.remove(TRANSFER_ENCODING);
+        }
         parts.version = Version::HTTP_11;
-        exchange.mark(&mut parts.headers, method, parts.status);
+        exchange.mark(&mut parts.headers, seen, method, parts.status);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let (Some(client), Some(server)) =
                 (upgrade, parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
