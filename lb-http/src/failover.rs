@@ -17,10 +17,10 @@ use hyper::body::Incoming;
 use l4_vip::policy::Policy;
 use l4_vip::pool::{Choices, InFlight, Pool};
 
+use crate::body::RequestBody;
 use crate::client::{Phase, Wait};
 use crate::error::ProxyError;
 use crate::headers::Seen;
-use crate::proxy::RequestBody;
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::sticky;
 use crate::table::{Backend, Server};
@@ -385,7 +385,10 @@ impl Exchange {
     }
 
     pub(crate) fn bad_response(self) {
-        self.shards().each(|s| s.n_response_errors.increment());
+        self.shards().each(|s| {
+            s.n_response_errors.increment();
+            s.responded(ResponseClass::of(StatusCode::BAD_GATEWAY));
+        });
     }
 
     /// The response has ended as it should.

@@ -5,7 +5,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use http::header::{CONNECTION, HeaderMap, HeaderValue, MAX_FORWARDS, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, MAX_FORWARDS, TRANSFER_ENCODING, UPGRADE,
+};
 use http::request::Parts;
 use http::{Method, StatusCode, Version};
 
@@ -55,6 +57,8 @@ struct Fields<'a> {
     transfer_encoding: Once<'a>,
     content_length: Once<'a>,
     expects_the_unknown: bool,
+    /// `Connection` names what frames the message.
+    disowns_framing: bool,
     seen: Seen,
 }
 
@@ -87,6 +91,8 @@ impl<'a> Fields<'a> {
                     fields.seen = fields.seen.and(seen);
                     if seen == Seen::TRANSFER_ENCODING {
                         fields.transfer_encoding.add(value);
+                    } else if seen == Seen::CONNECTION {
+                        fields.disowns_framing |= names_framing(value);
                     } else if seen == Seen::EXPECT {
                         fields.expects_the_unknown |= !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
                     }
@@ -166,7 +172,16 @@ fn check_target(parts: &Parts, request_line_bytes: usize) -> Result<(), Refusal>
     Ok(())
 }
 
+fn names_framing(connection: &HeaderValue) -> bool {
+    connection.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|token| {
+        token.eq_ignore_ascii_case(b"transfer-encoding") || token.eq_ignore_ascii_case(b"content-length")
+    })
+}
+
 fn check_framing(parts: &Parts, fields: &Fields<'_>) -> Result<(), Refusal> {
+    if fields.disowns_framing {
+        return Err(bad("Connection names a header that frames the message"));
+    }
     match fields.transfer_encoding {
         Once::Absent => {}
         Once::Value(encoding) if encoding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
@@ -190,6 +205,13 @@ fn check_framing(parts: &Parts, fields: &Fields<'_>) -> Result<(), Refusal> {
 fn is_length(value: &HeaderValue) -> bool {
     let is_digits = value.as_bytes().iter().all(u8::is_ascii_digit);
     is_digits && value.to_str().is_ok_and(|digits| digits.parse::<i64>().is_ok())
+}
+
+/// Of a response with a Transfer-Encoding: that is exactly `chunked`, and there is no Content-Length beside it.
+pub(crate) fn is_framed_once(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = encodings.next().is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    is_chunked && encodings.next().is_none() && !headers.contains_key(CONTENT_LENGTH)
 }
 
 /// A WebSocket handshake, the only upgrade that is passed on. Never for HTTP/1.0 (RFC 9110 section 7.8).
@@ -257,6 +279,7 @@ mod tests {
             ("POST", "/", &[A, ("transfer-encoding", "chunked"), ("content-length", "1")], Err(400)),
             ("POST", "/", &[A, ("content-length", "9223372036854775808")], Err(400)),
             ("POST", "/", &[A, ("content-length", "+1")], Err(400)),
+            ("POST", "/", &[A, ("connection", "close, Content-Length"), ("content-length", "1")], Err(400)),
             ("POST", "/", &[A, ("content-length", "1")], Ok(Checked::Forwarded)),
             ("POST", "/", &[A, ("expect", "100-continue")], Ok(Checked::Forwarded)),
             ("POST", "/", &[A, ("expect", "tea")], Err(417)),

@@ -18,8 +18,8 @@ use hyper_util::rt::TokioIo;
 use l4_vip::pool::EndpointState;
 use tokio::net::TcpStream;
 
+use crate::body::RequestBody;
 use crate::client::{Clock, Counted, write_pieces};
-use crate::proxy::RequestBody;
 use crate::stats::Series;
 use crate::table::{Backend, Server};
 
