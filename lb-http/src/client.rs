@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -273,10 +274,32 @@ impl Write for ClientIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs))?;
+        let n = ready!(write_pieces(&mut self.inner, cx, bufs))?;
         self.sent(n);
         Poll::Ready(Ok(n))
     }
+}
+
+/// Up to this much is copied together: one plain send costs less than a vectored one.
+const COPIED_BYTES: usize = 2048;
+
+/// Writes pieces of a message as few and as cheap calls as possible.
+pub(crate) fn write_pieces(
+    io: &mut TokioIo<TcpStream>,
+    cx: &mut Context<'_>,
+    pieces: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let io = Pin::new(io);
+    if let [piece] = pieces {
+        return io.poll_write(cx, piece);
+    }
+    if pieces.iter().map(|piece| piece.len()).sum::<usize>() > COPIED_BYTES {
+        return io.poll_write_vectored(cx, pieces);
+    }
+    let mut room = [const { MaybeUninit::uninit() }; COPIED_BYTES];
+    let mut together = tokio::io::ReadBuf::uninit(&mut room);
+    pieces.iter().for_each(|piece| together.put_slice(piece));
+    io.poll_write(cx, together.filled())
 }
 
 /// Reads and tells how much, which hyper's cursor does not.

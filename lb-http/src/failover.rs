@@ -17,9 +17,10 @@ use hyper::body::Incoming;
 use l4_vip::policy::Policy;
 use l4_vip::pool::{Choices, InFlight, Pool};
 
+use crate::body::RequestBody;
 use crate::client::{Phase, Wait};
 use crate::error::ProxyError;
-use crate::proxy::RequestBody;
+use crate::headers::Seen;
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::sticky;
 use crate::table::{Backend, Server};
@@ -377,14 +378,17 @@ impl Exchange {
     }
 
     /// Gives the client its cookie when it has no valid one.
-    pub(crate) fn mark(&self, headers: &mut HeaderMap, method: &Method, status: StatusCode) {
+    pub(crate) fn mark(&self, headers: &mut HeaderMap, seen: Seen, method: &Method, status: StatusCode) {
         if self.cookie == CookieDue::Yes {
-            sticky::insert(headers, &self.server().set_cookie, method, status);
+            sticky::insert(headers, &self.server().set_cookie, seen, method, status);
         }
     }
 
     pub(crate) fn bad_response(self) {
-        self.shards().each(|s| s.n_response_errors.increment());
+        self.shards().each(|s| {
+            s.n_response_errors.increment();
+            s.responded(ResponseClass::of(StatusCode::BAD_GATEWAY));
+        });
     }
 
     /// The response has ended as it should.

@@ -6,15 +6,17 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, MAX_FORWARDS, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, MAX_FORWARDS, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{Method, StatusCode, Version};
 
+use crate::headers::Seen;
+
 /// A request that may be routed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    Forward,
+    Forward(Seen),
     /// `OPTIONS` that may go no further.
     AnswerOptions,
 }
@@ -34,28 +36,80 @@ pub(crate) fn check(parts: &Parts, request_line_bytes: usize) -> Result<Verdict,
         let reason = "CONNECT and TRACE are not served";
         return Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED, reason });
     }
-    check_host(parts)?;
+    let fields = Fields::of(parts);
+    check_host(parts, &fields)?;
     check_target(parts, request_line_bytes)?;
-    check_framing(parts)?;
-    if parts.headers.get_all(EXPECT).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    check_framing(parts, &fields)?;
+    if fields.expects_the_unknown {
         let reason = "an expectation that is not known";
         return Err(Refusal { status: StatusCode::EXPECTATION_FAILED, reason });
     }
     if parts.method == Method::OPTIONS && parts.headers.get(MAX_FORWARDS).is_some_and(|v| v == "0") {
         return Ok(Verdict::AnswerOptions);
     }
-    Ok(Verdict::Forward)
+    Ok(Verdict::Forward(fields.seen))
 }
 
-fn check_host(parts: &Parts) -> Result<(), Refusal> {
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let Some(host) = hosts.next() else {
-        return if parts.version == Version::HTTP_10 { Ok(()) } else { Err(bad("no Host")) };
-    };
-    if hosts.next().is_some() {
-        return Err(bad("more than one Host"));
+/// What the checks need of the headers, gathered in one pass.
+#[derive(Default)]
+struct Fields<'a> {
+    host: Once<'a>,
+    transfer_encoding: Once<'a>,
+    content_length: Once<'a>,
+    expects_the_unknown: bool,
+    /// `Connection` names what frames the message.
+    disowns_framing: bool,
+    seen: Seen,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Once<'a> {
+    #[default]
+    Absent,
+    Value(&'a HeaderValue),
+    Repeated,
+}
+
+impl<'a> Once<'a> {
+    fn add(&mut self, value: &'a HeaderValue) {
+        *self = match self {
+            Self::Absent => Self::Value(value),
+            Self::Value(_) | Self::Repeated => Self::Repeated,
+        };
     }
-    let host = host.as_bytes();
+}
+
+impl<'a> Fields<'a> {
+    fn of(parts: &'a Parts) -> Self {
+        let mut fields = Self::default();
+        for (name, value) in &parts.headers {
+            match name.as_str() {
+                "host" => fields.host.add(value),
+                "content-length" => fields.content_length.add(value),
+                _ => {
+                    let seen = Seen::of(name);
+                    fields.seen = fields.seen.and(seen);
+                    if seen == Seen::TRANSFER_ENCODING {
+                        fields.transfer_encoding.add(value);
+                    } else if seen == Seen::CONNECTION {
+                        fields.disowns_framing |= names_framing(value);
+                    } else if seen == Seen::EXPECT {
+                        fields.expects_the_unknown |= !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+                    }
+                }
+            }
+        }
+        fields
+    }
+}
+
+fn check_host(parts: &Parts, fields: &Fields<'_>) -> Result<(), Refusal> {
+    let host = match fields.host {
+        Once::Absent if parts.version == Version::HTTP_10 => return Ok(()),
+        Once::Absent => return Err(bad("no Host")),
+        Once::Repeated => return Err(bad("more than one Host")),
+        Once::Value(host) => host.as_bytes(),
+    };
     if !is_host(host) {
         return Err(bad("Host is not a valid host"));
     }
@@ -118,37 +172,53 @@ fn check_target(parts: &Parts, request_line_bytes: usize) -> Result<(), Refusal>
     Ok(())
 }
 
-fn check_framing(parts: &Parts) -> Result<(), Refusal> {
-    let headers = &parts.headers;
+fn names_framing(connection: &HeaderValue) -> bool {
+    connection.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|token| {
+        token.eq_ignore_ascii_case(b"transfer-encoding") || token.eq_ignore_ascii_case(b"content-length")
+    })
+}
+
+fn check_framing(parts: &Parts, fields: &Fields<'_>) -> Result<(), Refusal> {
+    if fields.disowns_framing {
+        return Err(bad("Connection names a header that frames the message"));
+    }
+    match fields.transfer_encoding {
+        Once::Absent => {}
+        Once::Value(encoding) if encoding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            if parts.version == Version::HTTP_10 {
+                return Err(bad("Transfer-Encoding in HTTP/1.0"));
+            }
+            if !matches!(fields.content_length, Once::Absent) {
+                return Err(bad("both Transfer-Encoding and Content-Length"));
+            }
+        }
+        Once::Value(_) | Once::Repeated => return Err(bad("Transfer-Encoding is not exactly chunked")),
+    }
+    match fields.content_length {
+        Once::Absent => Ok(()),
+        Once::Value(length) if is_length(length) => Ok(()),
+        Once::Value(_) | Once::Repeated => Err(bad("Content-Length is not one number")),
+    }
+}
+
+/// 2^63 and above overflow in servers behind us.
+fn is_length(value: &HeaderValue) -> bool {
+    let is_digits = value.as_bytes().iter().all(u8::is_ascii_digit);
+    is_digits && value.to_str().is_ok_and(|digits| digits.parse::<i64>().is_ok())
+}
+
+/// Of a response with a Transfer-Encoding: that is exactly `chunked`, and there is no Content-Length beside it.
+pub(crate) fn is_framed_once(headers: &HeaderMap) -> bool {
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(encoding) = encodings.next() {
-        if encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err(bad("Transfer-Encoding is not exactly chunked"));
-        }
-        if parts.version == Version::HTTP_10 {
-            return Err(bad("Transfer-Encoding in HTTP/1.0"));
-        }
-        if headers.contains_key(CONTENT_LENGTH) {
-            return Err(bad("both Transfer-Encoding and Content-Length"));
-        }
-    }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next() {
-        let digits = length.to_str().unwrap_or_default();
-        let is_number = digits.bytes().all(|b| b.is_ascii_digit());
-        // 2^63 and above overflow in servers behind us.
-        if !is_number || digits.parse::<i64>().is_err() || lengths.next().is_some() {
-            return Err(bad("Content-Length is not one number"));
-        }
-    }
-    Ok(())
+    let is_chunked = encodings.next().is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    is_chunked && encodings.next().is_none() && !headers.contains_key(CONTENT_LENGTH)
 }
 
 /// A WebSocket handshake, the only upgrade that is passed on. Never for HTTP/1.0 (RFC 9110 section 7.8).
-pub(crate) fn asks_for_upgrade(parts: &Parts) -> bool {
-    parts.version == Version::HTTP_11
+pub(crate) fn asks_for_upgrade(parts: &Parts, seen: Seen) -> bool {
+    seen.has(Seen::UPGRADE)
+        && parts.version == Version::HTTP_11
         && parts.method == Method::GET
-        && parts.headers.contains_key(UPGRADE)
         && has_token(&parts.headers, b"upgrade")
         && parts.headers.get(UPGRADE).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
@@ -165,12 +235,23 @@ fn has_token(headers: &HeaderMap, token: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn checked(method: &str, uri: &str, version: Version, headers: &[(&str, &str)]) -> Result<Verdict, u16> {
+    #[derive(Debug, PartialEq)]
+    enum Checked {
+        Forwarded,
+        Answered,
+    }
+
+    fn checked(method: &str, uri: &str, version: Version, headers: &[(&str, &str)]) -> Result<Checked, u16> {
         let mut request = http::Request::builder().method(method).uri(uri).version(version);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        check(&request.body(()).unwrap().into_parts().0, 100).map_err(|r| r.status.as_u16())
+        check(&request.body(()).unwrap().into_parts().0, 100).map_err(|r| r.status.as_u16()).map(|verdict| {
+            match verdict {
+                Verdict::Forward(_) => Checked::Forwarded,
+                Verdict::AnswerOptions => Checked::Answered,
+            }
+        })
     }
 
     #[test]
@@ -178,33 +259,34 @@ mod tests {
         const A: (&str, &str) = ("host", "a.test");
         let long = format!("/{}", "x".repeat(100));
         for (method, uri, headers, expect) in [
-            ("GET", "/", &[A][..], Ok(Verdict::Forward)),
+            ("GET", "/", &[A][..], Ok(Checked::Forwarded)),
             ("GET", "/", &[], Err(400)),
             ("GET", "/", &[A, A], Err(400)),
-            ("GET", "http://a.test/", &[A], Ok(Verdict::Forward)),
-            ("GET", "http://A.Test/", &[A], Ok(Verdict::Forward)),
+            ("GET", "http://a.test/", &[A], Ok(Checked::Forwarded)),
+            ("GET", "http://A.Test/", &[A], Ok(Checked::Forwarded)),
             ("GET", "http://b.test/", &[A], Err(400)),
             ("GET", "ftp://a.test/", &[A], Err(400)),
             ("GET", "a.test", &[A], Err(400)),
             ("GET", "*", &[A], Err(400)),
-            ("OPTIONS", "*", &[A], Ok(Verdict::Forward)),
-            ("OPTIONS", "/", &[A, ("max-forwards", "0")], Ok(Verdict::AnswerOptions)),
+            ("OPTIONS", "*", &[A], Ok(Checked::Forwarded)),
+            ("OPTIONS", "/", &[A, ("max-forwards", "0")], Ok(Checked::Answered)),
             ("CONNECT", "a.test:443", &[A], Err(405)),
             ("TRACE", "/", &[A], Err(405)),
             ("GET", &long, &[A], Err(414)),
-            ("POST", "/", &[A, ("transfer-encoding", "Chunked")], Ok(Verdict::Forward)),
+            ("POST", "/", &[A, ("transfer-encoding", "Chunked")], Ok(Checked::Forwarded)),
             ("POST", "/", &[A, ("transfer-encoding", "gzip, chunked")], Err(400)),
             ("POST", "/", &[A, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Err(400)),
             ("POST", "/", &[A, ("transfer-encoding", "chunked"), ("content-length", "1")], Err(400)),
             ("POST", "/", &[A, ("content-length", "9223372036854775808")], Err(400)),
             ("POST", "/", &[A, ("content-length", "+1")], Err(400)),
-            ("POST", "/", &[A, ("content-length", "1")], Ok(Verdict::Forward)),
-            ("POST", "/", &[A, ("expect", "100-continue")], Ok(Verdict::Forward)),
+            ("POST", "/", &[A, ("connection", "close, Content-Length"), ("content-length", "1")], Err(400)),
+            ("POST", "/", &[A, ("content-length", "1")], Ok(Checked::Forwarded)),
+            ("POST", "/", &[A, ("expect", "100-continue")], Ok(Checked::Forwarded)),
             ("POST", "/", &[A, ("expect", "tea")], Err(417)),
         ] {
             assert_eq!(checked(method, uri, Version::HTTP_11, headers), expect, "{method} {uri} {headers:?}");
         }
-        assert_eq!(checked("GET", "/", Version::HTTP_10, &[]), Ok(Verdict::Forward));
+        assert_eq!(checked("GET", "/", Version::HTTP_10, &[]), Ok(Checked::Forwarded));
         let chunked = [A, ("transfer-encoding", "chunked")];
         assert_eq!(checked("POST", "/", Version::HTTP_10, &chunked), Err(400));
     }

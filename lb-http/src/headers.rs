@@ -4,7 +4,7 @@
 //! `Connection`. RFC 9110 section 7.6.1.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE, TE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
 
@@ -14,9 +14,51 @@ pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwar
 pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
+/// Which headers a message has, of those that somebody here cares about: found in one pass, because looking each of
+/// them up costs more than all of them together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen(u16);
+
+impl Seen {
+    pub(crate) const CONNECTION: Self = Self(1);
+    /// `Keep-Alive`, `Proxy-Connection` or `TE`.
+    pub(crate) const HOP: Self = Self(1 << 1);
+    pub(crate) const UPGRADE: Self = Self(1 << 2);
+    pub(crate) const TRANSFER_ENCODING: Self = Self(1 << 3);
+    pub(crate) const COOKIE: Self = Self(1 << 4);
+    pub(crate) const EXPECT: Self = Self(1 << 5);
+    /// What says for how long a response may be kept, or how to ask whether it still may.
+    pub(crate) const CACHING: Self = Self(1 << 6);
+
+    pub(crate) fn of(name: &HeaderName) -> Self {
+        match name.as_str() {
+            "connection" => Self::CONNECTION,
+            "keep-alive" | "proxy-connection" | "te" => Self::HOP,
+            "upgrade" => Self::UPGRADE,
+            "transfer-encoding" => Self::TRANSFER_ENCODING,
+            "cookie" => Self::COOKIE,
+            "expect" => Self::EXPECT,
+            "cache-control" | "etag" | "last-modified" | "expires" => Self::CACHING,
+            _ => Self::default(),
+        }
+    }
+
+    pub(crate) fn in_all(headers: &HeaderMap) -> Self {
+        headers.keys().fold(Self::default(), |seen, name| seen.and(Self::of(name)))
+    }
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(crate) fn has(self, any: Self) -> bool {
+        self.0 & any.0 != 0
+    }
+}
+
 /// Removes what is meant for the next hop only, and what `Connection` names as such.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, seen: Seen) {
+    if seen.has(Seen::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -29,8 +71,13 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE] {
-        headers.remove(name);
+    if seen.has(Seen::HOP) {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, TE] {
+            headers.remove(name);
+        }
+    }
+    if seen.has(Seen::UPGRADE) {
+        headers.remove(UPGRADE);
     }
 }
 
@@ -54,8 +101,6 @@ impl Forwarded {
         headers.append(X_FORWARDED_FOR, self.client.clone());
         headers.insert(X_FORWARDED_PORT, self.port.clone());
         headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-        // hyper answers it towards the client as soon as the body is wanted.
-        headers.remove(EXPECT);
     }
 }
 
@@ -82,7 +127,8 @@ mod tests {
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        remove_hop_by_hop(&mut headers);
+        let seen = Seen::in_all(&headers);
+        remove_hop_by_hop(&mut headers, seen);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-length", "cookie", "x-forwarded-for", "x-three"]);

@@ -7,6 +7,7 @@
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;
 //! counters never go back while an app exists; a bad label never drops an app.
 
+mod body;
 mod client;
 mod config;
 mod error;

@@ -13,7 +13,6 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::mpsc;
 
 use crate::error::BindError;
-use crate::labels::Mode;
 use crate::proxy::Entry;
 use crate::stats::Series;
 use crate::table::Table;
@@ -63,8 +62,7 @@ impl Listeners {
     /// Opens and closes service ports so that they are those of the table; a port that could not be bound before is
     /// tried again.
     pub(crate) async fn follow(&mut self, table: &Table) {
-        let is_http = |i: usize| table.backends[i].labels.mode == Mode::Http;
-        let wanted: BTreeMap<u16, usize> = table.routes.ports().filter(|(_, i)| is_http(*i)).collect();
+        let wanted: BTreeMap<u16, usize> = table.routes.ports().collect();
         self.failed.retain(|port, _| wanted.contains_key(port));
         let gone: Vec<u16> = self.service_ports.iter().filter(|p| !wanted.contains_key(p)).copied().collect();
         for port in gone {

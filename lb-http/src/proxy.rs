@@ -9,26 +9,27 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, MAX_FORWARDS, TRANSFER_ENCODING,
+    ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, MAX_FORWARDS, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
 
+use crate::body::{RequestBody, ResponseBody, UpstreamBody};
 use crate::client::{ClientIo, Phase, Registered, Wait};
 use crate::config::{DEFAULT_HEADER_COUNT, Limits};
 use crate::error::ProxyError;
 use crate::failover::{self, Exchange};
 use crate::guard::{self, Refusal, Verdict};
-use crate::headers::{self, Forwarded};
+use crate::headers::{self, Forwarded, Seen};
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::sticky;
 use crate::table::Backend;
@@ -180,21 +181,26 @@ impl Client {
         started: Instant,
     ) -> Result<Response<ResponseBody>, Answer> {
         let (mut parts, body) = request.into_parts();
-        match guard::check(&parts, self.local.limits.request_line_bytes) {
-            Ok(Verdict::Forward) => {}
+        let seen = match guard::check(&parts, self.local.limits.request_line_bytes) {
+            Ok(Verdict::Forward(seen)) => seen,
             Ok(Verdict::AnswerOptions) => return Err(Answer::options()),
             Err(refusal) => {
                 self.shard().n_request_errors.increment();
                 return Err(Answer::refused(refusal));
             }
-        }
+        };
         let backend = self.route(&parts)?;
-        let upgrade = guard::asks_for_upgrade(&parts)
+        let upgrade = guard::asks_for_upgrade(&parts, seen)
             .then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
             .flatten();
-        let cookie = if backend.is_sticky() { sticky::take_cookie(&mut parts.headers) } else { None };
-        let framing = parts.headers.remove(TRANSFER_ENCODING);
-        headers::remove_hop_by_hop(&mut parts.headers);
+        let cookie = (seen.has(Seen::COOKIE) && backend.is_sticky())
+            .then(|| sticky::take_cookie(&mut parts.headers))
+            .flatten();
+        headers::remove_hop_by_hop(&mut parts.headers, seen);
+        if seen.has(Seen::EXPECT) {
+            // hyper answers it towards the client as soon as the body is wanted.
+            parts.headers.remove(EXPECT);
+        }
         self.forwarded.apply(&mut parts.headers);
         count_down_forwards(&mut parts);
         if upgrade.is_some() {
@@ -202,12 +208,12 @@ impl Client {
             parts.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
         }
         let body = if body.is_end_stream() {
+            if seen.has(Seen::TRANSFER_ENCODING) {
+                parts.headers.remove(TRANSFER_ENCODING);
+            }
             RequestBody::Empty
         } else {
-            // Said, because hyper gives a GET without a length no body.
-            if let Some(chunked) = framing {
-                parts.headers.insert(TRANSFER_ENCODING, chunked);
-            }
+            // Transfer-Encoding stays, because hyper gives a GET without any framing no body.
             RequestBody::Streaming { body, wait: Arc::clone(&self.wait) }
         };
         self.wait.enter(body.phase());
@@ -235,12 +241,18 @@ impl Client {
         took: Duration,
     ) -> Result<Response<ResponseBody>, Answer> {
         let (mut parts, body) = response.into_parts();
+        let seen = Seen::in_all(&parts.headers);
+        if seen.has(Seen::TRANSFER_ENCODING) && !guard::is_framed_once(&parts.headers) {
+            exchange.bad_response();
+            return Err(Answer::failed(ProxyError::BadResponse));
+        }
         exchange.responded(parts.status, took);
-        self.shard().took(took);
-        headers::remove_hop_by_hop(&mut parts.headers);
-        parts.headers.remove(TRANSFER_ENCODING);
+        headers::remove_hop_by_hop(&mut parts.headers, seen);
+        if seen.has(Seen::TRANSFER_ENCODING) {
+            parts.headers.remove(TRANSFER_ENCODING);
+        }
         parts.version = Version::HTTP_11;
-        exchange.mark(&mut parts.headers, method, parts.status);
+        exchange.mark(&mut parts.headers, seen, method, parts.status);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let (Some(client), Some(server)) =
                 (upgrade, parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
@@ -254,11 +266,7 @@ impl Client {
             self.wait.enter(Phase::Idle);
             return Ok(Response::from_parts(parts, ResponseBody::Empty));
         }
-        self.wait.enter(Phase::ResponseBody);
-        let mut body = UpstreamBody { body, exchange: Some(exchange), wait: Arc::clone(&self.wait) };
-        if body.body.is_end_stream() {
-            body.ended();
-        }
+        let body = UpstreamBody::new(body, exchange, Arc::clone(&self.wait));
         Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
     }
 
@@ -373,169 +381,5 @@ impl Answer {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
         response
-    }
-}
-
-/// A request's body on its way to an endpoint.
-#[derive(Debug)]
-pub(crate) enum RequestBody {
-    Empty,
-    Streaming { body: Incoming, wait: Arc<Wait> },
-}
-
-impl RequestBody {
-    pub(crate) fn is_empty(&self) -> bool {
-        matches!(self, Self::Empty)
-    }
-
-    /// What the client's connection waits for while this is sent.
-    pub(crate) fn phase(&self) -> Phase {
-        match self {
-            Self::Empty => Phase::ServerHead,
-            Self::Streaming { .. } => Phase::RequestBody,
-        }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self::Streaming { body, wait } = &mut *self else { return Poll::Ready(None) };
-        let frame = std::task::ready!(Pin::new(&mut *body).poll_frame(cx));
-        if wait.phase() == Phase::RequestBody {
-            let has_ended = match &frame {
-                Some(Ok(_)) => body.is_end_stream(),
-                Some(Err(_)) => false,
-                None => true,
-            };
-            if has_ended { wait.enter(Phase::ServerHead) } else { wait.touch() }
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Streaming { body, .. } => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Streaming { body, .. } => body.size_hint(),
-        }
-    }
-}
-
-/// A response's body on its way to the client.
-pub(crate) enum ResponseBody {
-    Empty,
-    Text(Bytes),
-    Upstream(UpstreamBody),
-}
-
-/// The endpoint did not send the rest.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BodyError {
-    #[error("the endpoint broke the response off")]
-    Broken(#[source] hyper::Error),
-    #[error("the endpoint or the client stood still for too long")]
-    TimedOut,
-}
-
-pub(crate) struct UpstreamBody {
-    body: Incoming,
-    /// `None` once the body has ended.
-    exchange: Option<Exchange>,
-    wait: Arc<Wait>,
-}
-
-impl UpstreamBody {
-    fn ended(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
-            exchange.ended();
-            self.wait.enter(Phase::Idle);
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Pending if self.wait.is_expired() => {
-                self.broken();
-                return Poll::Ready(Some(Err(BodyError::TimedOut)));
-            }
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(frame) => frame,
-        };
-        match frame {
-            Some(Ok(frame)) => {
-                self.wait.touch();
-                if self.body.is_end_stream() {
-                    self.ended();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                self.broken();
-                Poll::Ready(Some(Err(BodyError::Broken(error))))
-            }
-            None => {
-                self.ended();
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn broken(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
-            exchange.broken();
-        }
-    }
-}
-
-impl Drop for UpstreamBody {
-    fn drop(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
-            exchange.given_up();
-        }
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut *self {
-            Self::Empty => Poll::Ready(None),
-            Self::Text(text) if text.is_empty() => Poll::Ready(None),
-            Self::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
-            Self::Upstream(body) => body.poll(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Text(text) => text.is_empty(),
-            Self::Upstream(body) => body.exchange.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Text(text) => SizeHint::with_exact(text.len() as u64),
-            Self::Upstream(body) => body.body.size_hint(),
-        }
     }
 }

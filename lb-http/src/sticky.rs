@@ -3,8 +3,10 @@
 //! The endpoint never sees the cookie; the client gets one only when it had no valid one. The value names a server of
 //! the table and nothing else: it can never lead to an address of the client's choice.
 
-use http::header::{CACHE_CONTROL, COOKIE, ETAG, EXPIRES, HeaderMap, HeaderValue, LAST_MODIFIED, SET_COOKIE};
+use http::header::{CACHE_CONTROL, COOKIE, HeaderMap, HeaderValue, SET_COOKIE};
 use http::{Method, StatusCode};
+
+use crate::headers::Seen;
 
 pub(crate) const COOKIE_NAME: &str = "mesosphere_server_id";
 
@@ -62,32 +64,31 @@ fn value_of(pair: &[u8]) -> Option<&[u8]> {
 }
 
 /// Sets the cookie on a response; one that a shared cache could keep is made private, or the cookie would be, too.
-pub(crate) fn insert(headers: &mut HeaderMap, set_cookie: &HeaderValue, method: &Method, status: StatusCode) {
-    if is_cacheable(headers, method, status) {
+pub(crate) fn insert(
+    headers: &mut HeaderMap,
+    set_cookie: &HeaderValue,
+    seen: Seen,
+    method: &Method,
+    status: StatusCode,
+) {
+    if seen.has(Seen::CACHING) && may_be_cached(headers, method, status) {
         headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
     headers.append(SET_COOKIE, set_cookie.clone());
 }
 
-fn is_cacheable(headers: &HeaderMap, method: &Method, status: StatusCode) -> bool {
+/// Whether a response that says something about caching may be kept by a shared cache.
+fn may_be_cached(headers: &HeaderMap, method: &Method, status: StatusCode) -> bool {
     // Cacheable by default: RFC 9110 section 15.1.
     let by_status =
         matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 404 | 405 | 410 | 414 | 501);
-    if !by_status || !(method == Method::GET || method == Method::HEAD) {
-        return false;
-    }
     let mut directives = headers
         .get_all(CACHE_CONTROL)
         .iter()
         .flat_map(|line| line.as_bytes().split(|b| *b == b','))
         .map(|d| d.trim_ascii().split(|b| *b == b'=').next().unwrap_or_default().to_ascii_lowercase());
     let is_forbidden = |d: Vec<u8>| matches!(&*d, b"private" | b"no-store" | b"no-cache");
-    let has_directives = headers.contains_key(CACHE_CONTROL);
-    let may_be_kept = has_directives
-        || headers.contains_key(ETAG)
-        || headers.contains_key(LAST_MODIFIED)
-        || headers.contains_key(EXPIRES);
-    may_be_kept && !directives.any(is_forbidden)
+    by_status && (method == Method::GET || method == Method::HEAD) && !directives.any(is_forbidden)
 }
 
 #[cfg(test)]
@@ -130,7 +131,14 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.append(header.0, HeaderValue::from_static(header.1));
-            insert(&mut headers, &set_cookie("0a"), &Method::GET, StatusCode::from_u16(status).unwrap());
+            let seen = Seen::in_all(&headers);
+            insert(
+                &mut headers,
+                &set_cookie("0a"),
+                seen,
+                &Method::GET,
+                StatusCode::from_u16(status).unwrap(),
+            );
             assert_eq!(headers.get_all(CACHE_CONTROL).iter().count(), expect, "{status} {header:?}");
             assert_eq!(headers[SET_COOKIE], "mesosphere_server_id=0a; path=/");
         }

@@ -14,11 +14,12 @@ use event_watcher::catalog::{
 };
 use http::HeaderValue;
 use l4_vip::pool::{EndpointState, Pool};
+use l4_vip::stats::Counters;
 
 use crate::labels::{self, Affinity, Mode, ServiceLabels};
 use crate::names;
 use crate::route::Routes;
-use crate::stats::Series;
+use crate::stats::{Series, Totals};
 use crate::sticky;
 
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub struct Backend {
     pub series: Arc<Series>,
     /// The series of the service port's frontend.
     pub frontend: Arc<Series>,
+    /// What the forwarder counts of it in mode tcp.
+    pub tcp: Arc<Counters>,
     pub standing: Standing,
 }
 
@@ -112,6 +115,46 @@ impl Standing {
 impl Backend {
     pub fn is_sticky(&self) -> bool {
         self.labels.affinity == Affinity::Cookie && self.labels.mode == Mode::Http
+    }
+
+    pub fn totals(&self) -> Totals {
+        let totals = self.series.totals();
+        if self.labels.mode == Mode::Http {
+            return totals;
+        }
+        let tcp = self.tcp.view();
+        Totals {
+            bytes_in: tcp.bytes_in,
+            bytes_out: tcp.bytes_out,
+            n_connect_errors: tcp.n_connect_failures + tcp.n_local_failures,
+            n_server_aborts: tcp.n_resets,
+            ..totals
+        }
+    }
+
+    pub fn totals_of(&self, server: &Server) -> Totals {
+        let totals = server.series.totals();
+        if self.labels.mode == Mode::Http {
+            return totals;
+        }
+        let tcp = server.endpoint.view();
+        Totals {
+            n_sessions: tcp.n_picked,
+            bytes_in: tcp.bytes_in,
+            bytes_out: tcp.bytes_out,
+            n_connect_errors: tcp.n_connect_failures,
+            ..totals
+        }
+    }
+
+    /// Of the service port.
+    pub fn frontend_totals(&self) -> Totals {
+        let totals = self.frontend.totals();
+        if self.labels.mode == Mode::Http {
+            return totals;
+        }
+        let tcp = self.tcp.view();
+        Totals { bytes_in: tcp.bytes_in, bytes_out: tcp.bytes_out, ..totals }
     }
 
     /// The usable server that a cookie names.
@@ -246,6 +289,7 @@ impl CompileBackend<'_> {
             servers: servers.into(),
             series: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.series)),
             frontend: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.frontend)),
+            tcp: same_name.map_or_else(Arc::default, |p| Arc::clone(&p.tcp)),
             standing: previous
                 .map_or_else(|| Standing::new(is_up, self.now), |p| p.standing.next(is_up, self.now)),
             labels,

@@ -18,8 +18,8 @@ use hyper_util::rt::TokioIo;
 use l4_vip::pool::EndpointState;
 use tokio::net::TcpStream;
 
-use crate::client::{Clock, Counted};
-use crate::proxy::RequestBody;
+use crate::body::RequestBody;
+use crate::client::{Clock, Counted, write_pieces};
 use crate::stats::Series;
 use crate::table::{Backend, Server};
 
@@ -207,7 +207,7 @@ impl Write for UpstreamIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs))?;
+        let n = ready!(write_pieces(&mut self.inner, cx, bufs))?;
         self.sent(n);
         Poll::Ready(Ok(n))
     }

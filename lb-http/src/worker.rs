@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, Cache};
 use event_watcher::publish::Applied;
 use foldhash::quality::RandomState;
 use hyper::server::conn::http1;
+use l4_vip::forward::tcp::{Forwarder, Options};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -22,9 +23,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::client::{Clock, SWEEP_INTERVAL, Waits};
 use crate::config::{Config, Limits, Timeouts};
+use crate::labels::Mode;
 use crate::proxy::{self, Accepted, Entry};
-use crate::stats::Series;
-use crate::table::Table;
+use crate::stats::{Series, Session};
+use crate::table::{Backend, Table};
 use crate::upstream::Upstreams;
 
 /// After the process ran out of something (file descriptors): long enough for a connection to end.
@@ -67,6 +69,7 @@ pub(crate) struct Local {
     pub(crate) http1: http1::Builder,
     pub(crate) upstreams: Upstreams,
     pub(crate) tasks: TaskTracker,
+    forwarder: Forwarder,
     table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
     waits: Rc<Waits>,
     clock: Arc<Clock>,
@@ -92,6 +95,7 @@ impl Worker {
             http1: proxy::http1_builder(&self.config.limits),
             upstreams: Upstreams::new(self.index, Arc::clone(&clock), self.config.timeouts.connect),
             tasks: TaskTracker::new(),
+            forwarder: Forwarder::new(Options { connect_timeout: self.config.timeouts.connect }),
             table: RefCell::new(Cache::new(Arc::clone(&self.table))),
             waits: Rc::default(),
             clock,
@@ -198,13 +202,13 @@ struct From {
 
 impl From {
     fn admit(&self, local: &Rc<Local>, stream: TcpStream, client: std::net::SocketAddr) {
-        let series = match self.entry {
-            Entry::ServicePort(port) => local.with_table(|table| {
-                let backend = table.routes.of_port(port).map(|i| &table.backends[i]);
-                Arc::clone(backend.map_or(&self.series, |b| &b.frontend))
-            }),
-            Entry::Hosts | Entry::AppIds => Arc::clone(&self.series),
+        let backend = match self.entry {
+            Entry::ServicePort(port) => {
+                local.with_table(|table| table.routes.of_port(port).map(|i| Arc::clone(&table.backends[i])))
+            }
+            Entry::Hosts | Entry::AppIds => None,
         };
+        let series = Arc::clone(backend.as_ref().map_or(&self.series, |b| &b.frontend));
         let shard = series.of_worker(local.index);
         let Some(permit) = local.clients.permit(client.ip(), &self.n_connections, &local.limits) else {
             shard.n_denied.increment();
@@ -216,10 +220,30 @@ impl From {
             return;
         }
         let session = series.begin();
+        if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {
+            local.tasks.spawn_local(forward(Rc::clone(local), backend, stream, client.ip(), session, permit));
+            return;
+        }
         let accepted = Accepted { stream, client, local_port: self.port, entry: self.entry, session, permit };
         let registered = local.waits.register(&local.clock);
         local.tasks.spawn_local(proxy::serve(Rc::clone(local), accepted, registered));
     }
+}
+
+/// Mode tcp: the bytes of one connection, whatever they are.
+async fn forward(
+    local: Rc<Local>,
+    backend: Arc<Backend>,
+    stream: TcpStream,
+    client: IpAddr,
+    session: Session,
+    permit: Permit,
+) {
+    backend.series.of_worker(local.index).n_sessions.increment();
+    let of_backend = backend.series.begin();
+    let outcome = local.forwarder.forward(stream, client, &backend.pool, &backend.tcp).await;
+    tracing::debug!(backend = %backend.name, %client, ?outcome, "connection ended");
+    drop((session, of_backend, permit));
 }
 
 /// How many connections each client address has, over all workers. A table of counters, not of addresses: two that

@@ -123,7 +123,7 @@ impl Row {
     }
 
     /// What servers and backends have in common.
-    fn traffic(&mut self, series: &Series, totals: &Totals, standing: &Standing, now: Instant) {
+    fn traffic(&mut self, series: &Series, totals: &Totals, mode: Mode, standing: &Standing, now: Instant) {
         self.number(Column::qcur, 0_u64);
         self.number(Column::qmax, 0_u64);
         self.number(Column::smax, series.most_current());
@@ -143,8 +143,11 @@ impl Row {
         let (rate, rate_max) = series.sessions_per_sec();
         self.number(Column::rate, rate);
         self.number(Column::rate_max, rate_max);
-        self.responses(totals);
-        self.number(Column::req_tot, totals.n_requests);
+        if mode == Mode::Http {
+            self.responses(totals);
+            self.number(Column::req_tot, totals.n_requests);
+        }
+        self.word(Column::mode, mode_name(mode));
         self.number(Column::cli_abrt, totals.n_client_aborts);
         self.number(Column::srv_abrt, totals.n_server_aborts);
         self.set(Column::lastsess, Value::Age(series.last_session_secs().map_or(-1, |s| s as i64)));
@@ -165,16 +168,15 @@ pub(crate) fn rows(shared: &Shared) -> Vec<Row> {
     let mut iid = 1;
     for (name, series) in [(HTTP_FRONTEND, &shared.http_in), (APPID_FRONTEND, &shared.appid_in)] {
         iid += 1;
-        rows.push(frontend(&name.into(), series, iid, limit));
+        rows.push(frontend(&name.into(), series, &series.totals(), Mode::Http, iid, limit));
     }
     // A service whose port another one has won has no frontend.
     let has_port = |i: usize, b: &Backend| table.routes.of_port(b.labels.port) == Some(i);
-    let http = |b: &Backend| b.labels.mode == Mode::Http;
-    for (_, b) in table.backends.iter().enumerate().filter(|(i, b)| http(b) && has_port(*i, b)) {
+    for (_, b) in table.backends.iter().enumerate().filter(|(i, b)| has_port(*i, b)) {
         iid += 1;
-        rows.push(frontend(&b.name, &b.frontend, iid, limit));
+        rows.push(frontend(&b.name, &b.frontend, &b.frontend_totals(), b.labels.mode, iid, limit));
     }
-    for b in table.backends.iter().filter(|b| http(b)) {
+    for b in &table.backends {
         iid += 1;
         let mut servers: Vec<&Server> = b.servers.iter().collect();
         servers
@@ -185,8 +187,7 @@ pub(crate) fn rows(shared: &Shared) -> Vec<Row> {
     rows
 }
 
-fn frontend(name: &Arc<str>, series: &Series, iid: usize, limit: u64) -> Row {
-    let totals = series.totals();
+fn frontend(name: &Arc<str>, series: &Series, totals: &Totals, mode: Mode, iid: usize, limit: u64) -> Row {
     let mut row = Row::new(Kind::Frontend, name, "FRONTEND", iid);
     row.number(Column::scur, series.n_current());
     row.number(Column::smax, series.most_current());
@@ -202,12 +203,14 @@ fn frontend(name: &Arc<str>, series: &Series, iid: usize, limit: u64) -> Row {
     row.number(Column::rate, rate);
     row.number(Column::rate_lim, 0_u64);
     row.number(Column::rate_max, rate_max);
-    row.responses(&totals);
-    let (req_rate, req_rate_max) = series.requests_per_sec();
-    row.number(Column::req_rate, req_rate);
-    row.number(Column::req_rate_max, req_rate_max);
-    row.number(Column::req_tot, totals.n_requests);
-    row.word(Column::mode, "http");
+    if mode == Mode::Http {
+        row.responses(totals);
+        let (req_rate, req_rate_max) = series.requests_per_sec();
+        row.number(Column::req_rate, req_rate);
+        row.number(Column::req_rate_max, req_rate_max);
+        row.number(Column::req_tot, totals.n_requests);
+    }
+    row.word(Column::mode, mode_name(mode));
     row.number(Column::conn_rate, rate);
     row.number(Column::conn_rate_max, rate_max);
     row.number(Column::conn_tot, totals.n_sessions);
@@ -218,17 +221,16 @@ fn frontend(name: &Arc<str>, series: &Series, iid: usize, limit: u64) -> Row {
 }
 
 fn backend(backend: &Backend, iid: usize, limit: u64, now: Instant) -> Row {
-    let totals = backend.series.totals();
+    let totals = backend.totals();
     let mut row = Row::new(Kind::Backend, &backend.name, "BACKEND", iid);
     let n_usable = backend.pool.n_usable() as u64;
-    row.traffic(&backend.series, &totals, &backend.standing, now);
+    row.traffic(&backend.series, &totals, backend.labels.mode, &backend.standing, now);
     row.number(Column::scur, backend.series.n_current());
     row.number(Column::slim, limit);
     row.number(Column::dreq, 0_u64);
     row.word(Column::status, if n_usable > 0 { "UP" } else { "DOWN" });
     row.number(Column::weight, n_usable);
     row.number(Column::act, n_usable);
-    row.word(Column::mode, "http");
     row.word(Column::algo, backend.labels.balance.to_string());
     if backend.is_sticky() {
         row.word(Column::cookie, crate::sticky::COOKIE_NAME);
@@ -237,15 +239,14 @@ fn backend(backend: &Backend, iid: usize, limit: u64, now: Instant) -> Row {
 }
 
 fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
-    let totals = server.series.totals();
+    let totals = backend.totals_of(server);
     let mut row = Row::new(Kind::Server, &backend.name, Arc::clone(&server.name), iid);
-    row.traffic(&server.series, &totals, &server.standing, now);
+    row.traffic(&server.series, &totals, backend.labels.mode, &server.standing, now);
     row.number(Column::sid, u64::from(server.id));
     row.number(Column::scur, server.endpoint.n_in_flight());
     row.word(Column::status, status(server));
     row.number(Column::weight, 1_u64);
     row.number(Column::act, u64::from(server.endpoint.is_usable()));
-    row.word(Column::mode, "http");
     row.word(Column::addr, server.endpoint.address.to_string());
     if backend.is_sticky() {
         row.word(Column::cookie, Arc::clone(&server.cookie));
@@ -258,6 +259,13 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
         row.word(Column::last_chk, "unhealthy, says the scheduler");
     }
     row
+}
+
+fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Http => "http",
+        Mode::Tcp => "tcp",
+    }
 }
 
 /// In HAProxy's words.

@@ -86,9 +86,9 @@ pub fn backends(table: &Table) -> Vec<BackendView> {
 }
 
 fn backend(backend: &Backend) -> BackendView {
-    let totals = backend.series.totals();
+    let totals = backend.totals();
     let servers = backend.servers.iter().map(|server| {
-        let totals = server.series.totals();
+        let totals = backend.totals_of(server);
         ServerView {
             instance: server.endpoint.instance.clone(),
             address: server.endpoint.address,

@@ -193,3 +193,50 @@ async fn least_connections_avoids_the_busy_and_source_is_stable() {
     assert_eq!(ports.len(), 1);
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn mode_tcp_forwards_bytes_and_counts_them() {
+    let mut cluster = Cluster::start().await;
+    let echo = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = echo.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = echo.accept().await {
+            let (mut reader, mut writer) = stream.split();
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+        }
+    });
+    let app = AppSpec::new("/raw").label("WAYMARK_0_MODE", "tcp").instance(free_port()).instance(port);
+    cluster.put(&app).await;
+    for _ in 0..2 {
+        let mut client = Client::connect(app.address()).await;
+        client.send("\0not HTTP at all").await;
+        assert_eq!(client.read_exactly(16).await, b"\0not HTTP at all");
+        tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.unwrap();
+        assert!(client.is_closed().await);
+    }
+    let name = format!("raw_{}", app.port);
+    let ended = async {
+        while cluster.csv_row(&name, "BACKEND")["scur"] != "0" {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("both have ended", ended).await;
+    for (row, expect) in [
+        ("FRONTEND", [("stot", "2"), ("bin", "32"), ("bout", "32"), ("mode", "tcp"), ("hrsp_2xx", "")]),
+        ("BACKEND", [("stot", "2"), ("bin", "32"), ("econ", "1"), ("mode", "tcp"), ("status", "UP")]),
+        (
+            &format!("127_0_0_1_{port}"),
+            [("stot", "2"), ("bin", "32"), ("econ", "0"), ("mode", "tcp"), ("bout", "32")],
+        ),
+    ] {
+        let row = cluster.csv_row(&name, row);
+        for (column, value) in expect {
+            assert_eq!(row[column], value, "{column} of {row:?}");
+        }
+    }
+    assert_eq!(
+        get(cluster.plane.appid_address().unwrap(), "X-Marathon-App-Id: /raw\r\n").await.status(),
+        503
+    );
+    cluster.stop().await;
+}

@@ -134,6 +134,29 @@ async fn an_upgrade_nobody_asked_for_is_a_bad_response() {
 }
 
 #[tokio::test]
+async fn a_response_that_is_framed_twice_is_a_bad_response() {
+    let mut cluster = Cluster::start().await;
+    let backend = Backend::with(|_, request| {
+        let framing = match request.head.split(' ').nth(1) {
+            Some("/both") => "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            Some("/twice") => "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            Some("/list") => "Transfer-Encoding: chunked, chunked\r\n",
+            _ => "Transfer-Encoding: gzip\r\n",
+        };
+        Reply::Last(format!("HTTP/1.1 200 OK\r\n{framing}\r\n3\r\nabc\r\n0\r\n\r\n").into_bytes())
+    })
+    .await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    for path in ["/both", "/twice", "/list", "/other"] {
+        let mut client = Client::connect(app.address()).await;
+        client.send(&format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert_eq!(client.response().await.status(), 502, "{path}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn large_bodies_stream_both_ways_at_once() {
     const SIZE: usize = 20 << 20;
     let mut cluster = Cluster::start().await;
