@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use l4_vip::policy::Policy;
 use l4_vip::pool::{Choices, InFlight, Pool};
@@ -205,12 +205,15 @@ impl Attempt<'_> {
                 None => return Err(Failed::unsent(request, Stale::No, ProxyError::Connect)),
             },
         };
-        let copy = copy_of(&request);
+        let kept = Kept::of(&request, self.local);
         let n_read = connection.n_bytes_read();
         self.wait.enter(request.body().phase());
         let mut failed = match unless_expired(self.wait, connection.sender.try_send_request(request)).await {
             Some(Ok(response)) => {
                 shards.server.n_requests.increment();
+                if let Some(kept) = kept {
+                    kept.forget(self.local);
+                }
                 return Ok((response, in_flight, connection));
             }
             Some(Err(failed)) => failed,
@@ -234,9 +237,9 @@ impl Attempt<'_> {
         if error.is_parse() && !error.is_incomplete_message() {
             return Err(Failed::Final(ProxyError::BadResponse));
         }
-        match copy {
-            Some(request) if connection.n_bytes_read() == n_read => {
-                Err(Failed::unsent(request, stale, ProxyError::NoResponse))
+        match kept {
+            Some(kept) if connection.n_bytes_read() == n_read => {
+                Err(Failed::unsent(kept.into_request(), stale, ProxyError::NoResponse))
             }
             _ => Err(Failed::Final(ProxyError::NoResponse)),
         }
@@ -334,16 +337,42 @@ impl Failures {
     }
 }
 
-/// What is sent again when the first sending leaves no trace. `None`: it must not be.
-fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.body().is_empty() || !request.method().is_idempotent() {
-        return None;
+/// A request without a body, to be sent again when the first sending leaves no trace. A list of fields, because a map
+/// of headers costs several times as much to copy, and nearly every copy is thrown away.
+struct Kept {
+    method: Method,
+    uri: Uri,
+    fields: Fields,
+}
+
+/// Reused by one request after the other.
+pub(crate) type Fields = Vec<(HeaderName, HeaderValue)>;
+
+impl Kept {
+    /// `None`: it must not be sent again.
+    fn of(request: &Request<RequestBody>, local: &Local) -> Option<Self> {
+        if !request.body().is_empty() || !request.method().is_idempotent() {
+            return None;
+        }
+        let mut fields = local.spare_fields.take().unwrap_or_default();
+        fields.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
+        Some(Self { method: request.method().clone(), uri: request.uri().clone(), fields })
     }
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+
+    fn forget(mut self, local: &Local) {
+        self.fields.clear();
+        local.spare_fields.set(Some(self.fields));
+    }
+
+    fn into_request(self) -> Request<RequestBody> {
+        let mut request = Request::new(RequestBody::Empty);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        for (name, value) in self.fields {
+            request.headers_mut().append(name, value);
+        }
+        request
+    }
 }
 
 async fn unless_expired<F: Future>(wait: &Wait, future: F) -> Option<F::Output> {

@@ -140,15 +140,31 @@ fn is_host(host: &[u8]) -> bool {
     }
     let end = host.iter().position(|b| *b == b':').unwrap_or(host.len());
     let (name, port) = host.split_at(end);
-    let is_name = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(b);
+    if name.is_empty() || !name.iter().all(|b| IN_NAMES[usize::from(*b)]) || !is_port(port) {
+        return false;
+    }
     // All digits and dots is an address or nothing (WHATWG URL, host parsing).
     let looks_numeric = name.iter().all(|b| b.is_ascii_digit() || *b == b'.') && name.contains(&b'.');
-    !name.is_empty()
-        && name.iter().all(is_name)
-        && (!looks_numeric
-            || std::str::from_utf8(name).is_ok_and(|n| n.trim_end_matches('.').parse::<Ipv4Addr>().is_ok()))
-        && is_port(port)
+    !looks_numeric
+        || std::str::from_utf8(name).is_ok_and(|n| n.trim_end_matches('.').parse::<Ipv4Addr>().is_ok())
 }
+
+/// The bytes of a reg-name.
+const IN_NAMES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"-._~!$&'()*+;=%";
+    let mut i = 0;
+    while i < others.len() {
+        table[others[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
 
 fn check_target(parts: &Parts, request_line_bytes: usize) -> Result<(), Refusal> {
     let uri = &parts.uri;

@@ -2,7 +2,7 @@
 //!
 //! Everything in [`Local`] belongs to one thread. A worker never decides what to listen on; it is told.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::client::{Clock, SWEEP_INTERVAL, Waits};
 use crate::config::{Config, Limits, Timeouts};
+use crate::failover::Fields;
 use crate::labels::Mode;
 use crate::proxy::{self, Accepted, Entry};
 use crate::stats::{Series, Session};
@@ -69,6 +70,8 @@ pub(crate) struct Local {
     pub(crate) http1: http1::Builder,
     pub(crate) upstreams: Upstreams,
     pub(crate) tasks: TaskTracker,
+    /// Room for the copy of the next request.
+    pub(crate) spare_fields: Cell<Option<Fields>>,
     forwarder: Forwarder,
     table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
     waits: Rc<Waits>,
@@ -95,6 +98,7 @@ impl Worker {
             http1: proxy::http1_builder(&self.config.limits),
             upstreams: Upstreams::new(self.index, Arc::clone(&clock), self.config.timeouts.connect),
             tasks: TaskTracker::new(),
+            spare_fields: Cell::new(None),
             forwarder: Forwarder::new(Options { connect_timeout: self.config.timeouts.connect }),
             table: RefCell::new(Cache::new(Arc::clone(&self.table))),
             waits: Rc::default(),
