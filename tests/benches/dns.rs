@@ -7,29 +7,26 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, BufRead, BufReader, ErrorKind};
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use event_watcher::catalog::{
-    App, AppId, AppUpdate, Catalog, CatalogConfig, Endpoint, Health, Instance, InstanceId, InstanceState,
-    Protocols, Readiness, Service, ServiceId,
-};
+use event_watcher::catalog::{AppUpdate, Catalog, CatalogConfig};
 use event_watcher::publish::channel;
 use tokio_util::sync::CancellationToken;
+
+mod support;
+
+use support::{LOAD_CORE, Pinned, app, is_not_installed, median, pinned};
 
 const N_NAMES: u32 = 10_000;
 const N_ROUNDS: usize = 7;
 const ROUND_SECONDS: u64 = 3;
-const SERVER_CORE: usize = 0;
-const LOAD_CORE: usize = 1;
 /// The highest ratio of CPU times.
 const GOAL: f64 = 1.30;
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -115,9 +112,9 @@ struct Measured {
     rate: f64,
 }
 
-/// A server in a process of its own; ended when dropped.
+/// A server in a process of its own.
 struct Server {
-    child: Child,
+    process: Pinned,
     address: SocketAddr,
 }
 
@@ -125,13 +122,12 @@ impl Server {
     fn waymark() -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve-dns").stdout(Stdio::piped());
-        pin(&mut command, SERVER_CORE);
-        let mut child = command.spawn().context("cannot start the DNS server")?;
-        let stdout = child.stdout.take().context("the child has no output")?;
+        let mut process = Pinned::start(&mut command).context("cannot start the DNS server")?;
+        let stdout = process.0.stdout.take().context("the child has no output")?;
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         let address = line.trim().parse().with_context(|| format!("the child said {line:?}"))?;
-        Ok(Self { child, address })
+        Ok(Self { process, address })
     }
 
     fn knot(scratch: &Path) -> anyhow::Result<Self> {
@@ -159,9 +155,8 @@ impl Server {
         )?;
         let mut command = Command::new("knotd");
         command.arg("-c").arg(scratch.join("knot.conf"));
-        pin(&mut command, SERVER_CORE);
-        let child = command.spawn()?;
-        let server = Self { child, address };
+        let process = Pinned::start(&mut command)?;
+        let server = Self { process, address };
         server.wait_until_ready()?;
         Ok(server)
     }
@@ -188,13 +183,13 @@ impl Server {
     }
 
     fn measure(&self, load: &Load, queries: &Path) -> anyhow::Result<Measured> {
-        let before = self.cpu_us()?;
+        let before = self.process.cpu_time()?;
         let mut command = Command::new("dnsperf");
         command.args(["-s", "127.0.0.1", "-p", &self.address.port().to_string(), "-m", load.transport]);
         command.args(["-c", "20", "-T", "1", "-l", &ROUND_SECONDS.to_string(), "-d"]).arg(queries);
-        pin(&mut command, LOAD_CORE);
+        pinned(&mut command, LOAD_CORE);
         let output = command.output().context("cannot run dnsperf (Debian: apt-get install dnsperf)")?;
-        let cpu_us = self.cpu_us()? - before;
+        let cpu_us = (self.process.cpu_time()? - before).as_secs_f64() * 1e6;
         let text = String::from_utf8_lossy(&output.stdout);
         let value = |key: &str| -> anyhow::Result<f64> {
             let line = text.lines().find(|l| l.trim_start().starts_with(key));
@@ -208,24 +203,6 @@ impl Server {
         );
         Ok(Measured { cpu_us: cpu_us / n_answered, rate: value("Queries per second:")? })
     }
-
-    /// User and system time of the process so far.
-    fn cpu_us(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let (_, fields) = stat.rsplit_once(") ").context("no process name in its stat")?;
-        let ticks: Result<Vec<u64>, _> = fields.split(' ').skip(11).take(2).map(str::parse).collect();
-        // SAFETY: no memory is involved.
-        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-        Ok(ticks?.iter().sum::<u64>() as f64 * 1e6 / per_second as f64)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// The child's part: the real server with one worker, until killed.
@@ -234,7 +211,8 @@ fn serve() -> anyhow::Result<()> {
         framework: "marathon".into(),
         vip_pools: vec!["127.11.0.0/16".parse()?],
     });
-    let updates = (0..N_NAMES).map(|i| AppUpdate { app: app(i), problems: vec![] });
+    let updates = (0..N_NAMES)
+        .map(|i| AppUpdate { app: app(&format!("app{i}"), (ip(i), 31000).into()), problems: vec![] });
     catalog.replace_all(updates.collect(), vec![]);
     let snapshot = catalog.snapshot().context("a first snapshot is always taken")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -253,40 +231,6 @@ fn serve() -> anyhow::Result<()> {
     })
 }
 
-fn app(i: u32) -> App {
-    let id = AppId::new(&format!("app{i}"));
-    let instance = Instance {
-        id: InstanceId::new(&format!("app{i}.instance-1")),
-        host: ip(i).to_string().into(),
-        host_address: Some(ip(i).into()),
-        agent: Some("bench-S1".into()),
-        version: "v1".into(),
-        state: InstanceState::Running,
-        health: Health::Unchecked,
-        readiness: Readiness::Unchecked,
-        started_at: None,
-        addresses: vec![ip(i).into()],
-        endpoints: vec![Endpoint { port_index: 0, address: (ip(i), 31000).into() }],
-    };
-    App {
-        services: vec![Service {
-            id: ServiceId { app: id.clone(), port_index: 0 },
-            name: None,
-            service_port: None,
-            protocols: Protocols::TCP,
-            labels: BTreeMap::new(),
-            vips: vec![],
-        }],
-        id,
-        version: "v1".into(),
-        labels: BTreeMap::new(),
-        n_instances_wanted: 1,
-        health_checks: vec![],
-        instances: vec![Arc::new(instance)],
-        deployments: vec![],
-    }
-}
-
 fn ip(i: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x0a00_0001 + i)
 }
@@ -294,28 +238,4 @@ fn ip(i: u32) -> Ipv4Addr {
 /// An address that is free for UDP now.
 fn free_address() -> io::Result<SocketAddr> {
     UdpSocket::bind("127.0.0.1:0")?.local_addr()
-}
-
-fn is_not_installed(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::NotFound)
-}
-
-fn pin(command: &mut Command, core: usize) {
-    // SAFETY: sched_setaffinity may be called between fork and exec; the set is plain memory of this closure.
-    unsafe {
-        command.pre_exec(move || {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(core, &mut set);
-            match libc::sched_setaffinity(0, std::mem::size_of_val(&set), &set) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
-        });
-    }
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -7,25 +7,23 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 
-use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use event_watcher::catalog::{
-    App, AppId, AppUpdate, Catalog, CatalogConfig, Endpoint, Health, Instance, InstanceId, InstanceState,
-    Protocols, Readiness, Service, ServiceId,
-};
+use event_watcher::catalog::{AppUpdate, Catalog, CatalogConfig};
 use event_watcher::publish::channel;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+mod support;
+
+use support::{LOAD_CORE, Pinned, app, is_not_installed, median, pin};
 
 /// What `cli` uses.
 #[global_allocator]
@@ -39,9 +37,6 @@ const BODY_BYTES: usize = 128;
 /// The highest ratio to HAProxy.
 const GOAL: f64 = 1.05;
 
-const PROXY_CORE: usize = 0;
-const LOAD_CORE: usize = 1;
-
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     if args.get(1).is_some_and(|a| a == "balancer") {
@@ -52,7 +47,7 @@ fn main() -> anyhow::Result<()> {
     let waymark = Proxy::waymark(endpoint)?;
     let haproxy = match Proxy::haproxy(endpoint) {
         Ok(haproxy) => Some(haproxy),
-        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::NotFound) => {
+        Err(error) if is_not_installed(&error) => {
             println!("haproxy is not installed: no comparison (Debian: apt-get install haproxy)");
             None
         }
@@ -83,12 +78,6 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// What one proxy did in one round.
 struct Measured {
     cpu_micros: f64,
@@ -96,7 +85,7 @@ struct Measured {
 }
 
 struct Proxy {
-    process: Child,
+    process: Pinned,
     address: SocketAddr,
     /// HAProxy's configuration lives as long as the process.
     _files: Option<tempfile::TempDir>,
@@ -109,9 +98,9 @@ impl Proxy {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("balancer").args([address.port().to_string(), endpoint.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = spawn_pinned(&mut command)?;
+        let mut process = Pinned::start(&mut command)?;
         let mut said = String::new();
-        let stdout = process.stdout.take().context("stdout is piped")?;
+        let stdout = process.0.stdout.take().context("stdout is piped")?;
         BufReader::new(stdout).read_line(&mut said)?;
         anyhow::ensure!(said.trim() == "ready", "the balancer did not start");
         Ok(Self { process, address, _files: None })
@@ -131,7 +120,7 @@ impl Proxy {
                  server one {endpoint} cookie 0123456789\n"
             ),
         )?;
-        let process = spawn_pinned(Command::new("haproxy").arg("-db").arg("-f").arg(&file))?;
+        let process = Pinned::start(Command::new("haproxy").arg("-db").arg("-f").arg(&file))?;
         let deadline = Instant::now() + Duration::from_secs(5);
         while std::net::TcpStream::connect(address).is_err() {
             anyhow::ensure!(Instant::now() < deadline, "haproxy does not listen");
@@ -153,7 +142,7 @@ impl Proxy {
                     () = tokio::time::sleep(after) => {}
                     Some(ended) = clients.join_next() => anyhow::bail!("a client ended early: {ended:?}"),
                 }
-                anyhow::Ok((self.cpu_time()?, Instant::now(), done.get()))
+                anyhow::Ok((self.process.cpu_time()?, Instant::now(), done.get()))
             };
             let (cpu_0, at_0, n_0) = mark(WARM_UP).await?;
             let (cpu_1, at_1, n_1) = mark(MEASURED_FOR).await?;
@@ -164,41 +153,6 @@ impl Proxy {
             })
         })
     }
-
-    /// User and system time of all threads, from the scheduler's own account (nanoseconds).
-    fn cpu_time(&self) -> anyhow::Result<Duration> {
-        let mut total = 0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
-            let account = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            total += account.split_whitespace().next().context("an empty schedstat")?.parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(total))
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn spawn_pinned(command: &mut Command) -> anyhow::Result<Child> {
-    // SAFETY: the closure makes one system call and allocates nothing.
-    unsafe { command.pre_exec(|| pin(PROXY_CORE)) };
-    Ok(command.spawn()?)
-}
-
-/// Pins this thread, and those that it starts, to one core; on a machine with one core all share it.
-fn pin(core: usize) -> io::Result<()> {
-    // SAFETY: an all-zero set is a valid one, and the calls only touch it.
-    let result = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        let n_cores = libc::sysconf(libc::_SC_NPROCESSORS_ONLN).max(1) as usize;
-        libc::CPU_SET(core % n_cores, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn free_address() -> io::Result<SocketAddr> {
@@ -210,7 +164,11 @@ fn balancer(port: u16, endpoint: SocketAddr) -> anyhow::Result<()> {
     let (publisher, subscriber) = channel();
     let cancel = CancellationToken::new();
     let mut catalog = Catalog::new(CatalogConfig { framework: "marathon".into(), vip_pools: vec![] });
-    catalog.replace_all(vec![app(port, endpoint)], vec![]);
+    let mut app = app("/bench", endpoint);
+    app.services[0].service_port = Some(port);
+    let labels = [("HAPROXY_0_MODE", "http"), ("HAPROXY_0_STICKY", "true")];
+    app.labels = labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    catalog.replace_all(vec![AppUpdate { app, problems: vec![] }], vec![]);
     publisher.publish(catalog.snapshot().context("the first snapshot is always taken")?);
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = lb_http::Config { http_listen: None, appid_listen: None, ..lb_http::Config::default() };
@@ -231,43 +189,6 @@ fn balancer(port: u16, endpoint: SocketAddr) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(|| io::stdin().read(&mut [0])).await??;
         anyhow::Ok(())
     })
-}
-
-fn app(port: u16, endpoint: SocketAddr) -> AppUpdate {
-    let id = AppId::new("/bench");
-    let instance = Instance {
-        id: InstanceId::new("bench.1"),
-        host: "127.0.0.1".into(),
-        host_address: Some(endpoint.ip()),
-        agent: None,
-        version: "v1".into(),
-        state: InstanceState::Running,
-        health: Health::Unchecked,
-        readiness: Readiness::Unchecked,
-        started_at: None,
-        addresses: vec![endpoint.ip()],
-        endpoints: vec![Endpoint { port_index: 0, address: endpoint }],
-    };
-    let service = Service {
-        id: ServiceId { app: id.clone(), port_index: 0 },
-        name: None,
-        service_port: Some(port),
-        protocols: Protocols::TCP,
-        labels: BTreeMap::new(),
-        vips: vec![],
-    };
-    let labels = [("HAPROXY_0_MODE", "http"), ("HAPROXY_0_STICKY", "true")];
-    let app = App {
-        id,
-        version: "v1".into(),
-        labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-        n_instances_wanted: 1,
-        services: vec![service],
-        health_checks: vec![],
-        instances: vec![Arc::new(instance)],
-        deployments: vec![],
-    };
-    AppUpdate { app, problems: vec![] }
 }
 
 /// Answers every request with the same bytes, as fast as it can.

@@ -11,19 +11,18 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use event_watcher::catalog::{
-    App, AppId, AppUpdate, Catalog, CatalogConfig, Endpoint, Health, Instance, InstanceId, InstanceState,
-    Protocol, Protocols, Readiness, Service, ServiceId, VipKey, VipTarget,
-};
+use event_watcher::catalog::{AppUpdate, Catalog, CatalogConfig, Protocol, VipKey, VipTarget};
 use event_watcher::publish::channel;
 use tokio_util::sync::CancellationToken;
+
+mod support;
+
+use support::{LOAD_CORE, Pinned, app, is_not_installed, median, pin};
 
 const N_ROUNDS: usize = 9;
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -32,9 +31,6 @@ const N_CONNECTIONS: usize = 64;
 const MESSAGE_BYTES: usize = 128;
 const STREAM_BYTES: u64 = 2 << 30;
 const STREAM_PIECE_BYTES: usize = 128 * 1024;
-
-const PROXY_CORE: usize = 0;
-const LOAD_CORE: usize = 1;
 
 /// The child's VIP: an address of the dev pool.
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 11, 200, 1));
@@ -50,7 +46,7 @@ fn main() -> anyhow::Result<()> {
     let waymark = Proxy::waymark(echo, sink)?;
     let haproxy = match Proxy::haproxy(echo, sink) {
         Ok(haproxy) => Some(haproxy),
-        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::NotFound) => {
+        Err(error) if is_not_installed(&error) => {
             println!("haproxy is not installed: no comparison (Debian: apt-get install haproxy)");
             None
         }
@@ -84,12 +80,6 @@ fn main() -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[derive(Clone, Copy)]
@@ -128,7 +118,7 @@ struct Measured {
 }
 
 struct Proxy {
-    process: Child,
+    process: Pinned,
     exchange: SocketAddr,
     stream: SocketAddr,
     /// HAProxy's configuration lives as long as the process.
@@ -141,9 +131,9 @@ impl Proxy {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("forwarder").args([echo.to_string(), sink.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = spawn_pinned(&mut command)?;
+        let mut process = Pinned::start(&mut command)?;
         let mut said = String::new();
-        let stdout = process.stdout.take().context("stdout is piped")?;
+        let stdout = process.0.stdout.take().context("stdout is piped")?;
         BufReader::new(stdout).read_line(&mut said)?;
         anyhow::ensure!(said.trim() == "ready", "the forwarder did not start");
         Ok(Self {
@@ -167,7 +157,7 @@ impl Proxy {
                  listen stream\n bind {stream}\n server one {sink}\n"
             ),
         )?;
-        let process = spawn_pinned(Command::new("haproxy").arg("-db").arg("-f").arg(&file))?;
+        let process = Pinned::start(Command::new("haproxy").arg("-db").arg("-f").arg(&file))?;
         let deadline = Instant::now() + Duration::from_secs(5);
         while TcpStream::connect(exchange).is_err() {
             anyhow::ensure!(Instant::now() < deadline, "haproxy does not listen");
@@ -179,7 +169,7 @@ impl Proxy {
     fn measure(&self, figure: Figure) -> anyhow::Result<Measured> {
         let mut marks = Vec::new();
         (figure.load)(self, &mut |n| {
-            marks.push((self.cpu_time()?, Instant::now(), n));
+            marks.push((self.process.cpu_time()?, Instant::now(), n));
             Ok(())
         })?;
         let [(cpu_0, at_0, n_0), (cpu_1, at_1, n_1)] = marks[..] else {
@@ -188,41 +178,6 @@ impl Proxy {
         let n = n_1 - n_0;
         Ok(Measured { cpu: (cpu_1 - cpu_0).as_secs_f64() * 1e6 / n, rate: n / (at_1 - at_0).as_secs_f64() })
     }
-
-    /// User and system time of all threads, from the scheduler's own account (nanoseconds).
-    fn cpu_time(&self) -> anyhow::Result<Duration> {
-        let mut total = 0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
-            let account = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            total += account.split_whitespace().next().context("an empty schedstat")?.parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(total))
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn spawn_pinned(command: &mut Command) -> anyhow::Result<Child> {
-    // SAFETY: the closure makes one system call and allocates nothing.
-    unsafe { command.pre_exec(|| pin(PROXY_CORE)) };
-    Ok(command.spawn()?)
-}
-
-/// Pins this thread, and those that it starts, to one core; on a machine with one core all share it.
-fn pin(core: usize) -> io::Result<()> {
-    // SAFETY: an all-zero set is a valid one, and the calls only touch it.
-    let result = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        let n_cores = libc::sysconf(libc::_SC_NPROCESSORS_ONLN).max(1) as usize;
-        libc::CPU_SET(core % n_cores, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn free_address() -> io::Result<SocketAddr> {
@@ -237,7 +192,13 @@ fn forwarder(echo: SocketAddr, sink: SocketAddr) -> anyhow::Result<()> {
         framework: "marathon".into(),
         vip_pools: vec!["127.11.0.0/16".parse()?],
     });
-    catalog.replace_all(vec![app("/echo", echo), app("/sink", sink)], vec![]);
+    let updates = [("/echo", echo), ("/sink", sink)].map(|(name, endpoint)| {
+        let mut app = app(name, endpoint);
+        let target = VipTarget::Ip(VIP);
+        app.services[0].vips = vec![VipKey { target, protocol: Protocol::Tcp, port: endpoint.port() }];
+        AppUpdate { app, problems: vec![] }
+    });
+    catalog.replace_all(updates.into(), vec![]);
     publisher.publish(catalog.snapshot().context("the first snapshot is always taken")?);
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (plane, workers) =
@@ -258,43 +219,6 @@ fn forwarder(echo: SocketAddr, sink: SocketAddr) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(|| io::stdin().read(&mut [0])).await??;
         anyhow::Ok(())
     })
-}
-
-fn app(name: &str, endpoint: SocketAddr) -> AppUpdate {
-    let id = AppId::new(name);
-    let vip = VipKey { target: VipTarget::Ip(VIP), protocol: Protocol::Tcp, port: endpoint.port() };
-    let instance = Instance {
-        id: InstanceId::new(&format!("{name}.1")),
-        host: "localhost".into(),
-        host_address: Some(endpoint.ip()),
-        agent: None,
-        version: "v1".into(),
-        state: InstanceState::Running,
-        health: Health::Unchecked,
-        readiness: Readiness::Unchecked,
-        started_at: None,
-        addresses: vec![endpoint.ip()],
-        endpoints: vec![Endpoint { port_index: 0, address: endpoint }],
-    };
-    let service = Service {
-        id: ServiceId { app: id.clone(), port_index: 0 },
-        name: None,
-        service_port: None,
-        protocols: Protocols::TCP,
-        labels: BTreeMap::new(),
-        vips: vec![vip],
-    };
-    let app = App {
-        id,
-        version: "v1".into(),
-        labels: BTreeMap::new(),
-        n_instances_wanted: 1,
-        services: vec![service],
-        health_checks: vec![],
-        instances: vec![Arc::new(instance)],
-        deployments: vec![],
-    };
-    AppUpdate { app, problems: vec![] }
 }
 
 fn spawn_endpoint(serve: fn(TcpListener) -> io::Result<()>) -> anyhow::Result<SocketAddr> {
