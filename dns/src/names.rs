@@ -93,29 +93,9 @@ pub(crate) fn suffixes(wire: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// One label of a task or framework name: lower case, `.` and `_` become `-`, what is neither letter, digit nor dash
-/// is deleted, dashes at the ends are cut (RFC 1123). A label over 63 bytes loses trailing dashes at the cut and is
-/// filled up from the remaining letters and digits, as DC/OS does. (Mesos-DNS fills with dashes as well, which can
-/// leave one at the end, where host names may not have it.)
-pub(crate) fn label(text: &str) -> String {
-    let mangled: String = text
-        .chars()
-        .filter_map(|c| match c {
-            'A'..='Z' | 'a'..='z' | '0'..='9' => Some(c.to_ascii_lowercase()),
-            '-' | '_' | '.' => Some('-'),
-            _ => None,
-        })
-        .collect();
-    let mangled = mangled.trim_matches('-');
-    if mangled.len() <= MAX_LABEL {
-        return mangled.to_owned();
-    }
-    let (head, rest) = mangled.split_at(MAX_LABEL);
-    let mut label = head.trim_end_matches('-').to_owned();
-    let missing = MAX_LABEL - label.len();
-    label.extend(rest.chars().filter(char::is_ascii_alphanumeric).take(missing));
-    label
-}
+/// One label of a task or framework name, as DC/OS makes it. (Mesos-DNS fills a label that was cut with dashes as well,
+/// which can leave one at the end, where host names may not have it.)
+pub(crate) use event_watcher::catalog::dns_label as label;
 
 /// A name of several labels, e.g. a framework's: each part between dots on its own, empty parts vanish.
 pub(crate) fn fragment(text: &str) -> String {

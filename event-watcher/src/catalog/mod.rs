@@ -16,5 +16,6 @@ pub use instance::{Endpoint, Health, Instance, InstanceId, InstanceState, Readin
 pub use problem::Problem;
 pub use snapshot::{AppUpdate, Catalog, CatalogConfig, Generation, Snapshot};
 pub use vip::{
-    Protocol, Vip, VipKey, VipLabel, VipLabelError, VipName, VipPool, VipPoolError, VipTarget, Vips, phash2,
+    Protocol, Vip, VipKey, VipLabel, VipLabelError, VipName, VipPool, VipPoolError, VipTarget, Vips,
+    dns_label, phash2,
 };

@@ -72,15 +72,15 @@ fn dns_fragment(text: &str) -> String {
     parts.join(".")
 }
 
-/// DC/OS's `mesos_state:label`: lower case, `_` becomes `-`, everything else but letters, digits and `-` is deleted.
+/// DC/OS's `mesos_state:label`: lower case, `_` and `.` become `-`, everything else but letters, digits and `-` is deleted.
 /// A label over 63 octets loses trailing dashes at the cut and is filled up from the remaining letters and digits.
-fn dns_label(text: &str) -> String {
+pub fn dns_label(text: &str) -> String {
     let mangled: String = text
         .bytes()
         .filter_map(|b| match b {
             b'A'..=b'Z' => Some(b.to_ascii_lowercase() as char),
             b'a'..=b'z' | b'0'..=b'9' => Some(b as char),
-            b'-' | b'_' => Some('-'),
+            b'-' | b'_' | b'.' => Some('-'),
             _ => None,
         })
         .collect();
