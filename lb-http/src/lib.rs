@@ -23,6 +23,7 @@ pub mod route;
 pub mod stats;
 mod sticky;
 pub mod table;
+pub mod tls;
 mod upgrade;
 mod upstream;
 mod worker;
