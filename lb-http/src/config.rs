@@ -3,13 +3,19 @@
 //! Nothing here changes while it runs.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::tls::MinVersion;
 
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where virtual hosts are served. `None`: nowhere.
     pub http_listen: Option<SocketAddr>,
+    /// Where virtual hosts are served over TLS. `None`: nowhere.
+    pub https_listen: Option<SocketAddr>,
+    pub tls: Tls,
     /// Where requests are routed by `X-Marathon-App-Id`. `None`: nowhere.
     pub appid_listen: Option<SocketAddr>,
     /// The address that service ports are opened on.
@@ -20,6 +26,16 @@ pub struct Config {
     pub limits: Limits,
     /// How long requests in flight may take to end after the start of a shutdown.
     pub drain_timeout: Duration,
+}
+
+/// What TLS listeners show and ask for, unless a host has a policy of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// PEM files (chain and key) and directories of them. The first certificate is for clients that name no host.
+    pub certificates: Vec<PathBuf>,
+    /// PEM texts; they come after the files. With neither, a self-signed certificate is made.
+    pub inline_certificates: Vec<String>,
+    pub min_version: MinVersion,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +73,8 @@ impl Default for Config {
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         Self {
             http_listen: Some(SocketAddr::new(loopback, 9080)),
+            https_listen: None,
+            tls: Tls::default(),
             appid_listen: Some(SocketAddr::new(loopback, 9091)),
             service_address: loopback,
             groups: vec!["*".to_owned()],

@@ -7,6 +7,27 @@ use std::net::SocketAddr;
 
 use http::StatusCode;
 
+use crate::tls::certificate::CertificateError;
+
+/// Why the plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("the certificates cannot be used")]
+    Certificate(#[from] CertificateError),
+}
+
+impl StartError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Bind(error) => error.hint,
+            Self::Certificate(_) => "each file of --ssl-certs has a certificate chain and its key, as PEM",
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} for {purpose}: {hint}")]
 pub struct BindError {

@@ -28,7 +28,7 @@ mod upgrade;
 mod upstream;
 mod worker;
 
-pub use config::{Config, Limits, Timeouts};
-pub use error::BindError;
+pub use config::{Config, Limits, Timeouts, Tls};
+pub use error::{BindError, StartError};
 pub use plane::{Plane, start};
 pub use worker::Worker;

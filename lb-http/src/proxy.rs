@@ -46,6 +46,8 @@ pub(crate) enum Entry {
     ServicePort(u16),
     /// By Host and path.
     Hosts,
+    /// The same over TLS.
+    TlsHosts,
     /// By `X-Marathon-App-Id`.
     AppIds,
 }
@@ -279,7 +281,7 @@ impl Client {
                     .routes
                     .of_port(port)
                     .ok_or_else(|| Answer::no_route(format!("no app has service port {port} any more"))),
-                Entry::Hosts => {
+                Entry::Hosts | Entry::TlsHosts => {
                     let host = text(&HOST).unwrap_or_default();
                     let index = table.routes.of_host(host, path);
                     index.ok_or_else(|| {

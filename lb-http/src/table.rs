@@ -21,6 +21,7 @@ use crate::names;
 use crate::route::Routes;
 use crate::stats::{Series, Totals};
 use crate::sticky;
+use crate::tls::Policies;
 
 #[derive(Debug)]
 pub struct Table {
@@ -33,6 +34,11 @@ pub struct Table {
 }
 
 impl Table {
+    /// What virtual hosts and service ports ask of TLS.
+    pub(crate) fn tls_policies(&self) -> Policies {
+        Policies::default()
+    }
+
     pub fn backend(&self, service: &ServiceId) -> Option<&Arc<Backend>> {
         self.backends.iter().find(|b| b.service == *service)
     }

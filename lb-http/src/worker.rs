@@ -28,6 +28,7 @@ use crate::labels::Mode;
 use crate::proxy::{self, Accepted, Entry};
 use crate::stats::{Series, Session};
 use crate::table::{Backend, Table};
+use crate::tls::TlsTable;
 use crate::upstream::Upstreams;
 
 /// After the process ran out of something (file descriptors): long enough for a connection to end.
@@ -56,6 +57,7 @@ pub struct Worker {
     pub(crate) index: usize,
     pub(crate) config: Arc<Config>,
     pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) tls: Arc<ArcSwap<TlsTable>>,
     pub(crate) applied: Applied,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) clients: Arc<Clients>,
@@ -210,7 +212,7 @@ impl From {
             Entry::ServicePort(port) => {
                 local.with_table(|table| table.routes.of_port(port).map(|i| Arc::clone(&table.backends[i])))
             }
-            Entry::Hosts | Entry::AppIds => None,
+            Entry::Hosts | Entry::TlsHosts | Entry::AppIds => None,
         };
         let series = Arc::clone(backend.as_ref().map_or(&self.series, |b| &b.frontend));
         let shard = series.of_worker(local.index);

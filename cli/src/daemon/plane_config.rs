@@ -11,10 +11,16 @@ use crate::failure::Failure;
 /// The last good list of apps, kept for a start without a scheduler.
 const STATE_FILE: &str = "apps.json";
 
-pub fn http(config: &Config) -> lb_http::Config {
+pub fn http(config: &Config) -> Result<lb_http::Config, Failure> {
     let (timeouts, limits) = (&config.http.timeouts, &config.http.limits);
-    lb_http::Config {
+    Ok(lb_http::Config {
         http_listen: Some(config.http.listen),
+        https_listen: Some(config.https.listen),
+        tls: lb_http::Tls {
+            certificates: config.https.certificates.clone(),
+            inline_certificates: certificates_of_environment(),
+            min_version: config.min_tls_version()?,
+        },
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
         timeouts: lb_http::Timeouts {
@@ -35,7 +41,14 @@ pub fn http(config: &Config) -> lb_http::Config {
         },
         drain_timeout: config.drain_timeout,
         ..lb_http::Config::default()
-    }
+    })
+}
+
+/// Marathon-LB's `HAPROXY_SSL_CERT` and `HAPROXY_SSL_CERT0` to `HAPROXY_SSL_CERT100`: PEM texts.
+fn certificates_of_environment() -> Vec<String> {
+    let numbered = (0..=100).map(|n| format!("HAPROXY_SSL_CERT{n}"));
+    let names = std::iter::once("HAPROXY_SSL_CERT".to_owned()).chain(numbered);
+    names.filter_map(|name| std::env::var(name).ok()).filter(|pem| !pem.trim().is_empty()).collect()
 }
 
 pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
