@@ -14,6 +14,7 @@ mod config;
 mod drain;
 mod error;
 pub mod forward;
+pub mod kernel;
 mod plane;
 pub mod policy;
 pub mod pool;

@@ -77,6 +77,8 @@ impl Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PlaneKind {
+    Ebpf,
+    Nft,
     Userspace,
 }
 
