@@ -77,7 +77,7 @@ impl Protocols {
 }
 
 /// A port definition or mapping of an app, at its index.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Service {
     pub id: ServiceId,
     /// The port's name in the definition, when it has one.
@@ -106,14 +106,14 @@ pub enum HealthCheckProtocol {
 }
 
 /// What of a health check matters outside the scheduler that runs it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HealthCheck {
     pub protocol: HealthCheckProtocol,
     pub path: Option<Arc<str>>,
     pub port_index: Option<usize>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct App {
     pub id: AppId,
     /// The scheduler's version of the definition (a timestamp in its own spelling); compared only for equality.

@@ -94,7 +94,7 @@ pub struct Endpoint {
     pub address: SocketAddr,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Instance {
     pub id: InstanceId,
     /// The agent's host name or address, as the scheduler spells it.
