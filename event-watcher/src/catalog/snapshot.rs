@@ -2,8 +2,10 @@
 //!
 //! Unchanged apps are the same `Arc` in the next snapshot: what changed can be told by comparing pointers.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -12,7 +14,7 @@ use super::app::{App, AppId};
 use super::holding::{Apps, Changes, Holding, ProblemsChanged};
 use super::instance::{InstanceId, InstanceState};
 use super::problem::Problem;
-use super::vip::{VipKey, VipPool, Vips};
+use super::vip::{Claims, Reserved, VipPool, Vips};
 
 /// The number of a snapshot. 0 is the empty one that exists before the first sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -69,8 +71,12 @@ pub struct AppUpdate {
 pub struct Catalog {
     config: CatalogConfig,
     held: Holding,
-    /// The VIP keys of each app, to know when the allocation has to be made anew.
-    vip_keys: BTreeMap<AppId, Vec<Vec<VipKey>>>,
+    /// Addresses that no VIP may have on this node.
+    reserved: Vec<Reserved>,
+    /// What the table of VIPs is made of, app by app, to know when it has to be made anew.
+    claims: BTreeMap<AppId, Claims>,
+    /// Addresses that somebody chose for a VIP, and how many apps did.
+    chosen: BTreeMap<IpAddr, usize>,
     vips: Arc<Vips>,
     vip_problems: Vec<Problem>,
     problems: Arc<[Problem]>,
@@ -83,13 +89,20 @@ impl Catalog {
         Self {
             config,
             held: Holding::default(),
-            vip_keys: BTreeMap::new(),
+            reserved: Vec::new(),
+            claims: BTreeMap::new(),
+            chosen: BTreeMap::new(),
             vips: Arc::default(),
             vip_problems: Vec::new(),
             problems: Arc::default(),
             changed: false,
             generation: Generation::UNSYNCED,
         }
+    }
+
+    /// Keeps VIPs off addresses that are somebody else's on this node.
+    pub fn reserving(self, reserved: Vec<Reserved>) -> Self {
+        Self { reserved, ..self }
     }
 
     pub fn app(&self, id: &AppId) -> Option<&Arc<App>> {
@@ -165,9 +178,9 @@ impl Catalog {
             return None;
         }
         let mut problems_differ = problems == ProblemsChanged::Yes;
-        if self.take_vip_keys(&apps) {
-            let apps = self.held.apps().values().map(|app| &**app);
-            let (vips, problems) = Vips::allocate(apps, &self.config.vip_pools);
+        if self.take_claims(&apps) {
+            let (vips, problems) =
+                Vips::allocate(self.claims.values(), &self.config.vip_pools, &self.reserved);
             problems_differ |= self.vip_problems != problems;
             self.vip_problems = problems;
             if vips != *self.vips {
@@ -188,24 +201,45 @@ impl Catalog {
         }))
     }
 
-    /// Notes which VIPs the changed apps name now, and tells whether any of them differ from before.
-    fn take_vip_keys(&mut self, changed: &BTreeSet<AppId>) -> bool {
+    /// Notes what the changed apps claim now, and tells whether the table of VIPs may differ from before.
+    fn take_claims(&mut self, changed: &BTreeSet<AppId>) -> bool {
         let mut differ = false;
         for id in changed {
-            let keys: Vec<Vec<VipKey>> = match self.held.app(id) {
-                Some(app) => app.services.iter().map(|service| service.vips.clone()).collect(),
-                None => Vec::new(),
-            };
-            let before = match keys.iter().any(|of_service| !of_service.is_empty()) {
-                true => self.vip_keys.insert(id.clone(), keys.clone()),
-                false => self.vip_keys.remove(id),
-            };
-            differ |= match before {
-                Some(before) => before != keys,
-                None => keys.iter().any(|of_service| !of_service.is_empty()),
+            let claims = self.held.app(id).map(|app| Claims::of(app));
+            let known = self.claims.get(id);
+            if known == claims.as_ref() {
+                continue;
+            }
+            differ = differ || self.matters(known, claims.as_ref().unwrap_or(&Claims::default()));
+            for ip in known.into_iter().flat_map(Claims::chosen) {
+                if let Entry::Occupied(mut n_apps) = self.chosen.entry(ip) {
+                    *n_apps.get_mut() -= 1;
+                    if *n_apps.get() == 0 {
+                        n_apps.remove();
+                    }
+                }
+            }
+            for ip in claims.iter().flat_map(Claims::chosen) {
+                *self.chosen.entry(ip).or_default() += 1;
+            }
+            match claims {
+                Some(claims) => self.claims.insert(id.clone(), claims),
+                None => self.claims.remove(id),
             };
         }
         differ
+    }
+
+    /// Whether the table of VIPs may differ when an app's claims change.
+    fn matters(&self, old: Option<&Claims>, new: &Claims) -> bool {
+        let nothing = Claims::default();
+        let old = old.unwrap_or(&nothing);
+        // Agents come and go with every instance; they matter where a VIP is, or could be.
+        let is_near = |ip: &IpAddr| {
+            self.chosen.contains_key(ip) || self.config.vip_pools.iter().any(|pool| pool.contains(*ip))
+        };
+        let services_differ = (old.has_vips() || new.has_vips()) && !old.same_services(new);
+        services_differ || old.agents().symmetric_difference(new.agents()).any(is_near)
     }
 }
 
@@ -288,6 +322,28 @@ mod tests {
         catalog.replace_all(vec![], vec![]);
         assert!(catalog.snapshot().unwrap().is_synced());
         assert!(catalog.snapshot().is_none());
+    }
+
+    #[test]
+    fn a_vip_keeps_its_address_without_instances_and_loses_it_to_an_agent() {
+        let mut catalog = catalog();
+        let chosen = "127.11.7.7:80";
+        catalog.replace_all(vec![app("/a", Some("/a:80")), app("/b", Some(chosen))], vec![]);
+        let first = catalog.snapshot().unwrap();
+        let mut scaled = app("/a", Some("/a:80"));
+        scaled.app.instances.clear();
+        catalog.replace(scaled);
+        let second = catalog.snapshot().unwrap();
+        assert!(Arc::ptr_eq(&first.vips, &second.vips));
+
+        let mut agent = app("/c", None);
+        Arc::make_mut(&mut agent.app.instances[0]).host_address = "127.11.7.7".parse().ok();
+        catalog.replace(agent);
+        let third = catalog.snapshot().unwrap();
+        assert_eq!((third.vips.iter().len(), third.problems.len()), (1, 1));
+        catalog.remove(&AppId::new("/c"));
+        let fourth = catalog.snapshot().unwrap();
+        assert_eq!((&fourth.vips, fourth.problems.len()), (&second.vips, 0), "equal apps, equal table");
     }
 
     #[test]
