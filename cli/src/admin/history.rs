@@ -175,6 +175,7 @@ fn condition(instance: &Instance) -> String {
         Health::Healthy => ", healthy",
         Health::Unhealthy => ", unhealthy",
         Health::Unknown => ", health unknown",
+        Health::Presumed => ", health presumed",
         Health::Unchecked => "",
     };
     let rotation = match instance.rotation() {

@@ -101,6 +101,15 @@ impl Holding {
         self.change(app, instance, |instance| instance.health = Health::Unhealthy);
     }
 
+    /// Serves an instance that nobody has a verdict about.
+    pub fn presume_healthy(&mut self, app: &AppId, instance: &InstanceId) {
+        self.change(app, instance, |instance| {
+            if instance.health == Health::Unknown {
+                instance.health = Health::Presumed;
+            }
+        });
+    }
+
     fn change(&mut self, app: &AppId, instance: &InstanceId, to: impl FnOnce(&mut super::Instance)) {
         let Some(known) = self.apps.get(app) else { return };
         let Some(index) = known.instances.iter().position(|i| i.id == *instance) else { return };

@@ -60,6 +60,9 @@ pub enum Health {
     Unchecked,
     /// Checks exist, no result is known (yet, or after the scheduler's leader changed).
     Unknown,
+    /// No result is known, and the instance has had the time to give one, or the scheduler has lost all of them: it is
+    /// not taken out for want of a verdict.
+    Presumed,
     Healthy,
     Unhealthy,
 }
@@ -125,7 +128,7 @@ impl Instance {
             (Killing, _) | (Running | Unreachable, Health::Unhealthy) => Rotation::Draining,
             (Running | Unreachable, Health::Unknown) => Rotation::Out,
             (Running | Unreachable, _) if self.readiness == Readiness::NotReady => Rotation::Out,
-            (Running | Unreachable, Health::Healthy | Health::Unchecked) => Rotation::In,
+            (Running | Unreachable, Health::Healthy | Health::Presumed | Health::Unchecked) => Rotation::In,
         }
     }
 

@@ -159,11 +159,6 @@ impl Catalog {
         self.held.set_problems(id, problems);
     }
 
-    /// Removes every app, and every problem of an app, that is not in `known`.
-    pub fn retain(&mut self, known: &BTreeSet<AppId>) {
-        self.held.retain(known);
-    }
-
     /// What is wrong with the schedulers' answers beyond single apps.
     pub fn set_source_problems(&mut self, problems: Vec<Problem>) {
         self.held.set_source_problems(problems);
