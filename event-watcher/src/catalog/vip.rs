@@ -220,14 +220,24 @@ impl FromStr for VipPool {
 
 impl fmt::Display for VipPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = if self.first.is_ipv4() { 32 } else { 128 };
-        write!(f, "{}/{}", self.first, width - (64 - self.span.leading_zeros()))
+        write!(f, "{}/{}", self.first, self.prefix_bits())
     }
 }
 
 impl VipPool {
     pub fn is_ipv4(&self) -> bool {
         self.first.is_ipv4()
+    }
+
+    /// The network's own address.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// The bits that all addresses of the pool have in common.
+    pub fn prefix_bits(&self) -> u32 {
+        let width = if self.first.is_ipv4() { 32 } else { 128 };
+        width - (64 - self.span.leading_zeros())
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {
