@@ -117,10 +117,7 @@ impl Netns {
     }
 
     fn cable(&self, interface: &str, other: &Self, other_interface: &str) -> anyhow::Result<()> {
-        self.ip(&format!(
-            "link add {interface} type veth peer name {other_interface} netns {}",
-            other.name
-        ))?;
+        self.ip(&format!("link add {interface} type veth peer name {other_interface} netns {}", other.name))?;
         Ok(())
     }
 }

@@ -220,14 +220,20 @@ impl FromStr for VipPool {
 
 impl fmt::Display for VipPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = if self.first.is_ipv4() { 32 } else { 128 };
-        write!(f, "{}/{}", self.first, width - (64 - self.span.leading_zeros()))
+        let (first, n_bits) = self.network();
+        write!(f, "{first}/{n_bits}")
     }
 }
 
 impl VipPool {
     pub fn is_ipv4(&self) -> bool {
         self.first.is_ipv4()
+    }
+
+    /// The first address and the number of bits that all addresses share with it.
+    pub fn network(&self) -> (IpAddr, u8) {
+        let width = if self.first.is_ipv4() { 32 } else { 128 };
+        (self.first, (width - (64 - self.span.leading_zeros())) as u8)
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {
