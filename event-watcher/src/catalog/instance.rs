@@ -112,7 +112,8 @@ pub struct Instance {
     pub started_at: Option<Arc<str>>,
     /// The instance's own addresses (container addresses where it has them).
     pub addresses: Vec<IpAddr>,
-    /// Sorted by `port_index`; a service without a usable address has none.
+    /// Sorted by `port_index`; a service without a usable address has none, one on a container network may have
+    /// several: one for each address of the instance, the first being the one that HTTP uses.
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -128,7 +129,13 @@ impl Instance {
         }
     }
 
+    /// The first address of a service.
     pub fn endpoint(&self, port_index: usize) -> Option<&Endpoint> {
-        self.endpoints.iter().find(|e| e.port_index == port_index)
+        self.endpoints_of(port_index).next()
+    }
+
+    /// Every address of a service.
+    pub fn endpoints_of(&self, port_index: usize) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().filter(move |e| e.port_index == port_index)
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -11,7 +12,7 @@ use serde::Serialize;
 use super::app::{App, AppId};
 use super::instance::{Health, InstanceId, InstanceState};
 use super::problem::Problem;
-use super::vip::{VipKey, VipPool, Vips};
+use super::vip::{Claims, Reserved, VipPool, Vips};
 
 /// The number of a snapshot. 0 is the empty one that exists before the first sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -71,8 +72,10 @@ pub struct Catalog {
     problems: BTreeMap<AppId, Vec<Problem>>,
     /// Problems of the last answer as a whole, e.g. an app without an id.
     source_problems: Vec<Problem>,
-    /// The VIP keys of each app, to know when the allocation has to be made anew.
-    vip_keys: BTreeMap<AppId, Vec<Vec<VipKey>>>,
+    /// Addresses that no VIP may have on this node.
+    reserved: Vec<Reserved>,
+    /// What the table of VIPs is made of, app by app, to know when it has to be made anew.
+    claims: BTreeMap<AppId, Claims>,
     vips: Arc<Vips>,
     vip_problems: Vec<Problem>,
     vips_stale: bool,
@@ -87,13 +90,19 @@ impl Catalog {
             apps: Arc::default(),
             problems: BTreeMap::new(),
             source_problems: Vec::new(),
-            vip_keys: BTreeMap::new(),
+            reserved: Vec::new(),
+            claims: BTreeMap::new(),
             vips: Arc::default(),
             vip_problems: Vec::new(),
             vips_stale: false,
             changed: false,
             generation: Generation::UNSYNCED,
         }
+    }
+
+    /// Keeps VIPs off addresses that are somebody else's on this node.
+    pub fn reserving(self, reserved: Vec<Reserved>) -> Self {
+        Self { reserved, ..self }
     }
 
     pub fn app(&self, id: &AppId) -> Option<&Arc<App>> {
@@ -133,18 +142,20 @@ impl Catalog {
         if self.apps.get(&id).is_some_and(|known| **known == app) {
             return;
         }
-        let keys: Vec<Vec<VipKey>> = app.services.iter().map(|s| s.vips.clone()).collect();
-        if self.vip_keys.get(&id) != Some(&keys) {
-            self.vips_stale |= keys.iter().any(|k| !k.is_empty()) || self.has_vips(&id);
-            self.vip_keys.insert(id.clone(), keys);
+        let claims = Claims::of(&app);
+        let known = self.claims.get(&id);
+        if known != Some(&claims) {
+            self.vips_stale |= self.matters(known, &claims);
+            self.claims.insert(id.clone(), claims);
         }
         Arc::make_mut(&mut self.apps).insert(id, Arc::new(app));
         self.changed = true;
     }
 
     pub fn remove(&mut self, id: &AppId) {
-        self.vips_stale |= self.has_vips(id);
-        self.vip_keys.remove(id);
+        if let Some(claims) = self.claims.remove(id) {
+            self.vips_stale |= self.matters(Some(&claims), &Claims::default());
+        }
         self.changed |= self.problems.remove(id).is_some();
         if self.apps.contains_key(id) {
             Arc::make_mut(&mut self.apps).remove(id);
@@ -219,7 +230,8 @@ impl Catalog {
             return None;
         }
         if std::mem::take(&mut self.vips_stale) {
-            let (vips, problems) = Vips::allocate(self.apps.values().map(|a| &**a), &self.config.vip_pools);
+            let (vips, problems) =
+                Vips::allocate(self.claims.values(), &self.config.vip_pools, &self.reserved);
             self.vip_problems = problems;
             if vips != *self.vips {
                 self.vips = Arc::new(vips);
@@ -238,8 +250,17 @@ impl Catalog {
         }))
     }
 
-    fn has_vips(&self, id: &AppId) -> bool {
-        self.vip_keys.get(id).is_some_and(|keys| keys.iter().any(|k| !k.is_empty()))
+    /// Whether the table of VIPs may differ when an app's claims change.
+    fn matters(&self, old: Option<&Claims>, new: &Claims) -> bool {
+        let nothing = Claims::default();
+        let old = old.unwrap_or(&nothing);
+        // Agents come and go with every instance; they matter where a VIP is, or could be.
+        let is_near = |ip: &IpAddr| {
+            let is_vip = || self.claims.values().any(|claims| claims.asks_for(*ip));
+            self.config.vip_pools.iter().any(|pool| pool.contains(*ip)) || is_vip()
+        };
+        let services_differ = (old.has_vips() || new.has_vips()) && !old.same_services(new);
+        services_differ || old.agents().symmetric_difference(new.agents()).any(is_near)
     }
 }
 
@@ -322,6 +343,28 @@ mod tests {
         catalog.replace_all(vec![], vec![]);
         assert!(catalog.snapshot().unwrap().is_synced());
         assert!(catalog.snapshot().is_none());
+    }
+
+    #[test]
+    fn a_vip_keeps_its_address_without_instances_and_loses_it_to_an_agent() {
+        let mut catalog = catalog();
+        let chosen = "127.11.7.7:80";
+        catalog.replace_all(vec![app("/a", Some("/a:80")), app("/b", Some(chosen))], vec![]);
+        let first = catalog.snapshot().unwrap();
+        let mut scaled = app("/a", Some("/a:80"));
+        scaled.app.instances.clear();
+        catalog.replace(scaled);
+        let second = catalog.snapshot().unwrap();
+        assert!(Arc::ptr_eq(&first.vips, &second.vips));
+
+        let mut agent = app("/c", None);
+        Arc::make_mut(&mut agent.app.instances[0]).host_address = "127.11.7.7".parse().ok();
+        catalog.replace(agent);
+        let third = catalog.snapshot().unwrap();
+        assert_eq!((third.vips.iter().len(), third.problems.len()), (1, 1));
+        catalog.remove(&AppId::new("/c"));
+        let fourth = catalog.snapshot().unwrap();
+        assert_eq!((&fourth.vips, fourth.problems.len()), (&second.vips, 0), "equal apps, equal table");
     }
 
     #[test]

@@ -410,15 +410,15 @@ impl TaskReader<'_> {
         let host = task.host.as_deref().unwrap_or_default();
         let host_address = self.host_address(index, host, state);
         let task_ports = task.ports.as_deref().unwrap_or_default();
-        let endpoints = self.ports.iter().enumerate().filter_map(|(port_index, port)| {
-            let address = match port.target {
-                Target::HostPort(n) => {
-                    SocketAddr::new(host_address?, port_number(task_ports.get(n).copied())?)
-                }
-                Target::Container(number) => SocketAddr::new(*addresses.first()?, number),
-                Target::Nowhere => return None,
+        let endpoints = self.ports.iter().enumerate().flat_map(|(port_index, port)| {
+            let (ips, number) = match port.target {
+                Target::HostPort(n) => (host_address.as_slice(), port_number(task_ports.get(n).copied())),
+                Target::Container(number) => (addresses.as_slice(), Some(number)),
+                Target::Nowhere => (&[][..], None),
             };
-            Some(Endpoint { port_index, address })
+            let of_number = |number| move |ip: &IpAddr| SocketAddr::new(*ip, number);
+            let addresses = number.into_iter().flat_map(move |number| ips.iter().map(of_number(number)));
+            addresses.map(move |address| Endpoint { port_index, address })
         });
         let endpoints = endpoints.collect();
         Instance {
