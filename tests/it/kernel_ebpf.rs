@@ -304,7 +304,7 @@ fn the_programs_outlive_the_process_and_are_adopted() -> anyhow::Result<()> {
         "nothing is left"
     );
     assert!(echoes(&mut kept), "what is established stays");
-    assert!(!Ebpf::remove_left_over(Some(cgroup.path()))?, "nothing is pinned any more");
+    assert_eq!(Ebpf::remove_left_over(&|frontend| *frontend == vip)?, 0, "nothing is pinned any more");
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 //! Implementations are [`ebpf`] (the backend is picked inside `connect()`) and nft (addresses are translated in the
 //! packet path). Nothing here follows snapshots or decides which plane is used.
 
+mod choice;
+pub(crate) mod driver;
 pub mod ebpf;
 mod error;
 
@@ -11,6 +13,7 @@ use std::time::Duration;
 
 use event_watcher::catalog::Protocol;
 
+pub use choice::{ChoiceConfig, Chosen, OnExit, PlaneChoice, Rejection, UnknownPlane, choose};
 pub use error::{ApplyError, OpenError};
 
 use crate::stats::PlaneKind;

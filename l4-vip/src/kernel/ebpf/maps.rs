@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::layout::{self, affinity, backend, counters, flow, peer, reverse, service, slot};
+use super::super::Frontend;
 use super::sys::{self, Map, MapKind, MapShape};
 
 /// How much the maps take. The kernel wants to know it when a map is made.
@@ -103,6 +104,14 @@ impl Maps {
     }
 }
 
+/// Of any number of frontends.
+const SERVICES: MapShape = MapShape {
+    kind: MapKind::Hash,
+    key_bytes: layout::FRONTEND_BYTES as u32,
+    value_bytes: service::BYTES as u32,
+    max_entries: 0,
+};
+
 /// In the order of the fields.
 const NAMES: [&str; 8] =
     ["services", "slots", "backends", "counters", "peers", "flows", "reverse", "affinity"];
@@ -111,6 +120,11 @@ fn pin_name(map: &str) -> String {
     format!("{map}_{}", layout::VERSION)
 }
 
-pub fn pin_names() -> impl Iterator<Item = String> {
-    NAMES.into_iter().map(pin_name)
+/// What the maps that are pinned in a directory serve, as far as they are of this layout.
+pub fn pinned_frontends(directory: &Path) -> io::Result<Vec<Frontend>> {
+    let mut frontends = Vec::new();
+    if let Some(services) = Map::open_pinned_of_any_size(&directory.join(pin_name(NAMES[0])), SERVICES)? {
+        services.for_each(|key, _| frontends.extend(layout::read_frontend(key)))?;
+    }
+    Ok(frontends)
 }

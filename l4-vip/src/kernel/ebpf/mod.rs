@@ -57,12 +57,17 @@ impl Ebpf {
         let EbpfConfig { cgroup, pools, limits } = config;
         let cgroup = Cgroup::open(cgroup.as_deref())?;
         let pins = Pins::open(&cgroup)?;
-        forget_defunct(&pins);
+        place::for_each_unheld(|directory| {
+            // Its control group is gone, so nothing in it is attached any more.
+            if links::are_defunct(directory) {
+                remove_or_warn(directory);
+            }
+        });
         let opened = Self::load(&pins.path, &pools, limits);
         let (tables, programs) = opened.inspect_err(|_| {
             // Without an earlier run's programs, the maps that were made are nobody's.
             if links::are_defunct(&pins.path) {
-                remove(&pins.path);
+                remove_or_warn(&pins.path);
             }
         })?;
         Ok(Self { cgroup, pins, tables, programs, links: None })
@@ -93,12 +98,20 @@ impl Ebpf {
         Ok((Tables::new(maps, limits), loaded))
     }
 
-    /// Removes what an earlier run left for this control group. Returns whether there was something.
-    pub fn remove_left_over(cgroup: Option<&Path>) -> Result<bool, OpenError> {
-        let cgroup = Cgroup::open(cgroup)?;
-        let Some(pins) = Pins::left_over(&cgroup)? else { return Ok(false) };
-        remove(&pins.path);
-        Ok(true)
+    /// Takes off what runs that have ended left, for any control group, if it serves a VIP that `is_ours`. Returns how
+    /// many groups that were.
+    pub fn remove_left_over(is_ours: &dyn Fn(&Frontend) -> bool) -> io::Result<usize> {
+        let mut outcome = Ok(0);
+        place::for_each_unheld(|directory| {
+            let removed = maps::pinned_frontends(directory)
+                .and_then(|frontends| if frontends.iter().any(is_ours) { remove(directory).map(|()| 1) } else { Ok(0) });
+            match (&mut outcome, removed) {
+                (Ok(n), Ok(more)) => *n += more,
+                (Ok(_), Err(error)) => outcome = Err(error),
+                (Err(_), _) => {}
+            }
+        });
+        outcome
     }
 }
 
@@ -150,29 +163,22 @@ impl KernelPlane for Ebpf {
         links::detach_all(&self.pins.path)
             .map_err(|e| ApplyError::kernel("take the eBPF programs off", e))?;
         self.links = None;
-        remove(&self.pins.path);
+        remove_or_warn(&self.pins.path);
         Ok(())
     }
 }
 
 /// Removes a directory of pins; what was attached by them is attached no more.
-fn remove(directory: &Path) {
-    let removed = links::detach_all(directory).and_then(|()| {
-        for entry in std::fs::read_dir(directory)? {
-            std::fs::remove_file(entry?.path())?;
-        }
-        std::fs::remove_dir(directory)
-    });
-    if let Err(error) = removed {
-        tracing::warn!(%error, directory = %directory.display(), "eBPF pins are left over");
+fn remove(directory: &Path) -> io::Result<()> {
+    links::detach_all(directory)?;
+    for entry in std::fs::read_dir(directory)? {
+        std::fs::remove_file(entry?.path())?;
     }
+    std::fs::remove_dir(directory)
 }
 
-/// Removes the pins of control groups that are gone.
-fn forget_defunct(pins: &Pins) {
-    pins.for_each_other(|directory| {
-        if links::are_defunct(directory) {
-            remove(directory);
-        }
-    });
+fn remove_or_warn(directory: &Path) {
+    if let Err(error) = remove(directory) {
+        tracing::warn!(%error, directory = %directory.display(), "eBPF pins are left over");
+    }
 }

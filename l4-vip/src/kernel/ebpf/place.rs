@@ -109,25 +109,17 @@ impl Pins {
         Err(in_directory(io::Error::other("somebody removes them as they are made")))
     }
 
-    /// What an earlier run left for this control group; `None` when there is nothing.
-    pub fn left_over(cgroup: &Cgroup) -> Result<Option<Self>, OpenError> {
-        match Self::path_of(cgroup).try_exists() {
-            Ok(true) => Self::open(cgroup).map(Some),
-            _ => Ok(None),
-        }
-    }
-
     fn path_of(cgroup: &Cgroup) -> PathBuf {
         Path::new(BPFFS).join(OWN).join(cgroup.id.to_string())
     }
+}
 
-    /// Other control groups' directories that no process holds; they are held while `each` looks at them.
-    pub fn for_each_other(&self, mut each: impl FnMut(&Path)) {
-        let all = self.path.parent().map(std::fs::read_dir).into_iter().flatten().flatten().flatten();
-        for path in all.map(|entry| entry.path()).filter(|path| *path != self.path) {
-            if let Ok(Some(_lock)) = lock(&path) {
-                each(&path);
-            }
+/// Directories of pins that no process holds; each is held while `each` looks at it.
+pub fn for_each_unheld(mut each: impl FnMut(&Path)) {
+    let all = std::fs::read_dir(Path::new(BPFFS).join(OWN)).into_iter().flatten().flatten();
+    for path in all.map(|entry| entry.path()) {
+        if let Ok(Some(_lock)) = lock(&path) {
+            each(&path);
         }
     }
 }

@@ -134,12 +134,18 @@ impl Map {
 
     /// Opens a pinned map; `None` when nothing is pinned there or it is of another shape.
     pub fn open_pinned(path: &Path, shape: MapShape) -> io::Result<Option<Self>> {
+        Ok(Self::open_pinned_of_any_size(path, shape)?.filter(|map| map.shape == shape))
+    }
+
+    /// The same, whatever number of elements it was made for.
+    pub fn open_pinned_of_any_size(path: &Path, shape: MapShape) -> io::Result<Option<Self>> {
         let Some(fd) = open_pinned(path)? else { return Ok(None) };
         let mut info = [0_u32; 6];
         object_info(fd.as_fd(), &mut info)?;
-        let same = info[0] == shape.kind as u32
-            && info[2..6] == [shape.key_bytes, shape.value_bytes, shape.max_entries, shape.flags()];
-        Ok(same.then_some(Self { fd, shape }))
+        let [kind, _, key_bytes, value_bytes, max_entries, flags] = info;
+        let same = (kind, key_bytes, value_bytes, flags)
+            == (shape.kind as u32, shape.key_bytes, shape.value_bytes, shape.flags());
+        Ok(same.then_some(Self { fd, shape: MapShape { max_entries, ..shape } }))
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -307,12 +313,6 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = [0_u32; 8];
     object_info(link, &mut info)?;
     Ok(LinkInfo { program_id: info[2], cgroup_id: u64::from(info[4]) | u64::from(info[5]) << 32 })
-}
-
-pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut info = [0_u32; 2];
-    object_info(program, &mut info)?;
-    Ok(info[1])
 }
 
 /// The beginning of an object's information, as much of it as `info` holds.
