@@ -24,5 +24,5 @@ mod worker;
 
 pub use config::{CONNECT_TIMEOUT, Config, DRAIN_TIMEOUT};
 pub use error::ListenError;
-pub use plane::{Plane, start};
+pub use plane::{Plane, start, start_on};
 pub use worker::Worker;

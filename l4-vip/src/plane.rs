@@ -3,7 +3,7 @@
 //!
 //! It forwards nothing itself: sockets go to the workers. It never talks to the scheduler.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::addresses;
 use crate::config::Config;
 use crate::forward::tcp::Options;
+use crate::kernel::driver::Ticked;
+use crate::kernel::serving::{Serving, Told};
+use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit, Service};
 use crate::stats::{Counter, PlaneTotals, VipView};
 use crate::table::{self, VipState, Vips};
 use crate::worker::{Listen, Worker};
@@ -40,6 +43,9 @@ struct Shared {
     state: ArcSwap<State>,
     problems: ArcSwap<Arc<[Problem]>>,
     n_accept_pauses: Arc<Counter>,
+    kernel: Arc<ArcSwap<Told>>,
+    /// Cancelled when the control task has done its last work.
+    ended: CancellationToken,
 }
 
 /// What is compiled and open, as of the generation that was applied last.
@@ -56,19 +62,36 @@ struct Open {
     stop: CancellationToken,
 }
 
-/// Starts the plane: spawns its control task on the current runtime and returns one [`Worker`] per worker thread.
-/// Nothing is bound yet: VIPs come with snapshots, and what cannot be bound then is among [`Plane::problems`].
+/// Starts the userspace plane, see [`start_on`].
 pub fn start(
     config: Config,
     subscriber: Subscriber,
     n_workers: usize,
     cancel: CancellationToken,
 ) -> (Plane, Vec<Worker>) {
+    start_on(Chosen::userspace(), OnExit::Keep, config, subscriber, n_workers, cancel)
+}
+
+/// Starts the plane that was chosen: spawns its control task on the current runtime and returns one [`Worker`] per
+/// worker thread. Nothing is in force yet: VIPs come with snapshots, and what cannot be served then is among
+/// [`Plane::problems`].
+pub fn start_on(
+    chosen: Chosen,
+    on_exit: OnExit,
+    config: Config,
+    subscriber: Subscriber,
+    n_workers: usize,
+    cancel: CancellationToken,
+) -> (Plane, Vec<Worker>) {
     let (mark, applied) = applied();
+    let serving = Serving::new(chosen, on_exit);
+    let ended = CancellationToken::new();
     let shared = Arc::new(Shared {
         state: ArcSwap::default(),
         problems: ArcSwap::from_pointee(Arc::from([])),
         n_accept_pauses: Arc::default(),
+        kernel: serving.told(),
+        ended: ended.clone(),
     });
     let (senders, workers) = (0..n_workers)
         .map(|_| {
@@ -91,8 +114,12 @@ pub fn start(
         snapshot: Arc::default(),
         state: State::default(),
         closed: Vec::new(),
+        serving,
     };
-    tokio::spawn(follower.follow(subscriber, mark));
+    tokio::spawn(async move {
+        let _ended = ended.drop_guard();
+        follower.follow(subscriber, mark).await;
+    });
     (Plane { shared, applied }, workers)
 }
 
@@ -109,8 +136,29 @@ impl Plane {
 
     /// Every VIP with its endpoints and counters, in key order.
     pub fn vips(&self) -> Vec<VipView> {
-        let state = self.shared.state.load();
-        state.vips.values().map(|vip| vip.view(&|address| state.open.contains_key(&address))).collect()
+        let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
+        let view = |vip: &Arc<VipState>| {
+            let frontend = |address| Frontend { protocol: vip.key.protocol, address };
+            let mut view = vip.view(&|address| {
+                state.open.contains_key(&address) || kernel.served.contains(&frontend(address))
+            });
+            view.plane = kernel.choice.active;
+            for address in vip.socket_addresses() {
+                add_kernel_counters(&mut view, &kernel, &frontend(address));
+            }
+            view
+        };
+        state.vips.values().map(view).collect()
+    }
+
+    /// Which plane serves, and why no better one does.
+    pub fn choice(&self) -> ChoiceView {
+        self.shared.kernel.load().choice.clone()
+    }
+
+    /// Waits, after the plane was cancelled, until the kernel is as it should be left.
+    pub async fn ended(&self) {
+        self.shared.ended.cancelled().await;
     }
 
     /// The addresses that are listened on.
@@ -129,6 +177,16 @@ impl Plane {
     }
 }
 
+/// What the kernel counted of one of the VIP's addresses.
+fn add_kernel_counters(view: &mut VipView, kernel: &Told, frontend: &Frontend) {
+    let counted = kernel.frontend(frontend);
+    view.counters.n_connections += counted.n_connections;
+    view.counters.n_no_endpoint += counted.n_refused;
+    for endpoint in &mut view.endpoints {
+        endpoint.n_picked += kernel.backend(frontend, endpoint.address).n_connections;
+    }
+}
+
 struct Follower {
     config: Config,
     workers: Vec<mpsc::Sender<Listen>>,
@@ -138,26 +196,43 @@ struct Follower {
     state: State,
     /// Addresses that could not be opened.
     closed: Vec<SocketAddr>,
+    serving: Serving,
 }
 
 impl Follower {
-    async fn follow(mut self, mut subscriber: Subscriber, mark: AppliedMark) {
+    async fn follow(mut self, subscriber: Subscriber, mark: AppliedMark) {
+        self.follow_until_cancelled(subscriber, mark).await;
+        self.serving.stop().await;
+    }
+
+    async fn follow_until_cancelled(&mut self, mut subscriber: Subscriber, mark: AppliedMark) {
         let cancel = self.cancel.clone();
         let mut newest = Some(subscriber.latest()).filter(|snapshot| snapshot.is_synced());
         let mut retry_at = Instant::now() + RETRY;
+        let mut unmarked = None;
         loop {
             if let Some(snapshot) = newest.take() {
                 let generation = snapshot.generation;
                 let vips = table::compile(&self.state.vips, &self.snapshot, &snapshot, self.config.policy);
-                self.snapshot = snapshot;
                 let is_new = !Arc::ptr_eq(&vips, &self.state.vips);
+                let old = std::mem::replace(&mut self.snapshot, snapshot);
                 self.state.vips = vips;
-                if is_new || !self.closed.is_empty() {
+                if self.serving.is_kernel() {
+                    self.program(&old).await;
+                } else if is_new || !self.closed.is_empty() {
                     self.listen().await;
                 }
-                mark.set(generation);
+                self.serving.take_over(self.served()).await;
+                unmarked = Some(generation);
                 retry_at = Instant::now() + RETRY;
             }
+            // What the kernel has not taken yet is not applied.
+            if self.serving.is_applied()
+                && let Some(generation) = unmarked.take()
+            {
+                mark.set(generation);
+            }
+            let kernel_at = self.serving.next();
             tokio::select! {
                 changed = subscriber.changed() => match changed {
                     Ok(snapshot) => newest = Some(snapshot),
@@ -168,8 +243,65 @@ impl Follower {
                     self.listen().await;
                     retry_at = Instant::now() + RETRY;
                 }
+                () = tokio::time::sleep_until(kernel_at.unwrap_or(retry_at)), if kernel_at.is_some() => {
+                    if self.serving.tick().await == Ticked::Differs {
+                        self.tell_kernel_problems();
+                    }
+                }
                 () = cancel.cancelled() => return,
             }
+        }
+    }
+
+    /// Tells the kernel what differs from `old`.
+    async fn program(&mut self, old: &Snapshot) {
+        let (services, gone) = match table::touched(&self.state.vips, old, &self.snapshot) {
+            Some(touched) => (touched.iter().flat_map(|vip| table::services(vip)).collect(), Vec::new()),
+            None => {
+                let services: Vec<Service> =
+                    self.state.vips.values().flat_map(|vip| table::services(vip)).collect();
+                let wanted: BTreeSet<Frontend> = services.iter().map(|service| service.frontend).collect();
+                let mut gone = self.serving.frontends();
+                gone.retain(|frontend| !wanted.contains(frontend));
+                (services, gone)
+            }
+        };
+        self.serving.set(services, gone).await;
+        self.shared.state.store(Arc::new(self.state.clone()));
+        self.tell_kernel_problems();
+    }
+
+    fn served(&self) -> Vec<Frontend> {
+        let vips = self.state.vips.values();
+        let of = |vip: &Arc<VipState>| {
+            let protocol = vip.key.protocol;
+            vip.socket_addresses().into_iter().map(move |address| Frontend { protocol, address })
+        };
+        vips.flat_map(of).collect()
+    }
+
+    fn tell_kernel_problems(&self) {
+        let kernel = self.shared.kernel.load();
+        let plane = kernel.choice.active.as_str();
+        let failure = kernel.choice.failure.iter().map(|what| Problem {
+            app: None,
+            at: format!("{plane} VIP plane"),
+            what: what.clone(),
+            hint: "what was in force stays in force; it is tried again every few seconds".into(),
+        });
+        let refused = self.state.vips.values().flat_map(|vip| {
+            vip.socket_addresses().into_iter().filter_map(|address| {
+                let reason = kernel.refused.get(&Frontend { protocol: vip.key.protocol, address })?;
+                let hint = "remove VIPs that nobody needs, or choose another --vip-plane";
+                Some(not_served(vip, address, reason.clone(), hint.into()))
+            })
+        });
+        self.tell(failure.chain(refused).collect());
+    }
+
+    fn tell(&self, problems: Vec<Problem>) {
+        if ***self.shared.problems.load() != *problems {
+            self.shared.problems.store(Arc::new(problems.into()));
         }
     }
 
@@ -218,9 +350,7 @@ impl Follower {
         }
         self.state.open = Arc::new(open);
         self.shared.state.store(Arc::new(self.state.clone()));
-        if ***self.shared.problems.load() != *problems {
-            self.shared.problems.store(Arc::new(problems.into()));
-        }
+        self.tell(problems);
     }
 }
 

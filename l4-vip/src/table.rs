@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use event_watcher::catalog::{Delta, Rotation, ServiceId, Snapshot, Vip, VipKey, VipsChanged};
 
+use crate::kernel::{Backend, Frontend, Service};
 use crate::policy::Policy;
 use crate::pool::{EndpointState, Pool};
 use crate::stats::{Counters, PlaneKind, VipView};
@@ -103,6 +104,30 @@ impl VipState {
     fn control(&self) -> std::sync::MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the kernel should serve for a VIP: one service for each of its addresses.
+pub(crate) fn services(vip: &VipState) -> Vec<Service> {
+    let pool = vip.pool.load();
+    let weight = |endpoint: &EndpointState| u16::from(endpoint.is_usable());
+    let backends: Vec<Backend> =
+        pool.endpoints().iter().map(|e| Backend { address: e.address, weight: weight(e) }).collect();
+    let service = |address| Service {
+        frontend: Frontend { protocol: vip.key.protocol, address },
+        backends: backends.clone(),
+        affinity: None,
+    };
+    vip.socket_addresses().into_iter().map(service).collect()
+}
+
+/// The VIPs that are not what they were, when the table itself did not change; `None`: any of them may differ.
+pub(crate) fn touched(vips: &Vips, old: &Snapshot, new: &Snapshot) -> Option<Vec<Arc<VipState>>> {
+    let delta = Delta::between(old, new);
+    if delta.vips_changed == VipsChanged::Yes {
+        return None;
+    }
+    let keys = delta.changed.iter().flat_map(|app| &app.services).flat_map(|service| &service.vips);
+    Some(keys.filter_map(|key| vips.get(key).cloned()).collect())
 }
 
 /// All VIPs of the newest snapshot. Replaced only when VIPs come, go or move; pools change inside.

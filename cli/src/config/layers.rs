@@ -45,6 +45,9 @@ impl Layer {
         layer.set_if("stats.listen", args.stats_listen);
         layer.set_list("dns.listen", &args.dns_listen);
         layer.set_list("vip.pool", &args.vip_pool);
+        layer.set_if("vip.plane", args.vip_plane);
+        layer.set_if("vip.cgroup", args.vip_cgroup.as_ref());
+        layer.set_if("vip.flush_on_exit", args.flush_on_exit.then_some(true));
         layer.set_if("state.dir", args.state_dir.as_ref());
         layer.set_if("workers", args.workers);
         layer.set_if("ready.file", args.ready_file.as_ref());
@@ -115,6 +118,7 @@ fn of_environment(environment: &Environment, mode: Mode) -> Result<Table, Failur
     // Keys whose default is their absence.
     keys.push(("dns.upstreams".to_owned(), Shape::List));
     keys.push(("ready.file".to_owned(), Shape::Text));
+    keys.push(("vip.cgroup".to_owned(), Shape::Text));
     let mut table = Table::new();
     for (name, text) in &environment.0 {
         let Some((key, shape)) = keys.iter().find(|(key, _)| variable(key) == *name) else {

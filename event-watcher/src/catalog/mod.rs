@@ -16,6 +16,6 @@ pub use instance::{Endpoint, Health, Instance, InstanceId, InstanceState, Readin
 pub use problem::Problem;
 pub use snapshot::{AppUpdate, Catalog, CatalogConfig, Generation, Snapshot};
 pub use vip::{
-    Family, Protocol, Reserved, Vip, VipKey, VipLabel, VipLabelError, VipName, VipPool, VipPoolError, VipTarget, Vips,
-    dns_label, phash2,
+    Family, Protocol, Reserved, Vip, VipKey, VipLabel, VipLabelError, VipName, VipPool, VipPoolError,
+    VipTarget, Vips, dns_label, phash2,
 };

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use event_watcher::catalog::VipPool;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ebpf::{self, Ebpf, EbpfConfig};
 use super::{ApplyError, Frontend, KernelPlane, OpenError};
 use crate::stats::PlaneKind;
 
 /// `--vip-plane`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PlaneChoice {
     /// The best that works: eBPF, nft, userspace.
@@ -186,11 +186,8 @@ mod tests {
 
     #[test]
     fn auto_says_why_not_and_an_explicit_choice_fails() {
-        let config = |wanted| ChoiceConfig {
-            wanted,
-            cgroup: Some(PathBuf::from("/nonexistent")),
-            pools: Vec::new(),
-        };
+        let config =
+            |wanted| ChoiceConfig { wanted, cgroup: Some(PathBuf::from("/nonexistent")), pools: Vec::new() };
         let error = choose(config(PlaneChoice::Ebpf)).expect_err("there is no such group");
         assert!(error.hint.contains("--vip-cgroup"), "{error:?}");
         let chosen = choose(config(PlaneChoice::Userspace)).unwrap();

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -51,7 +52,7 @@ pub(crate) struct Driver {
     compare_at: Instant,
     look_at: Instant,
     count_at: Instant,
-    pub(crate) counted: Counted,
+    pub(crate) counted: Arc<Counted>,
     /// Elements that somebody else had changed and that were put right.
     pub(crate) n_repaired: u64,
     /// The kernel has been compared with what is wanted at least once.
@@ -71,7 +72,7 @@ impl Driver {
             compare_at: now,
             look_at: now + LOOK,
             count_at: now,
-            counted: Counted::default(),
+            counted: Arc::default(),
             n_repaired: 0,
             is_settled: false,
         }
@@ -93,11 +94,6 @@ impl Driver {
             self.wanted.insert(service.frontend, service);
         }
         self.work().await;
-    }
-
-    /// Whether the kernel sends connections to this frontend where it should.
-    pub(crate) fn serves(&self, frontend: &Frontend) -> bool {
-        self.in_force.contains_key(frontend)
     }
 
     pub(crate) fn served(&self) -> Vec<Frontend> {
@@ -167,7 +163,8 @@ impl Driver {
     /// Brings the kernel to what is wanted: by the difference, or by comparing everything when that is due.
     async fn work(&mut self) {
         loop {
-            let outcome = if Instant::now() >= self.compare_at { self.compare().await } else { self.change().await };
+            let outcome =
+                if Instant::now() >= self.compare_at { self.compare().await } else { self.change().await };
             match outcome {
                 Ok(()) => {
                     self.failed = None;
@@ -230,15 +227,13 @@ impl Driver {
     }
 
     async fn count(&mut self) {
-        let counted = self
-            .call(|plane| Ok((plane.counters()?, plane.backend_counters()?)))
-            .await;
+        let counted = self.call(|plane| Ok((plane.counters()?, plane.backend_counters()?))).await;
         match counted {
             Ok((frontends, backends)) => {
-                self.counted = Counted {
+                self.counted = Arc::new(Counted {
                     frontends: frontends.into_iter().collect(),
                     backends: backends.into_iter().map(|(f, address, c)| ((f, address), c)).collect(),
-                };
+                });
             }
             Err(error) => tracing::warn!(%error, "the VIPs' counters cannot be read"),
         }

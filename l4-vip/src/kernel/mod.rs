@@ -7,6 +7,7 @@ mod choice;
 pub(crate) mod driver;
 pub mod ebpf;
 mod error;
+pub(crate) mod serving;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use event_watcher::catalog::Protocol;
 
 pub use choice::{ChoiceConfig, Chosen, OnExit, PlaneChoice, Rejection, UnknownPlane, choose};
 pub use error::{ApplyError, OpenError};
+pub use serving::ChoiceView;
 
 use crate::stats::PlaneKind;
 

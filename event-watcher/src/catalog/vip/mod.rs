@@ -22,8 +22,8 @@ pub use address_pool::{VipPool, VipPoolError};
 pub use hash::phash2;
 pub use label::{VipLabel, VipLabelError};
 pub use name::{VipName, dns_label};
-pub use table::{Family, Reserved, Vip, Vips};
 pub(super) use table::Claims;
+pub use table::{Family, Reserved, Vip, Vips};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]

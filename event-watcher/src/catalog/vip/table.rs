@@ -164,8 +164,7 @@ impl Vips {
             }
         }
         // What a name has until its endpoints say otherwise.
-        let before_endpoints =
-            if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 };
+        let before_endpoints = if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 };
         vips.retain(|key, vip| {
             let of_endpoints = families.get(&key.target).filter(|families| !families.is_empty());
             let (all, hint) = match &key.target {
@@ -189,7 +188,9 @@ impl Vips {
                 (VipTarget::Named(name), true, 0) => {
                     let reason = format!("no address is left in the VIP pool for {name}");
                     problems.extend(
-                        vip.services.first().map(|s| refused(s, key, reason, "configure a larger --vip-pool")),
+                        vip.services
+                            .first()
+                            .map(|s| refused(s, key, reason, "configure a larger --vip-pool")),
                     );
                     // The name stays known, without an address.
                     return true;
@@ -272,7 +273,8 @@ mod tests {
             ("198.51.100.1", "where Waymark's DNS listens"),
             ("11.9.179.74", "an address of this host"),
         ];
-        let reserved = reserved.map(|(ip, what)| Reserved { address: ip.parse().unwrap(), what: what.into() });
+        let reserved =
+            reserved.map(|(ip, what)| Reserved { address: ip.parse().unwrap(), what: what.into() });
         let (vips, problems) = Vips::allocate(claims.iter(), &pools, &reserved);
         let vips = vips.iter().map(|vip| {
             let services: Vec<String> = vip.services.iter().map(ToString::to_string).collect();

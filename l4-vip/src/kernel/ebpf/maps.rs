@@ -5,8 +5,8 @@
 use std::io;
 use std::path::Path;
 
-use super::layout::{self, affinity, backend, counters, flow, peer, reverse, service, slot};
 use super::super::Frontend;
+use super::layout::{self, affinity, backend, counters, flow, peer, reverse, service, slot};
 use super::sys::{self, Map, MapKind, MapShape};
 
 /// How much the maps take. The kernel wants to know it when a map is made.

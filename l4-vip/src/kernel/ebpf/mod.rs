@@ -103,8 +103,9 @@ impl Ebpf {
     pub fn remove_left_over(is_ours: &dyn Fn(&Frontend) -> bool) -> io::Result<usize> {
         let mut outcome = Ok(0);
         place::for_each_unheld(|directory| {
-            let removed = maps::pinned_frontends(directory)
-                .and_then(|frontends| if frontends.iter().any(is_ours) { remove(directory).map(|()| 1) } else { Ok(0) });
+            let removed = maps::pinned_frontends(directory).and_then(|frontends| {
+                if frontends.iter().any(is_ours) { remove(directory).map(|()| 1) } else { Ok(0) }
+            });
             match (&mut outcome, removed) {
                 (Ok(n), Ok(more)) => *n += more,
                 (Ok(_), Err(error)) => outcome = Err(error),
