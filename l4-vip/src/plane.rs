@@ -1,29 +1,29 @@
-//! The control side of the userspace plane: follows snapshots, keeps one listener per VIP address and worker open,
+//! The control side of the userspace plane: follows snapshots, keeps one socket per VIP address and worker open,
 //! and answers what the plane does.
 //!
 //! It forwards nothing itself: sockets go to the workers. It never talks to the scheduler.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use event_watcher::catalog::{Problem, Protocol, Snapshot};
+use event_watcher::catalog::{Problem, Snapshot};
 use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::addresses;
 use crate::config::Config;
+use crate::forward::descriptors::Ceiling;
 use crate::forward::tcp::Options;
 use crate::kernel::driver::Ticked;
 use crate::kernel::serving::{Serving, Told};
-use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit, Service};
-use crate::stats::{Counter, PlaneTotals, VipView};
+use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit};
+use crate::stats::{Counter, PlaneTotals, UdpCounters, VipView};
 use crate::table::{self, VipState, Vips};
-use crate::worker::{Listen, Worker};
+use crate::worker::{Counts, Listen, Socket, UdpOptions, Worker};
 
 /// Addresses that could not be opened are tried again after this, and with every snapshot.
 const RETRY: Duration = Duration::from_secs(5);
@@ -42,7 +42,9 @@ pub struct Plane {
 struct Shared {
     state: ArcSwap<State>,
     problems: ArcSwap<Arc<[Problem]>>,
-    n_accept_pauses: Arc<Counter>,
+    counts: Arc<Counts>,
+    udp: Arc<UdpCounters>,
+    n_moved: Counter,
     kernel: Arc<ArcSwap<Told>>,
     /// Cancelled when the control task has done its last work.
     ended: CancellationToken,
@@ -52,7 +54,7 @@ struct Shared {
 #[derive(Clone, Debug, Default)]
 struct State {
     vips: Arc<Vips>,
-    open: Arc<BTreeMap<SocketAddr, Open>>,
+    open: Arc<BTreeMap<Frontend, Open>>,
 }
 
 /// An address that is listened on.
@@ -89,18 +91,26 @@ pub fn start_on(
     let shared = Arc::new(Shared {
         state: ArcSwap::default(),
         problems: ArcSwap::from_pointee(Arc::from([])),
-        n_accept_pauses: Arc::default(),
+        counts: Arc::default(),
+        udp: Arc::default(),
+        n_moved: Counter::default(),
         kernel: serving.told(),
         ended: ended.clone(),
     });
+    let ceiling = Ceiling::of_process();
     let (senders, workers) = (0..n_workers)
         .map(|_| {
             let (sender, listeners) = mpsc::channel(QUEUE);
             let worker = Worker {
                 listeners,
-                options: Options { connect_timeout: config.connect_timeout },
+                options: Options { connect_timeout: config.connect_timeout, idle_timeout: config.tcp_idle },
+                udp: UdpOptions {
+                    max_flows: config.max_udp_flows.div_ceil(n_workers),
+                    counters: Arc::clone(&shared.udp),
+                },
+                ceiling,
                 drain_timeout: config.drain_timeout,
-                n_accept_pauses: Arc::clone(&shared.n_accept_pauses),
+                counts: Arc::clone(&shared.counts),
                 cancel: cancel.clone(),
             };
             (sender, worker)
@@ -113,7 +123,9 @@ pub fn start_on(
         shared: Arc::clone(&shared),
         snapshot: Arc::default(),
         state: State::default(),
-        closed: Vec::new(),
+        closed: false,
+        look_at: None,
+        frontends: BTreeMap::new(),
         serving,
     };
     tokio::spawn(async move {
@@ -137,14 +149,12 @@ impl Plane {
     /// Every VIP with its endpoints and counters, in key order.
     pub fn vips(&self) -> Vec<VipView> {
         let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
+        let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
         let view = |vip: &Arc<VipState>| {
-            let frontend = |address| Frontend { protocol: vip.key.protocol, address };
-            let mut view = vip.view(&|address| {
-                state.open.contains_key(&address) || kernel.served.contains(&frontend(address))
-            });
+            let mut view = vip.view(&serves);
             view.plane = kernel.choice.active;
-            for address in vip.socket_addresses() {
-                add_kernel_counters(&mut view, &kernel, &frontend(address));
+            for frontend in vip.frontends() {
+                kernel.add_counters(&mut view, &frontend);
             }
             view
         };
@@ -161,8 +171,8 @@ impl Plane {
         self.shared.ended.cancelled().await;
     }
 
-    /// The addresses that are listened on.
-    pub fn listening(&self) -> Vec<SocketAddr> {
+    /// What is listened on, old addresses of VIPs that moved included.
+    pub fn listening(&self) -> Vec<Frontend> {
         self.shared.state.load().open.keys().copied().collect()
     }
 
@@ -172,18 +182,13 @@ impl Plane {
             n_vips: vips.len(),
             n_listening: vips.iter().map(|vip| vip.listening.len()).sum(),
             n_in_flight: vips.iter().map(|vip| u64::from(vip.n_in_flight)).sum(),
-            n_accept_pauses: self.shared.n_accept_pauses.value(),
+            n_accept_pauses: self.shared.counts.n_accept_pauses.value(),
+            n_refused_for_descriptors: self.shared.counts.n_refused_for_descriptors.value(),
+            n_moved: self.shared.n_moved.value(),
+            n_flows_evicted: self.shared.udp.n_evicted.value(),
+            n_datagrams_dropped: self.shared.udp.n_dropped.value(),
+            n_datagrams_refused: self.shared.udp.n_refused.value(),
         }
-    }
-}
-
-/// What the kernel counted of one of the VIP's addresses.
-fn add_kernel_counters(view: &mut VipView, kernel: &Told, frontend: &Frontend) {
-    let counted = kernel.frontend(frontend);
-    view.counters.n_connections += counted.n_connections;
-    view.counters.n_no_endpoint += counted.n_refused;
-    for endpoint in &mut view.endpoints {
-        endpoint.n_picked += kernel.backend(frontend, endpoint.address).n_connections;
     }
 }
 
@@ -194,8 +199,12 @@ struct Follower {
     shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
     state: State,
-    /// Addresses that could not be opened.
-    closed: Vec<SocketAddr>,
+    /// Some address could not be opened.
+    closed: bool,
+    /// When the old address of a VIP that moved has been served for long enough.
+    look_at: Option<Instant>,
+    /// What should be served, by whom.
+    frontends: BTreeMap<Frontend, Arc<VipState>>,
     serving: Serving,
 }
 
@@ -207,22 +216,26 @@ impl Follower {
 
     async fn follow_until_cancelled(&mut self, mut subscriber: Subscriber, mark: AppliedMark) {
         let cancel = self.cancel.clone();
+        let mut unmarked = None;
         let mut newest = Some(subscriber.latest()).filter(|snapshot| snapshot.is_synced());
         let mut retry_at = Instant::now() + RETRY;
-        let mut unmarked = None;
         loop {
             if let Some(snapshot) = newest.take() {
                 let generation = snapshot.generation;
-                let vips = table::compile(&self.state.vips, &self.snapshot, &snapshot, self.config.policy);
-                let is_new = !Arc::ptr_eq(&vips, &self.state.vips);
+                let (vips, outcome) =
+                    table::compile(&self.state.vips, &self.snapshot, &snapshot, &self.config);
                 let old = std::mem::replace(&mut self.snapshot, snapshot);
                 self.state.vips = vips;
-                if self.serving.is_kernel() {
-                    self.program(&old).await;
-                } else if is_new || !self.closed.is_empty() {
-                    self.listen().await;
+                if outcome.n_moved > 0 {
+                    tracing::warn!(n_moved = outcome.n_moved, "VIPs were given other addresses");
+                    self.shared.n_moved.add(outcome.n_moved);
                 }
-                self.serving.take_over(self.served()).await;
+                if outcome.differs || self.closed {
+                    self.serve().await;
+                } else if self.serving.is_kernel() {
+                    self.update(&old).await;
+                }
+                self.serving.take_over(&self.frontends).await;
                 unmarked = Some(generation);
                 retry_at = Instant::now() + RETRY;
             }
@@ -239,13 +252,16 @@ impl Follower {
                     // What is open stays open; only the end of the process ends it.
                     Err(_) => return cancel.cancelled().await,
                 },
-                () = tokio::time::sleep_until(retry_at), if !self.closed.is_empty() => {
-                    self.listen().await;
+                () = tokio::time::sleep_until(retry_at), if self.closed => {
+                    self.serve().await;
                     retry_at = Instant::now() + RETRY;
+                }
+                () = tokio::time::sleep_until(self.look_at.unwrap_or(retry_at)), if self.look_at.is_some() => {
+                    self.serve().await;
                 }
                 () = tokio::time::sleep_until(kernel_at.unwrap_or(retry_at)), if kernel_at.is_some() => {
                     if self.serving.tick().await == Ticked::Differs {
-                        self.tell_kernel_problems();
+                        self.tell(self.serving.problems(&self.frontends));
                     }
                 }
                 () = cancel.cancelled() => return,
@@ -253,53 +269,39 @@ impl Follower {
         }
     }
 
-    /// Tells the kernel what differs from `old`.
-    async fn program(&mut self, old: &Snapshot) {
-        let (services, gone) = match table::touched(&self.state.vips, old, &self.snapshot) {
-            Some(touched) => (touched.iter().flat_map(|vip| table::services(vip)).collect(), Vec::new()),
-            None => {
-                let services: Vec<Service> =
-                    self.state.vips.values().flat_map(|vip| table::services(vip)).collect();
-                let wanted: BTreeSet<Frontend> = services.iter().map(|service| service.frontend).collect();
-                let mut gone = self.serving.frontends();
-                gone.retain(|frontend| !wanted.contains(frontend));
-                (services, gone)
-            }
+    /// Makes the addresses that VIPs have now, and no others, served.
+    async fn serve(&mut self) {
+        (self.frontends, self.look_at) = table::frontends(&self.state.vips);
+        if self.serving.is_kernel() {
+            let services = self.frontends.iter().map(|(frontend, vip)| vip.service(*frontend)).collect();
+            let mut gone = self.serving.frontends();
+            gone.retain(|frontend| !self.frontends.contains_key(frontend));
+            self.serving.set(services, gone).await;
+            self.shared.state.store(Arc::new(self.state.clone()));
+            self.tell(self.serving.problems(&self.frontends));
+        } else {
+            self.listen().await;
+        }
+    }
+
+    /// Tells the kernel the endpoints of the VIPs whose endpoints are not those of `old`.
+    async fn update(&mut self, old: &Snapshot) {
+        let is_its_own = |frontend: &Frontend, vip| {
+            self.frontends.get(frontend).is_some_and(|owner| Arc::ptr_eq(owner, vip))
         };
-        self.serving.set(services, gone).await;
-        self.shared.state.store(Arc::new(self.state.clone()));
-        self.tell_kernel_problems();
+        let services = table::touched(&self.state.vips, old, &self.snapshot)
+            .flat_map(|vip| vip.frontends().into_iter().map(move |frontend| (frontend, vip)))
+            .filter(|(frontend, vip)| is_its_own(frontend, vip))
+            .map(|(frontend, vip)| vip.service(frontend))
+            .collect();
+        self.serving.set(services, Vec::new()).await;
+        self.tell(self.serving.problems(&self.frontends));
     }
 
-    fn served(&self) -> Vec<Frontend> {
-        let vips = self.state.vips.values();
-        let of = |vip: &Arc<VipState>| {
-            let protocol = vip.key.protocol;
-            vip.socket_addresses().into_iter().map(move |address| Frontend { protocol, address })
-        };
-        vips.flat_map(of).collect()
-    }
-
-    fn tell_kernel_problems(&self) {
-        let kernel = self.shared.kernel.load();
-        let plane = kernel.choice.active.as_str();
-        let failure = kernel.choice.failure.iter().map(|what| Problem {
-            app: None,
-            at: format!("{plane} VIP plane"),
-            what: what.clone(),
-            hint: "what was in force stays in force; it is tried again every few seconds".into(),
-        });
-        let refused = self.state.vips.values().flat_map(|vip| {
-            vip.socket_addresses().into_iter().filter_map(|address| {
-                let reason = kernel.refused.get(&Frontend { protocol: vip.key.protocol, address })?;
-                let hint = "remove VIPs that nobody needs, or choose another --vip-plane";
-                Some(not_served(vip, address, reason.clone(), hint.into()))
-            })
-        });
-        self.tell(failure.chain(refused).collect());
-    }
-
-    fn tell(&self, problems: Vec<Problem>) {
+    /// `found` are the plane's own; the VIPs' stand beside them.
+    fn tell(&self, found: Vec<Problem>) {
+        let of_vips = self.state.vips.values().flat_map(|vip| vip.problems());
+        let problems: Vec<Problem> = of_vips.chain(found).collect();
         if ***self.shared.problems.load() != *problems {
             self.shared.problems.store(Arc::new(problems.into()));
         }
@@ -307,44 +309,38 @@ impl Follower {
 
     /// Opens what should be open and is not, then closes what should not be, and tells what could not be done.
     async fn listen(&mut self) {
-        let mut problems = Vec::new();
         let mut open = BTreeMap::new();
-        self.closed.clear();
-        for vip in self.state.vips.values() {
-            for address in vip.socket_addresses() {
-                if vip.key.protocol == Protocol::Udp {
+        self.closed = false;
+        let mut problems = Vec::new();
+        for (frontend, vip) in self.frontends.clone() {
+            if let Some(known) = self.state.open.get(&frontend).filter(|o| Arc::ptr_eq(&o.vip, &vip)) {
+                open.insert(frontend, known.clone());
+                continue;
+            }
+            match Socket::open(frontend, self.workers.len()) {
+                Ok(sockets) => {
+                    let stop = self.cancel.child_token();
+                    for (socket, worker) in sockets.into_iter().zip(&self.workers) {
+                        let listen = Listen { socket, vip: Arc::clone(&vip), stop: stop.clone() };
+                        // A worker that has stopped takes nothing any more; the plane is stopping with it.
+                        let _ = worker.send(listen).await;
+                    }
+                    open.insert(frontend, Open { vip, stop });
+                }
+                Err(error) => {
+                    let hint = error.hint(&self.config.pools);
                     problems.push(not_served(
-                        vip,
-                        address,
-                        "UDP is not served by the userspace plane yet".into(),
-                        "use a TCP port, or a kernel plane once there is one".into(),
+                        &vip,
+                        frontend.address,
+                        format!("{error}: {}", error.source),
+                        hint,
                     ));
-                    continue;
-                }
-                if let Some(known) = self.state.open.get(&address).filter(|o| Arc::ptr_eq(&o.vip, vip)) {
-                    open.insert(address, known.clone());
-                    continue;
-                }
-                match addresses::listen(address, self.workers.len()) {
-                    Ok(sockets) => {
-                        let stop = self.cancel.child_token();
-                        for (socket, worker) in sockets.into_iter().zip(&self.workers) {
-                            let listen = Listen { socket, vip: Arc::clone(vip), stop: stop.clone() };
-                            // A worker that has stopped takes nothing any more; the plane is stopping with it.
-                            let _ = worker.send(listen).await;
-                        }
-                        open.insert(address, Open { vip: Arc::clone(vip), stop });
-                    }
-                    Err(error) => {
-                        let hint = error.hint(&self.config.pools);
-                        problems.push(not_served(vip, address, format!("{error}: {}", error.source), hint));
-                        self.closed.push(address);
-                    }
+                    self.closed = true;
                 }
             }
         }
-        for (address, old) in self.state.open.iter() {
-            if !open.get(address).is_some_and(|new| Arc::ptr_eq(&new.vip, &old.vip)) {
+        for (frontend, old) in self.state.open.iter() {
+            if !open.get(frontend).is_some_and(|new| Arc::ptr_eq(&new.vip, &old.vip)) {
                 old.stop.cancel();
             }
         }
@@ -354,7 +350,7 @@ impl Follower {
     }
 }
 
-fn not_served(vip: &VipState, address: SocketAddr, what: String, hint: String) -> Problem {
+pub(crate) fn not_served(vip: &VipState, address: SocketAddr, what: String, hint: String) -> Problem {
     Problem {
         app: vip.first_service().map(|service| service.app),
         at: format!("VIP {} at {address} ({})", vip.key.target, vip.key.protocol),

@@ -13,7 +13,7 @@ use event_watcher::catalog::{
     ServiceId, Snapshot,
 };
 use http::HeaderValue;
-use l4_vip::pool::{EndpointState, Pool};
+use l4_vip::pool::{EndpointState, Member, Pool};
 use l4_vip::stats::Counters;
 
 use crate::labels::{self, Affinity, Mode, ServiceLabels};
@@ -244,7 +244,7 @@ impl Compiler {
 
 /// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
 fn retire(backend: &Backend) {
-    Pool::new(backend.labels.balance, [], Some(&backend.pool));
+    Pool::new(backend.labels.balance, None::<Member>, Some(&backend.pool));
 }
 
 struct CompileBackend<'a> {

@@ -4,17 +4,19 @@
 //! used the kernel. It neither follows snapshots nor opens sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use event_watcher::catalog::Problem;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::choice::Others;
 use super::driver::{Counted, Driver, Ticked};
-use super::{Chosen, Frontend, KernelCounters, OnExit, PlaneChoice, Rejection, Service};
-use crate::stats::PlaneKind;
+use super::{Chosen, Frontend, OnExit, PlaneChoice, Rejection, Service};
+use crate::plane::not_served;
+use crate::stats::{PlaneKind, VipView};
+use crate::table::VipState;
 
 /// Which plane serves, why no better one does, and how it fares.
 #[derive(Clone, Debug, Serialize)]
@@ -38,12 +40,16 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    pub(crate) fn frontend(&self, frontend: &Frontend) -> KernelCounters {
-        self.counted.frontends.get(frontend).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn backend(&self, frontend: &Frontend, address: SocketAddr) -> KernelCounters {
-        self.counted.backends.get(&(*frontend, address)).copied().unwrap_or_default()
+    /// What the kernel counted at one of the VIP's addresses.
+    pub(crate) fn add_counters(&self, view: &mut VipView, frontend: &Frontend) {
+        let Some(counted) = self.counted.frontends.get(frontend) else { return };
+        view.counters.n_connections += counted.n_connections;
+        view.counters.n_no_endpoint += counted.n_refused;
+        for endpoint in &mut view.endpoints {
+            if let Some(counted) = self.counted.backends.get(&(*frontend, endpoint.address)) {
+                endpoint.n_picked += counted.n_connections;
+            }
+        }
     }
 }
 
@@ -110,14 +116,31 @@ impl Serving {
         ticked
     }
 
-    /// Every frontend that was served before, by whichever plane.
+    /// What could not be done, for people.
+    pub(crate) fn problems(&self, frontends: &BTreeMap<Frontend, Arc<VipState>>) -> Vec<Problem> {
+        let told = self.told.load();
+        let failure = told.choice.failure.iter().map(|what| Problem {
+            app: None,
+            at: format!("{} VIP plane", told.choice.active.as_str()),
+            what: what.clone(),
+            hint: "what was in force stays in force; it is tried again every few seconds".into(),
+        });
+        let refused = told.refused.iter().filter_map(|(frontend, reason)| {
+            let hint = "remove VIPs that nobody needs, or choose another --vip-plane";
+            Some(not_served(frontends.get(frontend)?, frontend.address, reason.clone(), hint.into()))
+        });
+        failure.chain(refused).collect()
+    }
+
+    /// Every frontend that should be served, as it was told last.
     pub(crate) fn frontends(&self) -> Vec<Frontend> {
         self.driver.iter().flat_map(Driver::wanted).copied().collect()
     }
 
     /// Takes the VIPs away from planes of earlier runs, once, when `served` are served by this one.
-    pub(crate) async fn take_over(&mut self, served: Vec<Frontend>) {
+    pub(crate) async fn take_over(&mut self, served: &BTreeMap<Frontend, Arc<VipState>>) {
         let Some(others) = self.take_over.take() else { return };
+        let served: Vec<Frontend> = served.keys().copied().collect();
         let taken = tokio::task::spawn_blocking(move || others.take_over(&served)).await;
         let failure = match taken {
             Ok(Ok(())) => return,
