@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use event_watcher::catalog::VipPool;
+use l4_vip::kernel::PlaneChoice;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
@@ -191,6 +192,12 @@ pub enum NoUpstreams {
 #[serde(default, deny_unknown_fields)]
 pub struct Vip {
     pub pool: Vec<String>,
+    pub plane: PlaneChoice,
+    /// For eBPF. Absent: the root of the cgroup2 hierarchy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+    /// Leave nothing in the kernel at the end.
+    pub flush_on_exit: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -272,7 +279,16 @@ impl Config {
                 serve_stale: dns::config::DEFAULT_SERVE_STALE,
                 install: false,
             },
-            vip: Vip { pool },
+            vip: Vip {
+                pool,
+                // A desk's VIPs are loopback addresses, which userspace serves without any right.
+                plane: match mode {
+                    Mode::Dev => PlaneChoice::Userspace,
+                    Mode::Serve => PlaneChoice::Auto,
+                },
+                cgroup: None,
+                flush_on_exit: false,
+            },
             // Marathon sends a heartbeat every 10 s, so 15 s without a byte is a dead stream.
             watch: Watch { resync: Duration::from_secs(30), stream_deadline: Duration::from_secs(15) },
             state: State { dir: default_state_dir(mode) },

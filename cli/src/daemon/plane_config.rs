@@ -43,6 +43,17 @@ pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
     l4_vip::Config { drain_timeout: config.drain_timeout, pools, ..l4_vip::Config::default() }
 }
 
+pub fn vip_choice(config: &Config, pools: Vec<VipPool>) -> l4_vip::kernel::ChoiceConfig {
+    l4_vip::kernel::ChoiceConfig { wanted: config.vip.plane, cgroup: config.vip.cgroup.clone(), pools }
+}
+
+pub fn vip_on_exit(config: &Config) -> l4_vip::kernel::OnExit {
+    match config.vip.flush_on_exit {
+        true => l4_vip::kernel::OnExit::Flush,
+        false => l4_vip::kernel::OnExit::Keep,
+    }
+}
+
 pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
     let (upstreams, zone_upstreams) = upstreams(config)?;
     let mut listen = config.dns.listen.clone();
