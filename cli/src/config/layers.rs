@@ -45,6 +45,7 @@ impl Layer {
         layer.set_if("stats.listen", args.stats_listen);
         layer.set_list("dns.listen", &args.dns_listen);
         layer.set_list("vip.pool", &args.vip_pool);
+        layer.set_list("static", &args.static_files);
         layer.set_if("state.dir", args.state_dir.as_ref());
         layer.set_if("workers", args.workers);
         layer.set_if("ready.file", args.ready_file.as_ref());
