@@ -53,6 +53,7 @@ impl Layer {
         layer.set_if("vip.plane", args.vip_plane);
         layer.set_if("vip.cgroup", args.vip_cgroup.as_ref());
         layer.set_if("vip.flush_on_exit", args.flush_on_exit.then_some(true));
+        layer.set_list("static", &args.static_files);
         layer.set_if("state.dir", args.state_dir.as_ref());
         layer.set_if("workers", args.workers);
         layer.set_if("ready.file", args.ready_file.as_ref());

@@ -3,14 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 
 use event_watcher::catalog::VipPool;
+use event_watcher::{Source, SourceKind};
 use url::Url;
 
 use crate::args::{DnsCompat, Mode};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Credentials, Sources, WatchedScheduler};
 use crate::failure::Failure;
 
-/// The last good list of apps, kept for a start without a scheduler.
-const STATE_FILE: &str = "apps.json";
+/// The last good state of a scheduler, kept for a start without it; its name follows.
+const STATE_FILE: &str = "kept";
 
 pub fn http(config: &Config) -> lb_http::Config {
     let (timeouts, limits) = (&config.http.timeouts, &config.http.limits);
@@ -60,7 +61,12 @@ pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
     listen.extend(super::dev::resolver_address(config));
     let masters = match config.mode {
         Mode::Dev => vec![config.scheduler.listen],
-        Mode::Serve => config.marathon.iter().filter_map(|url| master(url)).collect(),
+        // Names of the cluster's own are those of the first scheduler.
+        Mode::Serve => {
+            let members =
+                config.sources()?.schedulers.into_iter().take(1).flat_map(|scheduler| scheduler.members);
+            members.filter_map(|url| master(&url)).collect()
+        }
     };
     let node_addresses = match &config.dns.node_addresses[..] {
         [] => super::node::own_addresses(config.mode),
@@ -98,8 +104,7 @@ pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
 }
 
 /// Where a scheduler's URL leads, if it names an address. DNS cannot be asked for the names that it is to answer.
-fn master(url: &str) -> Option<SocketAddr> {
-    let url = Url::parse(url).ok()?;
+fn master(url: &Url) -> Option<SocketAddr> {
     let ip = url.host_str()?.trim_matches(['[', ']']).parse().ok()?;
     Some(SocketAddr::new(ip, url.port_or_known_default()?))
 }
@@ -185,30 +190,52 @@ pub fn watcher(
     embedded: Option<SocketAddr>,
     vip_pools: Vec<VipPool>,
 ) -> Result<event_watcher::Config, Failure> {
-    let texts = match embedded {
-        Some(address) => vec![format!("http://{address}")],
-        None => config.marathon.clone(),
-    };
-    let parse = |text: &String| {
-        Url::parse(text).map_err(|e| Failure::usage(format!("bad scheduler address {text:?}: {e}")))
-    };
-    let mut urls: Vec<Url> = texts.iter().map(parse).collect::<Result<_, _>>()?;
-    let credentials =
-        urls.iter().find(|url| !url.username().is_empty()).map(|url| event_watcher::Credentials::Basic {
-            user: url.username().to_owned(),
-            password: url.password().unwrap_or_default().to_owned(),
-        });
-    for url in &mut urls {
-        // They are sent as a header and must not show up in a log.
-        let _ = url.set_username("").and_then(|()| url.set_password(None));
+    let Sources { schedulers, files } = config.sources()?;
+    let mut sources = Vec::new();
+    for WatchedScheduler { name, members, ca, credentials } in schedulers {
+        let marathon = event_watcher::Marathon {
+            credentials: credentials.map(read_credentials).transpose()?,
+            ca_file: ca,
+            resync: config.watch.resync,
+            stream_deadline: config.watch.stream_deadline,
+            state_file: Some(config.state.dir.join(format!("{STATE_FILE}-{name}"))),
+            ..event_watcher::Marathon::new(members)
+        };
+        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
     }
-    Ok(event_watcher::Config {
-        credentials,
-        vip_pools,
-        resync: config.watch.resync,
-        stream_deadline: config.watch.stream_deadline,
-        // An embedded scheduler is there whenever its watcher is.
-        state_file: embedded.is_none().then(|| config.state.dir.join(STATE_FILE)),
-        ..event_watcher::Config::new(urls)
+    if let Some(address) = embedded {
+        let url = Url::parse(&format!("http://{address}"))
+            .map_err(|e| Failure::chain("the embedded scheduler has no usable address", &e))?;
+        // It is there whenever its watcher is, so nothing is kept for a start without it.
+        let marathon = event_watcher::Marathon {
+            resync: config.watch.resync,
+            stream_deadline: config.watch.stream_deadline,
+            ..event_watcher::Marathon::new(vec![url])
+        };
+        sources.push(Source {
+            name: event_watcher::config::DEFAULT_SOURCE.into(),
+            kind: SourceKind::Marathon(marathon),
+        });
+    }
+    for (name, file) in files {
+        let kind = SourceKind::Static(event_watcher::Static::new(file));
+        sources.push(Source { name: name.into(), kind });
+    }
+    Ok(event_watcher::Config { vip_pools, ..event_watcher::Config::new(sources) })
+}
+
+fn read_credentials(credentials: Credentials) -> Result<event_watcher::Credentials, Failure> {
+    Ok(match credentials {
+        Credentials::Token(file) => event_watcher::Credentials::TokenFile(file),
+        Credentials::ServiceAccount(file) => event_watcher::Credentials::ServiceAccountFile(file),
+        Credentials::Basic(file) => {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|e| Failure::chain(format!("cannot read {}", file.display()), &e))?;
+            let (user, password) = text.trim_end_matches(['\r', '\n']).split_once(':').ok_or_else(|| {
+                Failure::new(format!("{} holds no credentials", file.display()))
+                    .hint("it is one line: USER:PASSWORD")
+            })?;
+            event_watcher::Credentials::Basic { user: user.to_owned(), password: password.to_owned() }
+        }
     })
 }
