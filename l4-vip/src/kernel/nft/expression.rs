@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::message::Writer;
+use super::message::{Attributes, Writer, text};
 
 /// One of the 16 registers of 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,12 +85,14 @@ pub(super) enum Expression<'a> {
     Remember {
         set: &'a str,
         key: Register,
-        value: Option<Register>,
         lifetime: Duration,
     },
-    Forget {
-        set: &'a str,
-        key: Register,
+    /// A number that is always the same for the same value.
+    Hash {
+        of: Register,
+        bytes: u32,
+        below: u32,
+        to: Register,
     },
     /// Gives the connection the timeouts of an object of the table.
     Timeouts {
@@ -123,7 +125,9 @@ const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 pub(super) const OBJECT_CT_TIMEOUT: u32 = 7;
-const DYNSET_OP_DELETE: u32 = 2;
+const HASH_JENKINS: u32 = 0;
+/// Any number will do, as long as it stays: with none the kernel takes a new one for each rule.
+const HASH_SEED: u32 = 1;
 const CT_DIRECTION_ORIGINAL: u8 = 0;
 const CT_PROTO_DST: u32 = 12;
 const CT_DST_IP: u32 = 20;
@@ -146,7 +150,8 @@ impl Expression<'_> {
             Self::Equal { .. } | Self::Differs { .. } => "cmp",
             Self::Find { .. } | Self::Map { .. } | Self::Dispatch { .. } => "lookup",
             Self::Random { .. } => "numgen",
-            Self::Remember { .. } | Self::Forget { .. } => "dynset",
+            Self::Hash { .. } => "hash",
+            Self::Remember { .. } => "dynset",
             Self::Timeouts { .. } => "objref",
             Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
@@ -210,19 +215,19 @@ impl Expression<'_> {
                 w.be32(2, below);
                 w.be32(3, libc::NFT_NG_RANDOM as u32);
             }
-            Self::Remember { set, key, value, lifetime } => {
+            Self::Hash { of, bytes, below, to } => {
+                w.be32(1, of.number());
+                w.be32(2, to.number());
+                w.be32(3, bytes);
+                w.be32(4, below);
+                w.be32(5, HASH_SEED);
+                w.be32(7, HASH_JENKINS);
+            }
+            Self::Remember { set, key, lifetime } => {
                 w.string(1, set);
                 w.be32(3, libc::NFT_DYNSET_OP_UPDATE as u32);
                 w.be32(4, key.number());
-                if let Some(value) = value {
-                    w.be32(5, value.number());
-                }
                 w.attribute(6, &(lifetime.as_millis() as u64).to_be_bytes());
-            }
-            Self::Forget { set, key } => {
-                w.string(1, set);
-                w.be32(3, DYNSET_OP_DELETE);
-                w.be32(4, key.number());
             }
             Self::Timeouts { object } => {
                 w.be32(1, OBJECT_CT_TIMEOUT);
@@ -258,9 +263,14 @@ pub(super) fn write_counter(writer: &mut Writer, attribute: u16) {
     writer.nest(attribute, |w| write_named(w, "counter", |_| {}));
 }
 
-/// What to do next, as the value of a map's element.
-pub(super) fn write_goto(writer: &mut Writer, attribute: u16, chain: &str) {
-    writer.nest(attribute, |w| verdict(w, libc::NFT_GOTO, Some(chain)));
+/// To go on in a chain, as the value of a map's element.
+pub(super) fn write_goto(writer: &mut Writer, chain: &str) {
+    verdict(writer, libc::NFT_GOTO, Some(chain));
+}
+
+/// The chain that such a value names.
+pub(super) fn read_goto(value: Attributes<'_>) -> Option<&str> {
+    value.nest(DATA_VERDICT).find(VERDICT_CHAIN).map(text)
 }
 
 fn write_named(writer: &mut Writer, name: &str, data: impl FnOnce(&mut Writer)) {
