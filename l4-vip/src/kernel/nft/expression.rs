@@ -23,12 +23,14 @@ pub(super) enum Header {
     Transport,
 }
 
-/// How connection tracking knows what a packet's connection was addressed to before any translation.
+/// What connection tracking knows of a packet: whither its connection was addressed before any translation.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Original {
+pub(super) enum Tracked {
     AddressV4,
     AddressV6,
     Port,
+    /// 0 for a packet that goes where the first one went, 1 for an answer.
+    Direction,
 }
 
 #[derive(Clone, Debug)]
@@ -44,8 +46,8 @@ pub(super) enum Expression<'a> {
         bytes: u32,
         to: Register,
     },
-    Original {
-        what: Original,
+    Tracked {
+        what: Tracked,
         to: Register,
     },
     /// Keeps the bits of a register that `mask` has.
@@ -129,6 +131,7 @@ const HASH_JENKINS: u32 = 0;
 /// Any number will do, as long as it stays: with none the kernel takes a new one for each rule.
 const HASH_SEED: u32 = 1;
 const CT_DIRECTION_ORIGINAL: u8 = 0;
+const CT_DIRECTION: u32 = 1;
 const CT_PROTO_DST: u32 = 12;
 const CT_DST_IP: u32 = 20;
 const CT_DST_IP6: u32 = 22;
@@ -145,7 +148,7 @@ impl Expression<'_> {
         match self {
             Self::Meta { .. } => "meta",
             Self::Packet { .. } => "payload",
-            Self::Original { .. } => "ct",
+            Self::Tracked { .. } => "ct",
             Self::Mask { .. } => "bitwise",
             Self::Equal { .. } | Self::Differs { .. } => "cmp",
             Self::Find { .. } | Self::Map { .. } | Self::Dispatch { .. } => "lookup",
@@ -177,15 +180,18 @@ impl Expression<'_> {
                 w.be32(3, offset);
                 w.be32(4, bytes);
             }
-            Self::Original { what, to } => {
+            Self::Tracked { what, to } => {
                 let key = match what {
-                    Original::AddressV4 => CT_DST_IP,
-                    Original::AddressV6 => CT_DST_IP6,
-                    Original::Port => CT_PROTO_DST,
+                    Tracked::AddressV4 => CT_DST_IP,
+                    Tracked::AddressV6 => CT_DST_IP6,
+                    Tracked::Port => CT_PROTO_DST,
+                    Tracked::Direction => CT_DIRECTION,
                 };
                 w.be32(1, to.number());
                 w.be32(2, key);
-                w.attribute(3, &[CT_DIRECTION_ORIGINAL]);
+                if key != CT_DIRECTION {
+                    w.attribute(3, &[CT_DIRECTION_ORIGINAL]);
+                }
             }
             Self::Mask { register, mask } => {
                 w.be32(1, register.number());

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::expression::{Expression, Header, Original, Register};
+use super::expression::{Expression, Header, Register, Tracked};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Family {
@@ -84,10 +84,10 @@ impl Family {
 
     pub(super) fn original_destination(self, to: Register) -> Expression<'static> {
         let what = match self {
-            Self::V4 => Original::AddressV4,
-            Self::V6 => Original::AddressV6,
+            Self::V4 => Tracked::AddressV4,
+            Self::V6 => Tracked::AddressV6,
         };
-        Expression::Original { what, to }
+        Expression::Tracked { what, to }
     }
 
     pub(super) fn set(self, kind: SetKind) -> &'static str {

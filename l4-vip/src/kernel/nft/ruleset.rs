@@ -13,7 +13,7 @@ use event_watcher::catalog::VipPool;
 
 use super::batch::{Batch, CHAIN_NAME};
 use super::elements::octets;
-use super::expression::{Expression as E, Header, OBJECT_CT_TIMEOUT, Original, Register as R, write_counter};
+use super::expression::{Expression as E, Header, OBJECT_CT_TIMEOUT, Register as R, Tracked, write_counter};
 use super::family::{Family, SetKind};
 use super::pick::Pick;
 
@@ -70,6 +70,9 @@ pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
     base_chain(batch, "postrouting", "nat", libc::NF_INET_POST_ROUTING, SOURCE_PRIORITY);
     base_chain(batch, "input", "filter", libc::NF_INET_LOCAL_IN, libc::NF_IP_PRI_FILTER);
     batch.rule("input", &[protocol(R(0)), E::Differs { register: R(0), value: &UDP }, E::Return]);
+    // On a host without an address of its own a client's datagrams come from the VIP, and answers go there.
+    let direction = E::Tracked { what: Tracked::Direction, to: R(0) };
+    batch.rule("input", &[direction, E::Equal { register: R(0), value: &[1] }, E::Return]);
     for family in Family::ALL {
         batch.rule("prerouting", &to_family(family, &chain("arrive", family)));
         batch.rule("output", &to_family(family, &chain("serve", family)));
@@ -216,7 +219,7 @@ fn depart(batch: &mut Batch, family: Family, pools: &[VipPool]) {
             E::Find { set, key: R(0) },
             family.original_destination(behind),
             protocol(family.after_address(behind)),
-            E::Original { what: Original::Port, to: R(family.after_address(behind).0 + 1) },
+            E::Tracked { what: Tracked::Port, to: R(family.after_address(behind).0 + 1) },
             E::Find { set: family.set(SetKind::Frontends), key: behind },
             E::Masquerade,
         ]);
