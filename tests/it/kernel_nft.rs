@@ -330,7 +330,7 @@ fn connections_to_a_dead_backend_end_when_it_goes() -> anyhow::Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let Cluster { host, containers: [one, two], .. } = Cluster::new()?;
+    let Cluster { host, containers: [one, two], other: _other } = Cluster::new()?;
     let a = tcp_backend(&one, "172.30.0.2:8080", b'a')?;
     let b = tcp_backend(&two, "172.30.0.3:8080", b'b')?;
     let mut nft = open(&host)?;
