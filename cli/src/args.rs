@@ -7,7 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use l4_vip::kernel::PlaneChoice;
 use url::Url;
 
 /// Where a Marathon-like scheduler answers when nothing else is said; `waymark dev` listens there.
@@ -81,9 +83,33 @@ pub struct DaemonArgs {
     /// DNS over UDP and TCP (repeatable)
     #[arg(long, value_name = "ADDRESS")]
     pub dns_listen: Vec<SocketAddr>,
+    /// Mesos-DNS's HTTP API and DNS over HTTPS
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_http_listen: Option<SocketAddr>,
+    /// dcos-net's HTTP API
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_dcos_listen: Option<SocketAddr>,
+    /// Who is asked for foreign names: IP[:PORT], ZONE=IP[:PORT], ZONE=none, or none (repeatable)
+    #[arg(long, value_name = "[ZONE=]ADDRESS")]
+    pub dns_upstreams: Vec<String>,
+    /// Whose peculiarities DNS keeps
+    #[arg(long, value_name = "SERVER", visible_alias = "compat")]
+    pub dns_compat: Option<DnsCompat>,
+    /// Make Waymark the host's resolver while it runs
+    #[arg(long)]
+    pub dns_install: bool,
     /// Network that named VIPs get their addresses from (repeatable)
     #[arg(long, value_name = "CIDR")]
     pub vip_pool: Vec<String>,
+    /// What serves VIPs; auto takes the best that works: ebpf, nft, userspace
+    #[arg(long, value_name = "PLANE", value_parser = vip_plane())]
+    pub vip_plane: Option<PlaneChoice>,
+    /// Control group (cgroup2) whose processes reach VIPs by eBPF; the root when absent
+    #[arg(long, value_name = "DIR")]
+    pub vip_cgroup: Option<PathBuf>,
+    /// Remove everything from the kernel at the end; otherwise VIPs go on working without Waymark
+    #[arg(long)]
+    pub flush_on_exit: bool,
     /// Where state is kept across restarts
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -127,6 +153,14 @@ pub enum PlaneName {
     Http,
     Vip,
     Dns,
+}
+
+/// Servers whose peculiarities can be kept for clients that rely on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnsCompat {
+    None,
+    MesosDns,
 }
 
 impl PlaneName {
@@ -367,6 +401,11 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
+fn vip_plane() -> impl TypedValueParser<Value = PlaneChoice> {
+    PossibleValuesParser::new(["auto", "ebpf", "nft", "userspace"])
+        .try_map(|word| word.parse::<PlaneChoice>())
+}
+
 /// `IP` or `IP:PORT`; the port is 53 unless said.
 fn parse_dns_server(text: &str) -> Result<SocketAddr, String> {
     text.parse()
@@ -390,7 +429,7 @@ mod tests {
         for line in [
             "dev --no-demo --scheduler-listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --service-address 127.0.0.1 \
              --appid-listen 127.0.0.1:0 --stats-listen 127.0.0.1:0 --dns-listen 127.0.0.1:0 --dns-listen [::1]:0 \
-             --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
+             --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --vip-plane auto --vip-cgroup /x --flush-on-exit --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
             "serve --marathon http://a:8080,http://b:8080 --planes http,vip,dns",
             "app list --json --marathon http://h:1",
             "app show /dcos-101/app2",
