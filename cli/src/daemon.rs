@@ -157,6 +157,10 @@ impl Running {
             watcher: Some(watcher),
             planes: work.parts,
             haproxy: work.haproxy,
+            vips: self
+                .vip_plane
+                .clone()
+                .map(|plane| Arc::new(planes::Vip(plane)) as Arc<dyn admin::VipPlane>),
             applied: self.applied.clone(),
             addresses: self.addresses.clone(),
             config: config.to_toml()?,
