@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use event_watcher::catalog::VipPool;
+use l4_vip::policy::Policy;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{DaemonArgs, DevArgs, Mode, PlaneName, ServeArgs};
@@ -138,6 +139,38 @@ pub enum NoUpstreams {
 #[serde(default, deny_unknown_fields)]
 pub struct Vip {
     pub pool: Vec<String>,
+    /// Of VIPs whose labels do not say.
+    pub policy: Policy,
+    /// The same: how long a client without a connection stays with its endpoint. 0: it does not.
+    #[serde(with = "humantime_text")]
+    pub affinity: Duration,
+    pub tcp: VipTcp,
+    pub udp: VipUdp,
+}
+
+/// Of VIPs that the userspace plane serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VipTcp {
+    /// 0: idle connections live for ever.
+    #[serde(with = "humantime_text")]
+    pub idle: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VipUdp {
+    /// At least a second.
+    #[serde(with = "humantime_text")]
+    pub idle: Duration,
+    /// Flows of all workers together.
+    pub flows: usize,
+}
+
+impl Default for VipUdp {
+    fn default() -> Self {
+        Self { idle: l4_vip::UDP_IDLE, flows: l4_vip::UDP_FLOWS }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -197,7 +230,13 @@ impl Config {
             stats: Stats { listen: SocketAddr::new(address, 9090) },
             // 1,232 bytes pass every path unfragmented (DNS flag day 2020).
             dns: Dns { listen: vec![dns], upstreams: None, udp_payload_bytes: 1232 },
-            vip: Vip { pool },
+            vip: Vip {
+                pool,
+                policy: Policy::default(),
+                affinity: Duration::ZERO,
+                tcp: VipTcp::default(),
+                udp: VipUdp::default(),
+            },
             // Marathon sends a heartbeat every 10 s, so 15 s without a byte is a dead stream.
             watch: Watch { resync: Duration::from_secs(30), stream_deadline: Duration::from_secs(15) },
             state: State { dir: default_state_dir(mode) },

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::catalog::VipPool;
+use crate::catalog::{Reserved, VipPool};
 
 /// Marathon's own default for `--framework_name`; used until `/v2/info` tells the real one.
 pub const DEFAULT_FRAMEWORK: &str = "marathon";
@@ -38,6 +38,8 @@ pub struct Config {
     /// The framework's name until the scheduler tells its own.
     pub framework: Arc<str>,
     pub vip_pools: Vec<VipPool>,
+    /// Addresses that no VIP may have on this node.
+    pub reserved: Vec<Reserved>,
     pub resync: Duration,
     pub stream_deadline: Duration,
     pub coalesce: Duration,
@@ -57,6 +59,7 @@ impl Config {
             credentials: None,
             framework: DEFAULT_FRAMEWORK.into(),
             vip_pools: Vec::new(),
+            reserved: Vec::new(),
             resync: DEFAULT_RESYNC,
             stream_deadline: DEFAULT_STREAM_DEADLINE,
             coalesce: DEFAULT_COALESCE,

@@ -70,7 +70,7 @@ pub fn start(config: Config, publisher: Publisher, cancel: CancellationToken) ->
         client,
         next_member: 0,
         reconcile: Reconcile::new(timing, rand::random(), now()),
-        catalog: Catalog::new(catalog),
+        catalog: Catalog::new(catalog).reserving(config.reserved.clone()),
         reader: Reader::default(),
         resolver: Resolver::default(),
         publisher,

@@ -1,8 +1,9 @@
 //! From the one configuration that people write to each crate's own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use event_watcher::catalog::VipPool;
+use event_watcher::catalog::{Reserved, VipPool};
 use url::Url;
 
 use crate::config::{Config, Upstreams};
@@ -10,6 +11,9 @@ use crate::failure::Failure;
 
 /// The last good list of apps, kept for a start without a scheduler.
 const STATE_FILE: &str = "apps.json";
+
+/// With less, an answer would find its client forgotten.
+const LEAST_UDP_IDLE: Duration = Duration::from_secs(1);
 
 pub fn http(config: &Config) -> lb_http::Config {
     let (timeouts, limits) = (&config.http.timeouts, &config.http.limits);
@@ -39,7 +43,17 @@ pub fn http(config: &Config) -> lb_http::Config {
 }
 
 pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
-    l4_vip::Config { drain_timeout: config.drain_timeout, pools, ..l4_vip::Config::default() }
+    let unless_zero = |time: Duration| (!time.is_zero()).then_some(time);
+    l4_vip::Config {
+        policy: config.vip.policy,
+        affinity: unless_zero(config.vip.affinity),
+        tcp_idle: unless_zero(config.vip.tcp.idle),
+        udp_idle: config.vip.udp.idle.max(LEAST_UDP_IDLE),
+        max_udp_flows: config.vip.udp.flows,
+        drain_timeout: config.drain_timeout,
+        pools,
+        ..l4_vip::Config::default()
+    }
 }
 
 pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
@@ -72,6 +86,27 @@ fn upstream(text: &str) -> Result<SocketAddr, Failure> {
     })
 }
 
+/// Addresses that a VIP would take away from somebody on this node.
+fn reserved(config: &Config, schedulers: &[Url]) -> Vec<Reserved> {
+    let own = l4_vip::addresses::of_this_host().unwrap_or_else(|error| {
+        tracing::warn!(%error, "this host's addresses are not known: VIPs are not kept off them");
+        Vec::new()
+    });
+    let dns = config.dns.listen.iter().map(SocketAddr::ip);
+    let dns = dns.filter(|_| config.runs(crate::args::PlaneName::Dns));
+    let schedulers = schedulers.iter().filter_map(|url| match url.host()? {
+        url::Host::Ipv4(v4) => Some(v4.into()),
+        url::Host::Ipv6(v6) => Some(v6.into()),
+        url::Host::Domain(_) => None,
+    });
+    let named = |what: &'static str| move |address: IpAddr| Reserved { address, what: what.into() };
+    let all = dns.map(named("the address of Waymark's DNS server"));
+    let all = all.chain(schedulers.map(named("the scheduler's address")));
+    all.chain(own.into_iter().map(named("an address of this host")))
+        .filter(|r| !r.address.is_unspecified())
+        .collect()
+}
+
 /// `embedded` is where this process's own scheduler listens.
 pub fn watcher(
     config: &Config,
@@ -98,6 +133,7 @@ pub fn watcher(
     Ok(event_watcher::Config {
         credentials,
         vip_pools,
+        reserved: reserved(config, &urls),
         resync: config.watch.resync,
         stream_deadline: config.watch.stream_deadline,
         // An embedded scheduler is there whenever its watcher is.
