@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use l4_vip::kernel::PlaneChoice;
+use l4_vip::policy::Policy;
 use url::Url;
 
 /// Where a Marathon-like scheduler answers when nothing else is said; `waymark dev` listens there.
@@ -115,6 +116,21 @@ pub struct DaemonArgs {
     /// File of apps with fixed endpoints, TOML or JSON (repeatable)
     #[arg(long = "static", value_name = "[NAME=]FILE")]
     pub static_files: Vec<String>,
+    /// How VIPs pick where their labels do not say: roundrobin, leastconn, random, source, maglev, p2c
+    #[arg(long, value_name = "POLICY")]
+    pub vip_policy: Option<Policy>,
+    /// How long a client stays with its endpoint where labels do not say; 0 is not at all
+    #[arg(long, value_name = "TIME")]
+    pub vip_affinity: Option<String>,
+    /// Cut TCP connections through VIPs that are silent for this long; 0 is never
+    #[arg(long, value_name = "TIME")]
+    pub vip_tcp_idle: Option<String>,
+    /// Forget UDP clients of VIPs that are silent for this long
+    #[arg(long, value_name = "TIME")]
+    pub vip_udp_idle: Option<String>,
+    /// UDP clients of VIPs that are remembered at most
+    #[arg(long, value_name = "N")]
+    pub vip_udp_flows: Option<usize>,
     /// Where state is kept across restarts
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,

@@ -141,6 +141,7 @@ impl Plane for Vip {
         family("unreachable_total", "counter", &|vip| vip.counters.n_unreachable);
         family("resets_total", "counter", &|vip| vip.counters.n_resets);
         family("connect_failures_total", "counter", &|vip| vip.counters.n_connect_failures);
+        family("idle_total", "counter", &|vip| vip.counters.n_idle);
         family("bytes_in_total", "counter", &|vip| vip.counters.bytes_in);
         family("bytes_out_total", "counter", &|vip| vip.counters.bytes_out);
         let choice = self.0.choice();
@@ -154,6 +155,17 @@ impl Plane for Vip {
             choice.active.as_str(),
             choice.n_repaired,
         );
+        let totals = self.0.totals();
+        for (name, n) in [
+            ("accept_pauses", totals.n_accept_pauses),
+            ("refused_for_descriptors", totals.n_refused_for_descriptors),
+            ("moved", totals.n_moved),
+            ("flows_evicted", totals.n_flows_evicted),
+            ("datagrams_dropped", totals.n_datagrams_dropped),
+            ("datagrams_refused", totals.n_datagrams_refused),
+        ] {
+            let _ = writeln!(text, "# TYPE waymark_vip_{name}_total counter\nwaymark_vip_{name}_total {n}");
+        }
     }
 
     fn totals(&self) -> Vec<(&'static str, u64)> {
