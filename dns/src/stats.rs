@@ -17,6 +17,7 @@ use crate::forward::UpstreamStatistics;
 pub enum Transport {
     Udp,
     Tcp,
+    Https,
 }
 
 impl fmt::Display for Transport {
@@ -24,6 +25,7 @@ impl fmt::Display for Transport {
         f.write_str(match self {
             Self::Udp => "UDP",
             Self::Tcp => "TCP",
+            Self::Https => "HTTPS",
         })
     }
 }
@@ -111,6 +113,7 @@ impl Counter {
 pub(crate) struct Counters {
     udp: Counter,
     tcp: Counter,
+    https: Counter,
     types: [Counter; TYPES.len() + 1],
     /// By zone; the last is that of all others.
     rcodes: Box<[[Counter; RCODES.len()]]>,
@@ -128,6 +131,7 @@ impl Counters {
         Self {
             udp: Counter::default(),
             tcp: Counter::default(),
+            https: Counter::default(),
             types: Default::default(),
             rcodes: (0..=n_zones).map(|_| Default::default()).collect(),
             sources: Default::default(),
@@ -144,6 +148,7 @@ impl Counters {
         match transport {
             Transport::Udp => self.udp.add_one(),
             Transport::Tcp => self.tcp.add_one(),
+            Transport::Https => self.https.add_one(),
         }
     }
 
@@ -197,6 +202,7 @@ impl Counters {
 pub struct Statistics {
     pub n_queries_udp: u64,
     pub n_queries_tcp: u64,
+    pub n_queries_https: u64,
     /// By record type; what is rarely asked for is `other`.
     pub n_queries_by_type: BTreeMap<&'static str, u64>,
     pub n_answers_by_rcode: BTreeMap<&'static str, u64>,
@@ -237,6 +243,7 @@ impl Statistics {
         let types: Vec<&'static str> = TYPES.iter().map(|(name, _)| *name).chain(["other"]).collect();
         self.n_queries_udp += counters.udp.value();
         self.n_queries_tcp += counters.tcp.value();
+        self.n_queries_https += counters.https.value();
         add(&mut self.n_queries_by_type, &types, &counters.types);
         let labels = zone_labels.iter().map(String::as_str).chain(["other"]);
         for (label, rcodes) in labels.zip(&counters.rcodes) {
