@@ -16,7 +16,7 @@ use crate::handler::Outcome;
 use crate::http::Api;
 use crate::names::{MAX_NAME, WireName, labels};
 use crate::records::{Data, Facts, L4LB, Tier, of_app, of_instance, of_vip, task_label};
-use crate::stats::Transport;
+use crate::stats::{Transport, rcode_name};
 use crate::zone::Zone;
 
 /// So many names that are nearly the one that was asked for.
@@ -101,7 +101,7 @@ pub(crate) fn explain(api: &Api, question: &Question, client: IpAddr) -> Explana
         Outcome::Silence => explanation.reasons.push("the server drops such a question".into()),
         Outcome::Reply => {
             if let Ok(message) = Message::from_vec(&reply) {
-                explanation.rcode = message.metadata.response_code.to_str().to_owned();
+                explanation.rcode = rcode_name(message.metadata.response_code).to_owned();
                 explanation.answers = message.answers.iter().map(|r| r.data.to_string()).collect();
             }
             of_zone(api, &zone, question, &mut explanation);

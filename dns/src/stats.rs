@@ -158,16 +158,7 @@ impl Counters {
     }
 
     pub fn answered(&self, code: ResponseCode, zone: usize, source: Source) {
-        let at = match code {
-            ResponseCode::NoError => 0,
-            ResponseCode::FormErr => 1,
-            ResponseCode::NXDomain => 3,
-            ResponseCode::NotImp => 4,
-            ResponseCode::Refused => 5,
-            ResponseCode::BADVERS => 6,
-            // Whatever else an upstream says is, to the client, a failure.
-            _ => 2,
-        };
+        let at = rcode_index(code);
         self.rcodes[zone.min(self.rcodes.len() - 1)][at].add_one();
         self.sources[source as usize].add_one();
     }
@@ -195,6 +186,24 @@ impl Counters {
     pub fn tcp_evicted(&self) {
         self.tcp_evicted.add_one();
     }
+}
+
+fn rcode_index(code: ResponseCode) -> usize {
+    match code {
+        ResponseCode::NoError => 0,
+        ResponseCode::FormErr => 1,
+        ResponseCode::NXDomain => 3,
+        ResponseCode::NotImp => 4,
+        ResponseCode::Refused => 5,
+        ResponseCode::BADVERS => 6,
+        // Whatever else an upstream says is, to the client, a failure.
+        _ => 2,
+    }
+}
+
+/// The code as the RFCs write it.
+pub(crate) fn rcode_name(code: ResponseCode) -> &'static str {
+    RCODES[rcode_index(code)]
 }
 
 /// The sums over all workers since the start.

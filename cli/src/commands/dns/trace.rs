@@ -38,7 +38,7 @@ pub async fn run(stats: &StatsArgs, name: &str, record_type: &str, json: bool) -
         output::print(&text(&explanation))?;
     }
     match explanation["rcode"].as_str() {
-        Some("NXDOMAIN" | "Non-Existent Domain" | "SERVFAIL" | "REFUSED") => {
+        Some("NXDOMAIN" | "SERVFAIL" | "REFUSED") => {
             Err(Failure::new(format!("{name} {record_type}: {}", words(&explanation["rcode"]))))
         }
         _ => Ok(()),
