@@ -81,6 +81,21 @@ pub struct DaemonArgs {
     /// DNS over UDP and TCP (repeatable)
     #[arg(long, value_name = "ADDRESS")]
     pub dns_listen: Vec<SocketAddr>,
+    /// Mesos-DNS's HTTP API and DNS over HTTPS
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_http_listen: Option<SocketAddr>,
+    /// dcos-net's HTTP API
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_dcos_listen: Option<SocketAddr>,
+    /// Who is asked for foreign names: IP[:PORT], ZONE=IP[:PORT], ZONE=none, or none (repeatable)
+    #[arg(long, value_name = "[ZONE=]ADDRESS")]
+    pub dns_upstreams: Vec<String>,
+    /// Whose peculiarities DNS keeps
+    #[arg(long, value_name = "SERVER", visible_alias = "compat")]
+    pub dns_compat: Option<DnsCompat>,
+    /// Make Waymark the host's resolver while it runs
+    #[arg(long)]
+    pub dns_install: bool,
     /// Network that named VIPs get their addresses from (repeatable)
     #[arg(long, value_name = "CIDR")]
     pub vip_pool: Vec<String>,
@@ -127,6 +142,14 @@ pub enum PlaneName {
     Http,
     Vip,
     Dns,
+}
+
+/// Servers whose peculiarities can be kept for clients that rely on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnsCompat {
+    None,
+    MesosDns,
 }
 
 impl PlaneName {

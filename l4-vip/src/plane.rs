@@ -1,4 +1,4 @@
-//! The control side of the userspace plane: follows snapshots, keeps one listener per VIP address and worker open,
+//! The control side of the userspace plane: follows snapshots, keeps one socket per VIP address and worker open,
 //! and answers what the plane does.
 //!
 //! It forwards nothing itself: sockets go to the workers. It never talks to the scheduler.
@@ -9,18 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use event_watcher::catalog::{Problem, Protocol, Snapshot};
+use event_watcher::catalog::{Problem, Snapshot};
 use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::addresses;
 use crate::config::Config;
+use crate::forward::descriptors::Ceiling;
 use crate::forward::tcp::Options;
-use crate::stats::{Counter, PlaneTotals, VipView};
+use crate::kernel::Frontend;
+use crate::stats::{Counter, PlaneTotals, UdpCounters, VipView};
 use crate::table::{self, VipState, Vips};
-use crate::worker::{Listen, Worker};
+use crate::worker::{Counts, Listen, Socket, UdpOptions, Worker};
 
 /// Addresses that could not be opened are tried again after this, and with every snapshot.
 const RETRY: Duration = Duration::from_secs(5);
@@ -39,14 +40,16 @@ pub struct Plane {
 struct Shared {
     state: ArcSwap<State>,
     problems: ArcSwap<Arc<[Problem]>>,
-    n_accept_pauses: Arc<Counter>,
+    counts: Arc<Counts>,
+    udp: Arc<UdpCounters>,
+    n_moved: Counter,
 }
 
 /// What is compiled and open, as of the generation that was applied last.
 #[derive(Clone, Debug, Default)]
 struct State {
     vips: Arc<Vips>,
-    open: Arc<BTreeMap<SocketAddr, Open>>,
+    open: Arc<BTreeMap<Frontend, Open>>,
 }
 
 /// An address that is listened on.
@@ -68,16 +71,24 @@ pub fn start(
     let shared = Arc::new(Shared {
         state: ArcSwap::default(),
         problems: ArcSwap::from_pointee(Arc::from([])),
-        n_accept_pauses: Arc::default(),
+        counts: Arc::default(),
+        udp: Arc::default(),
+        n_moved: Counter::default(),
     });
+    let ceiling = Ceiling::of_process();
     let (senders, workers) = (0..n_workers)
         .map(|_| {
             let (sender, listeners) = mpsc::channel(QUEUE);
             let worker = Worker {
                 listeners,
-                options: Options { connect_timeout: config.connect_timeout },
+                options: Options { connect_timeout: config.connect_timeout, idle_timeout: config.tcp_idle },
+                udp: UdpOptions {
+                    max_flows: config.max_udp_flows.div_ceil(n_workers),
+                    counters: Arc::clone(&shared.udp),
+                },
+                ceiling,
                 drain_timeout: config.drain_timeout,
-                n_accept_pauses: Arc::clone(&shared.n_accept_pauses),
+                counts: Arc::clone(&shared.counts),
                 cancel: cancel.clone(),
             };
             (sender, worker)
@@ -90,7 +101,8 @@ pub fn start(
         shared: Arc::clone(&shared),
         snapshot: Arc::default(),
         state: State::default(),
-        closed: Vec::new(),
+        closed: false,
+        look_at: None,
     };
     tokio::spawn(follower.follow(subscriber, mark));
     (Plane { shared, applied }, workers)
@@ -110,11 +122,11 @@ impl Plane {
     /// Every VIP with its endpoints and counters, in key order.
     pub fn vips(&self) -> Vec<VipView> {
         let state = self.shared.state.load();
-        state.vips.values().map(|vip| vip.view(&|address| state.open.contains_key(&address))).collect()
+        state.vips.values().map(|vip| vip.view(&|frontend| state.open.contains_key(&frontend))).collect()
     }
 
-    /// The addresses that are listened on.
-    pub fn listening(&self) -> Vec<SocketAddr> {
+    /// What is listened on, old addresses of VIPs that moved included.
+    pub fn listening(&self) -> Vec<Frontend> {
         self.shared.state.load().open.keys().copied().collect()
     }
 
@@ -124,7 +136,12 @@ impl Plane {
             n_vips: vips.len(),
             n_listening: vips.iter().map(|vip| vip.listening.len()).sum(),
             n_in_flight: vips.iter().map(|vip| u64::from(vip.n_in_flight)).sum(),
-            n_accept_pauses: self.shared.n_accept_pauses.value(),
+            n_accept_pauses: self.shared.counts.n_accept_pauses.value(),
+            n_refused_for_descriptors: self.shared.counts.n_refused_for_descriptors.value(),
+            n_moved: self.shared.n_moved.value(),
+            n_flows_evicted: self.shared.udp.n_evicted.value(),
+            n_datagrams_dropped: self.shared.udp.n_dropped.value(),
+            n_datagrams_refused: self.shared.udp.n_refused.value(),
         }
     }
 }
@@ -136,8 +153,10 @@ struct Follower {
     shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
     state: State,
-    /// Addresses that could not be opened.
-    closed: Vec<SocketAddr>,
+    /// Some address could not be opened.
+    closed: bool,
+    /// When the old address of a VIP that moved has been served for long enough.
+    look_at: Option<Instant>,
 }
 
 impl Follower {
@@ -148,11 +167,15 @@ impl Follower {
         loop {
             if let Some(snapshot) = newest.take() {
                 let generation = snapshot.generation;
-                let vips = table::compile(&self.state.vips, &self.snapshot, &snapshot, self.config.policy);
+                let (vips, outcome) =
+                    table::compile(&self.state.vips, &self.snapshot, &snapshot, &self.config);
                 self.snapshot = snapshot;
-                let is_new = !Arc::ptr_eq(&vips, &self.state.vips);
                 self.state.vips = vips;
-                if is_new || !self.closed.is_empty() {
+                if outcome.n_moved > 0 {
+                    tracing::warn!(n_moved = outcome.n_moved, "VIPs were given other addresses");
+                    self.shared.n_moved.add(outcome.n_moved);
+                }
+                if outcome.differs || self.closed {
                     self.listen().await;
                 }
                 mark.set(generation);
@@ -164,9 +187,12 @@ impl Follower {
                     // What is open stays open; only the end of the process ends it.
                     Err(_) => return cancel.cancelled().await,
                 },
-                () = tokio::time::sleep_until(retry_at), if !self.closed.is_empty() => {
+                () = tokio::time::sleep_until(retry_at), if self.closed => {
                     self.listen().await;
                     retry_at = Instant::now() + RETRY;
+                }
+                () = tokio::time::sleep_until(self.look_at.unwrap_or(retry_at)), if self.look_at.is_some() => {
+                    self.listen().await;
                 }
                 () = cancel.cancelled() => return,
             }
@@ -175,44 +201,40 @@ impl Follower {
 
     /// Opens what should be open and is not, then closes what should not be, and tells what could not be done.
     async fn listen(&mut self) {
-        let mut problems = Vec::new();
         let mut open = BTreeMap::new();
-        self.closed.clear();
-        for vip in self.state.vips.values() {
-            for address in vip.socket_addresses() {
-                if vip.key.protocol == Protocol::Udp {
+        self.closed = false;
+        let (frontends, look_at) = table::frontends(&self.state.vips);
+        self.look_at = look_at;
+        let mut problems: Vec<Problem> = self.state.vips.values().flat_map(|vip| vip.problems()).collect();
+        for (frontend, vip) in frontends {
+            if let Some(known) = self.state.open.get(&frontend).filter(|o| Arc::ptr_eq(&o.vip, &vip)) {
+                open.insert(frontend, known.clone());
+                continue;
+            }
+            match Socket::open(frontend, self.workers.len()) {
+                Ok(sockets) => {
+                    let stop = self.cancel.child_token();
+                    for (socket, worker) in sockets.into_iter().zip(&self.workers) {
+                        let listen = Listen { socket, vip: Arc::clone(&vip), stop: stop.clone() };
+                        // A worker that has stopped takes nothing any more; the plane is stopping with it.
+                        let _ = worker.send(listen).await;
+                    }
+                    open.insert(frontend, Open { vip, stop });
+                }
+                Err(error) => {
+                    let hint = error.hint(&self.config.pools);
                     problems.push(not_served(
-                        vip,
-                        address,
-                        "UDP is not served by the userspace plane yet".into(),
-                        "use a TCP port, or a kernel plane once there is one".into(),
+                        &vip,
+                        frontend.address,
+                        format!("{error}: {}", error.source),
+                        hint,
                     ));
-                    continue;
-                }
-                if let Some(known) = self.state.open.get(&address).filter(|o| Arc::ptr_eq(&o.vip, vip)) {
-                    open.insert(address, known.clone());
-                    continue;
-                }
-                match addresses::listen(address, self.workers.len()) {
-                    Ok(sockets) => {
-                        let stop = self.cancel.child_token();
-                        for (socket, worker) in sockets.into_iter().zip(&self.workers) {
-                            let listen = Listen { socket, vip: Arc::clone(vip), stop: stop.clone() };
-                            // A worker that has stopped takes nothing any more; the plane is stopping with it.
-                            let _ = worker.send(listen).await;
-                        }
-                        open.insert(address, Open { vip: Arc::clone(vip), stop });
-                    }
-                    Err(error) => {
-                        let hint = error.hint(&self.config.pools);
-                        problems.push(not_served(vip, address, format!("{error}: {}", error.source), hint));
-                        self.closed.push(address);
-                    }
+                    self.closed = true;
                 }
             }
         }
-        for (address, old) in self.state.open.iter() {
-            if !open.get(address).is_some_and(|new| Arc::ptr_eq(&new.vip, &old.vip)) {
+        for (frontend, old) in self.state.open.iter() {
+            if !open.get(frontend).is_some_and(|new| Arc::ptr_eq(&new.vip, &old.vip)) {
                 old.stop.cancel();
             }
         }

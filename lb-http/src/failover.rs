@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use l4_vip::policy::Policy;
 use l4_vip::pool::{Choices, InFlight, Pool};
 
 use crate::error::ProxyError;
@@ -104,7 +103,7 @@ impl Attempt<'_> {
     ) -> Result<Exchange, Failed> {
         let wanted = self.cookie.and_then(|cookie| backend.server_of_cookie(cookie));
         let of_cookie = wanted.filter(|i| !backend.servers[*i].endpoint.is_ejected());
-        let affinity = (backend.labels.balance == Policy::Source).then(|| source_hash(self.client));
+        let affinity = backend.labels.balance.is_keyed().then(|| source_hash(self.client));
         let mut candidates =
             Candidates { next: of_cookie, pool: &backend.pool, affinity, walk: None, wanted: of_cookie };
         let shard = backend.series.of_worker(self.local.index);

@@ -106,7 +106,10 @@ impl Worker {
             scratch: Cell::default(),
             means: Means::default(),
             request_ids: RequestIds::new(),
-            forwarder: Forwarder::new(Options { connect_timeout: self.config.timeouts.connect }),
+            forwarder: Forwarder::new(Options {
+                connect_timeout: self.config.timeouts.connect,
+                idle_timeout: None,
+            }),
             table: RefCell::new(Cache::new(Arc::clone(&self.table))),
             waits: Rc::default(),
             clock,

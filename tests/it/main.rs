@@ -5,6 +5,7 @@ mod bad_input;
 mod browser;
 mod exec;
 mod failover;
+mod kernel_nft;
 mod restart;
 mod scheduler_away;
 mod tutorial;

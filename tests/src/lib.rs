@@ -5,5 +5,6 @@
 pub mod browser;
 pub mod client;
 pub mod load;
+pub mod netns;
 pub mod scheduler;
 pub mod waymark;

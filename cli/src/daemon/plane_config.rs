@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use event_watcher::catalog::VipPool;
 use url::Url;
 
-use crate::config::{Config, Upstreams};
+use crate::args::{DnsCompat, Mode};
+use crate::config::{self, Config};
 use crate::failure::Failure;
 
 /// The last good list of apps, kept for a start without a scheduler.
@@ -44,33 +45,128 @@ pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
 }
 
 pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
-    let upstreams = match &config.dns.upstreams {
-        None => None,
-        Some(Upstreams::Word(_)) => Some(Vec::new()),
-        Some(Upstreams::List(list)) => {
-            Some(list.iter().map(|text| upstream(text)).collect::<Result<_, _>>()?)
-        }
-    };
+    let (upstreams, zone_upstreams) = upstreams(config)?;
     let mut listen = config.dns.listen.clone();
     listen.extend(super::dev::resolver_address(config));
-    let masters = config.marathon.iter().filter_map(|url| Url::parse(url).ok()?.host_str()?.parse().ok());
+    let masters = match config.mode {
+        Mode::Dev => vec![config.scheduler.listen],
+        Mode::Serve => config.marathon.iter().filter_map(|url| master(url)).collect(),
+    };
+    let node_addresses = match &config.dns.node_addresses[..] {
+        [] => super::node::own_addresses(config.mode),
+        named => named.to_vec(),
+    };
     Ok(dns::Config {
         listen,
+        http_listen: config.dns.http.listen,
+        dcos_listen: config.dns.dcos.listen,
+        tls: tls(config)?,
         udp_payload_bytes: config.dns.udp_payload_bytes,
         upstreams,
-        masters: match config.mode {
-            crate::args::Mode::Dev => vec![config.scheduler.listen.ip()],
-            crate::args::Mode::Serve => masters.collect(),
+        zone_upstreams,
+        ttl: config.dns.ttl,
+        mesos_ttl: config.dns.ttl,
+        compat: match config.dns.compat {
+            DnsCompat::None => dns::config::Compat::None,
+            DnsCompat::MesosDns => dns::config::Compat::MesosDns,
         },
+        masters,
+        node_addresses,
+        public_addresses: config.dns.public_addresses.clone(),
+        cluster_ids: config.dns.cluster_ids.clone(),
+        vip_pools: config.vip_pools()?,
+        nsid: config.dns.nsid.clone().unwrap_or_else(super::node::host_name),
+        cookie_secret: config.dns.cookie_secret.as_deref().map(cookie_secret).transpose()?,
+        rate_limit_per_sec: config.dns.rate_limit_per_sec,
+        rate_limit_slip: config.dns.rate_limit_slip,
+        local_networks: networks(&config.dns.local_networks)?,
+        cache_bytes: config.dns.cache_bytes,
+        serve_stale: config.dns.serve_stale,
         drain_timeout: config.drain_timeout,
         ..dns::Config::default()
     })
 }
 
+/// Where a scheduler's URL leads, if it names an address. DNS cannot be asked for the names that it is to answer.
+fn master(url: &str) -> Option<SocketAddr> {
+    let url = Url::parse(url).ok()?;
+    let ip = url.host_str()?.trim_matches(['[', ']']).parse().ok()?;
+    Some(SocketAddr::new(ip, url.port_or_known_default()?))
+}
+
+type Upstreams = (Option<Vec<SocketAddr>>, Vec<(String, Vec<SocketAddr>)>);
+
+/// `ADDRESS` for all names, `ZONE=ADDRESS` for those of a zone, `ZONE=none` for names that nobody is asked for.
+fn upstreams(config: &Config) -> Result<Upstreams, Failure> {
+    let list = match &config.dns.upstreams {
+        None => return Ok((None, Vec::new())),
+        Some(config::Upstreams::Word(_)) => return Ok((Some(Vec::new()), Vec::new())),
+        Some(config::Upstreams::List(list)) => list,
+    };
+    let mut all = Vec::new();
+    let mut zones: Vec<(String, Vec<SocketAddr>)> = Vec::new();
+    for text in list {
+        match text.split_once('=') {
+            None if text == "none" => {}
+            None => all.push(upstream(text)?),
+            Some((zone, address)) => {
+                let at = zones.iter().position(|(known, _)| known == zone).unwrap_or_else(|| {
+                    zones.push((zone.to_owned(), Vec::new()));
+                    zones.len() - 1
+                });
+                if address != "none" {
+                    zones[at].1.push(upstream(address)?);
+                }
+            }
+        }
+    }
+    // A list of zones alone says nothing about all other names.
+    let all = if all.is_empty() && !list.is_empty() && !list.iter().any(|text| text == "none") {
+        None
+    } else {
+        Some(all)
+    };
+    Ok((all, zones))
+}
+
 fn upstream(text: &str) -> Result<SocketAddr, Failure> {
     text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53))).map_err(|_| {
-        Failure::usage(format!("bad DNS upstream {text:?}")).hint("dns.upstreams lists IP or IP:PORT")
+        Failure::usage(format!("bad DNS upstream {text:?}"))
+            .hint("dns.upstreams lists IP, IP:PORT, ZONE=IP or ZONE=none")
     })
+}
+
+fn networks(texts: &[String]) -> Result<Vec<dns::Network>, Failure> {
+    if texts.is_empty() {
+        return Ok(dns::Network::private());
+    }
+    let parse = |text: &String| {
+        text.parse().map_err(|e: dns::NotANetwork| Failure::usage(format!("dns.local_networks: {e}")))
+    };
+    texts.iter().map(parse).collect()
+}
+
+fn cookie_secret(text: &str) -> Result<[u8; 16], Failure> {
+    let digits = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
+    let bytes: Option<Vec<u8>> = (0..16).map(digits).collect();
+    bytes.filter(|_| text.len() == 32).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+        Failure::usage("dns.cookie_secret is not 32 hexadecimal digits")
+            .hint("openssl rand -hex 16 makes one")
+    })
+}
+
+fn tls(config: &Config) -> Result<dns::config::Tls, Failure> {
+    let http = &config.dns.http;
+    let (Some(certificate), Some(key)) = (&http.certificate, &http.key) else {
+        if http.certificate.is_some() != http.key.is_some() {
+            return Err(Failure::usage("dns.http.certificate and dns.http.key go together"));
+        }
+        return Ok(dns::config::Tls::SelfSigned);
+    };
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_err(|e| Failure::chain(format!("cannot read {}", path.display()), &e))
+    };
+    Ok(dns::config::Tls::Given { certificate: read(certificate)?, key: read(key)? })
 }
 
 /// `embedded` is where this process's own scheduler listens.
