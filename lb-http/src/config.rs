@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::http1::scan::HeadLimits;
 use crate::tls::MinVersion;
 
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
@@ -22,10 +23,20 @@ pub struct Config {
     pub service_address: IpAddr,
     /// Apps of these groups (`HAPROXY_GROUP`) are served; `*` serves all.
     pub groups: Vec<String>,
+    /// In plain text; over TLS, clients and the balancer agree on a protocol.
+    pub http2: Http2,
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// How long requests in flight may take to end after the start of a shutdown.
     pub drain_timeout: Duration,
+}
+
+/// Whether plain connections may begin with HTTP/2 (RFC 9113 section 3.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Http2 {
+    #[default]
+    OverTls,
+    WithPriorKnowledge,
 }
 
 /// What TLS listeners show and ask for, unless a host has a policy of its own.
@@ -54,6 +65,8 @@ pub struct Timeouts {
     pub server_body_idle: Duration,
     /// Without a byte in either direction of an upgraded connection.
     pub tunnel_idle: Duration,
+    /// From a request's first byte to the last of its response. `None`: as long as it takes.
+    pub request: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +91,7 @@ impl Default for Config {
             appid_listen: Some(SocketAddr::new(loopback, 9091)),
             service_address: loopback,
             groups: vec!["*".to_owned()],
+            http2: Http2::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             drain_timeout: DRAIN_TIMEOUT,
@@ -102,6 +116,18 @@ impl Default for Timeouts {
             server_body_idle: Duration::from_secs(30),
             // As HAProxy's tunnel time-out in Marathon-LB's configuration.
             tunnel_idle: Duration::from_secs(3600),
+            // Event streams and large downloads have no natural end; a body that stands still has its own limit.
+            request: None,
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn head(&self) -> HeadLimits {
+        HeadLimits {
+            line_bytes: self.request_line_bytes,
+            field_bytes: self.header_bytes,
+            n_fields: self.header_count,
         }
     }
 }
@@ -112,12 +138,9 @@ impl Default for Limits {
             // RFC 9112 section 3 asks for at least 8,000.
             request_line_bytes: 16 * 1024,
             header_bytes: 32 * 1024,
-            header_count: DEFAULT_HEADER_COUNT,
+            header_count: 100,
             connections_per_listener: 20_000,
             connections_per_client: 512,
         }
     }
 }
-
-/// The parser keeps this many without allocating.
-pub(crate) const DEFAULT_HEADER_COUNT: usize = 100;

@@ -17,8 +17,6 @@ pub(crate) struct Accepted<S> {
     /// Lower case.
     pub(crate) server_name: Option<Box<str>>,
     pub(crate) protocol: Protocol,
-    /// The configuration that the client was held to.
-    pub(crate) config: Arc<ServerConfig>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,19 +25,20 @@ pub(crate) enum Protocol {
     Http2,
 }
 
-/// `config_of` is given the server name that the client asks for, in lower case.
+/// `config_of` is asked once, for the server name that the client names, in lower case.
 pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
-    config_of: impl FnOnce(Option<&str>) -> Arc<ServerConfig>,
+    config_of: impl FnOnce(Option<&str>) -> Option<Arc<ServerConfig>>,
 ) -> io::Result<Accepted<S>> {
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
     let server_name: Option<Box<str>> =
         start.client_hello().server_name().map(|name| name.to_ascii_lowercase().into());
-    let config = config_of(server_name.as_deref());
-    let stream = start.into_stream(Arc::clone(&config)).await?;
+    let config = config_of(server_name.as_deref())
+        .ok_or_else(|| io::Error::other("TLS is not spoken here any more"))?;
+    let stream = start.into_stream(config).await?;
     let protocol = match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => Protocol::Http2,
         _ => Protocol::Http1,
     };
-    Ok(Accepted { stream, server_name, protocol, config })
+    Ok(Accepted { stream, server_name, protocol })
 }

@@ -14,6 +14,6 @@ mod store;
 mod table;
 
 pub(crate) use follow::Follower;
-pub(crate) use handshake::{Accepted, accept};
+pub(crate) use handshake::{Protocol, accept};
 pub use policy::{ClientAuth, HostPolicy, MinVersion};
 pub(crate) use table::{Policies, TlsTable};

@@ -26,9 +26,15 @@ const HTTP_1_1: &[u8] = b"http/1.1";
 pub(crate) struct TlsTable {
     default: Arc<ServerConfig>,
     /// By lower-case host; `*.a.test` as `.a.test`.
-    of_hosts: HashMap<Box<str>, Arc<ServerConfig>>,
+    of_hosts: HashMap<Box<str>, OfHost>,
     /// By service port.
     of_ports: HashMap<u16, Arc<ServerConfig>>,
+}
+
+#[derive(Debug)]
+struct OfHost {
+    config: Arc<ServerConfig>,
+    wants_client_certificates: bool,
 }
 
 /// The contents of the files that policies name.
@@ -81,7 +87,8 @@ impl TlsTable {
         }
         let of_host = |(host, policy): (&Box<str>, &HostPolicy)| {
             let host = host.strip_prefix('*').unwrap_or(host);
-            (host.into(), Arc::clone(&made[policy]))
+            let wants_client_certificates = policy.client_auth.is_some();
+            (host.into(), OfHost { config: Arc::clone(&made[policy]), wants_client_certificates })
         };
         let table = Self {
             default,
@@ -93,11 +100,16 @@ impl TlsTable {
 
     /// The configuration for a server name that a client of the virtual hosts' address asks for.
     pub(crate) fn of_host(&self, name: Option<&str>) -> &Arc<ServerConfig> {
-        let find = |name: &str| {
-            let above = || name.find('.').and_then(|dot| self.of_hosts.get(&name[dot..]));
-            self.of_hosts.get(name).or_else(above)
-        };
-        name.and_then(find).unwrap_or(&self.default)
+        name.and_then(|name| self.find(name)).map_or(&self.default, |host| &host.config)
+    }
+
+    pub(crate) fn wants_client_certificates(&self, host: &str) -> bool {
+        self.find(host).is_some_and(|host| host.wants_client_certificates)
+    }
+
+    fn find(&self, host: &str) -> Option<&OfHost> {
+        let above = || host.find('.').and_then(|dot| self.of_hosts.get(&host[dot..]));
+        self.of_hosts.get(host).or_else(above)
     }
 
     /// `None`: the service port speaks plain text.
