@@ -5,6 +5,7 @@
 
 mod bind;
 mod dev;
+mod node;
 mod plane_config;
 
 use std::io::IsTerminal;

@@ -6,6 +6,7 @@ mod browser;
 mod exec;
 mod failover;
 mod kernel_ebpf;
+mod kernel_nft;
 mod kernel_planes;
 mod restart;
 mod scheduler_away;

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 
 use askama::Template;
+use event_watcher::SourceView;
+use event_watcher::publish::Freshness;
 use http::Response;
 use l4_vip::kernel::ChoiceView;
 
@@ -34,6 +36,12 @@ struct Summary<'a> {
     state: &'static str,
     reason: String,
     uptime: String,
+}
+
+#[derive(Template)]
+#[template(path = "sources.html")]
+struct Watched<'a> {
+    sources: &'a [SourceView],
 }
 
 #[derive(Template)]
@@ -75,7 +83,6 @@ pub struct Sections(BTreeMap<&'static str, String>);
 
 impl Sections {
     pub fn of(admin: &Admin) -> Self {
-        use event_watcher::publish::Freshness;
         let status = admin.status();
         let (state, reason) = match &status.freshness {
             Freshness::Live => ("live", String::new()),
@@ -92,6 +99,7 @@ impl Sections {
         let summary = Summary { status: &status, state, reason, uptime: uptime.to_string() };
         Self(BTreeMap::from([
             ("summary", html(&summary)),
+            ("sources", html(&Watched { sources: &status.sources })),
             ("problems", html(&Problems { problems: &status.problems })),
             ("apps", html(&Apps { apps: shown_apps, n_hidden: apps.len() - shown_apps.len() })),
             (
@@ -153,6 +161,25 @@ impl Traffic {
             Some(ms) => format!("{ms:.2} ms"),
         }
     }
+}
+
+/// The state of a source, with its age and reason.
+fn state_of(source: &SourceView) -> String {
+    match &source.freshness {
+        Freshness::Live => "live".to_owned(),
+        Freshness::Unsynced { reason } => format!("unsynced: {reason}"),
+        // Whole seconds: the section is sent again whenever it reads differently.
+        Freshness::Stale { since, reason } => format!("stale for {} s: {reason}", since.elapsed().as_secs()),
+    }
+}
+
+fn seconds(age: &Option<f64>) -> String {
+    // To ten seconds, for the same reason.
+    age.map_or_else(|| "–".to_owned(), |age| format!("< {} s", (age as u64 / 10 + 1) * 10))
+}
+
+fn sum(counts: &BTreeMap<&'static str, u64>) -> String {
+    counts.iter().map(|(word, n)| format!("{word} {n}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Lower-case words of the catalog's enums, as the JSON spells them.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
+use event_watcher::SourceView;
 use event_watcher::catalog::{
     App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Readiness, Rotation,
     Snapshot, VipKey,
@@ -24,6 +25,8 @@ pub struct Status {
     /// What every plane has applied.
     pub applied: Generation,
     pub freshness: Freshness,
+    /// Each scheduler and file, in the order in which they win.
+    pub sources: Vec<SourceView>,
     pub ready: bool,
     pub uptime_seconds: u64,
     pub planes: Vec<PlaneStatus>,
@@ -183,6 +186,7 @@ impl Admin {
             generation: snapshot.generation,
             applied: self.sources.applied.generation(),
             freshness: self.sources.subscriber.freshness(),
+            sources: self.sources.watcher.as_ref().map(|w| w.sources()).unwrap_or_default(),
             ready: self.is_ready(),
             uptime_seconds: self.started.elapsed().as_secs(),
             planes: planes

@@ -57,8 +57,7 @@ impl FromStr for VipPool {
 
 impl fmt::Display for VipPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (first, n_bits) = self.network();
-        write!(f, "{first}/{n_bits}")
+        write!(f, "{}/{}", self.first, self.prefix_bits())
     }
 }
 
@@ -67,10 +66,14 @@ impl VipPool {
         self.first.is_ipv4()
     }
 
-    /// The first address and the number of bits that all addresses share with it.
-    pub fn network(&self) -> (IpAddr, u8) {
+    /// The address that the network is called by.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    pub fn prefix_bits(&self) -> u8 {
         let width = if self.first.is_ipv4() { 32 } else { 128 };
-        (self.first, (width - (64 - self.span.leading_zeros())) as u8)
+        width - (64 - self.span.leading_zeros()) as u8
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {

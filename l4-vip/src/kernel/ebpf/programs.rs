@@ -479,7 +479,7 @@ impl Program<'_> {
 
 /// A pool's network and mask, IPv4 as IPv4-mapped, in the words of a stored address.
 fn pool_words(pool: &VipPool) -> ([u32; 4], [u32; 4]) {
-    let (first, n_bits) = pool.network();
+    let (first, n_bits) = (pool.first(), pool.prefix_bits());
     let (address, n_bits) = match first {
         std::net::IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 96 + u32::from(n_bits)),
         std::net::IpAddr::V6(v6) => (v6, u32::from(n_bits)),
