@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::cgroup::Cgroup;
 use tests::client::DEADLINE;
-use tests::netns::is_root;
+use tests::netns::{Netns, is_root};
 use tests::scheduler::{ScriptedInstance, ScriptedScheduler};
 use tests::waymark::Waymark;
 
@@ -161,41 +161,100 @@ async fn ebpf_outlives_the_agent_and_is_shown() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_the_plane_moves_new_connections_and_cuts_no_old_one() -> anyhow::Result<()> {
+/// Runs `work` in a network namespace of the test's own, where nftables may be changed at will.
+fn in_namespace<F: Future<Output = anyhow::Result<()>>>(
+    role: &str,
+    work: impl FnOnce() -> F + Send,
+) -> anyhow::Result<()> {
+    Netns::new(role)?.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(work())
+    })
+}
+
+#[test]
+fn a_change_of_the_plane_moves_new_connections_and_cuts_no_old_one() -> anyhow::Result<()> {
     if !is_root() {
         return Ok(());
     }
     let cgroup = Cgroup::new()?;
-    let flag = cgroup.flag();
-    let scheduler = ScriptedScheduler::start().await?;
-    scheduler.set_app(APP, 0, json!({}), &[instance("web.1", backend()?)]);
-    let with = |plane| {
-        ["--planes", "vip,dns", "--vip-plane", plane, "--vip-cgroup", &flag, "--vip-pool", "127.212.0.0/20"]
-    };
-    let waymark = Waymark::serve(PROGRAM, scheduler.address, &with("ebpf")).await?;
-    let (_, address) = vip(&waymark).await?;
-    let mut by_ebpf = connect(&cgroup, address)?;
-    waymark.stop().await?;
+    in_namespace("change", || async {
+        let flag = cgroup.flag();
+        let scheduler = ScriptedScheduler::start().await?;
+        scheduler.set_app(APP, 0, json!({}), &[instance("web.1", backend()?)]);
+        let mut kept: Vec<(&str, TcpStream)> = Vec::new();
+        for plane in ["nft", "ebpf", "nft", "userspace", "ebpf", "userspace"] {
+            let flags = [
+                "--planes",
+                "vip,dns",
+                "--vip-plane",
+                plane,
+                "--vip-cgroup",
+                &flag,
+                "--vip-pool",
+                "11.0.0.0/8",
+            ];
+            let waymark = Waymark::serve(PROGRAM, scheduler.address, &flags).await?;
+            let (vips, address) = vip(&waymark).await?;
+            assert_eq!(vips["plane"]["active"], plane);
+            let n_before = vips["vips"][0]["n_connections"].as_u64();
+            let made = connect(&cgroup, address)?;
+            let counted = waymark.until("/api/vips", plane, |vips| {
+                vips.json().is_ok_and(|vips| vips["vips"][0]["n_connections"].as_u64() > n_before)
+            });
+            counted.await?;
+            for (plane, stream) in &mut kept {
+                exchange(stream).map_err(|e| anyhow::anyhow!("made by {plane}: {e}"))?;
+            }
+            match plane {
+                // It goes through the process, which ends.
+                "userspace" => drop(made),
+                _ => kept.push((plane, made)),
+            }
+            waymark.stop().await?;
+        }
+        for (plane, stream) in &mut kept {
+            exchange(stream).map_err(|e| anyhow::anyhow!("made by {plane}: {e}"))?;
+        }
+        Ok(())
+    })
+}
 
-    let waymark = Waymark::serve(PROGRAM, scheduler.address, &with("userspace")).await?;
-    let (vips, _) = vip(&waymark).await?;
-    assert_eq!(vips["plane"]["active"], "userspace");
-    let mut by_userspace = connect(&cgroup, address)?;
-    let counted = waymark.until("/api/vips", "userspace counts it", |vips| {
-        vips.json().is_ok_and(|vips| vips["vips"][0]["n_connections"] == 1)
-    });
-    counted.await?;
-    exchange(&mut by_ebpf)?;
-    exchange(&mut by_userspace)?;
-    drop(by_userspace);
-    waymark.stop().await?;
-    exchange(&mut by_ebpf)?;
-    Ok(())
+#[test]
+fn auto_goes_on_to_nft_and_flushing_leaves_nothing() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    in_namespace("auto", || async {
+        let scheduler = ScriptedScheduler::start().await?;
+        scheduler.set_app(APP, 0, json!({}), &[instance("web.1", backend()?)]);
+        let flags = [
+            "--planes",
+            "vip,dns",
+            "--vip-plane",
+            "auto",
+            "--vip-cgroup",
+            "/proc",
+            "--vip-pool",
+            "11.0.0.0/8",
+            "--flush-on-exit",
+        ];
+        let waymark = Waymark::serve(PROGRAM, scheduler.address, &flags).await?;
+        let (vips, address) = vip(&waymark).await?;
+        assert_eq!(vips["plane"]["active"], "nft");
+        assert_eq!(vips["plane"]["why_not"][0]["plane"], "ebpf");
+        let mut stream = TcpStream::connect(address)?;
+        exchange(&mut stream)?;
+        let listed = waymark.ok(&["vip", "list"]).await?;
+        assert!(listed.contains("not ebpf: "), "{listed}");
+        waymark.stop().await?;
+        assert!(TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err(), "nothing is left");
+        Ok(())
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn auto_says_why_not_the_others_and_serves_all_the_same() -> anyhow::Result<()> {
+async fn a_plane_that_was_asked_for_and_cannot_be_used_ends_the_start() -> anyhow::Result<()> {
     let scheduler = ScriptedScheduler::start().await?;
     let backend = backend()?;
     scheduler.set_app(APP, 0, json!({}), &[instance("web.1", backend)]);
@@ -206,14 +265,5 @@ async fn auto_says_why_not_the_others_and_serves_all_the_same() -> anyhow::Resul
         Waymark::serve(PROGRAM, scheduler.address, &explicit).await.expect_err("it is no control group");
     assert!(format!("{error:#}").contains("--vip-cgroup names a directory"), "{error:#}");
 
-    if is_root() {
-        // Elsewhere `auto` would go on to nftables, which changes the whole network namespace.
-        return Ok(());
-    }
-    let auto: Vec<&str> = flags.iter().copied().chain(["--vip-plane", "auto"]).collect();
-    let waymark = Waymark::serve(PROGRAM, scheduler.address, &auto).await?;
-    let (vips, _) = vip(&waymark).await?;
-    assert_eq!(vips["plane"]["active"], "userspace");
-    assert_eq!(vips["plane"]["why_not"][0]["plane"], "ebpf");
     Ok(())
 }

@@ -123,7 +123,11 @@ pub fn choose(config: ChoiceConfig) -> Result<Chosen, OpenError> {
             }
             Err(error) if chosen.wanted == PlaneChoice::Auto => {
                 let reason = format!("{error}: {}; {}", error.source, error.hint);
-                tracing::info!(plane = candidate.kind().as_str(), reason, "this VIP plane cannot be used here");
+                tracing::info!(
+                    plane = candidate.kind().as_str(),
+                    reason,
+                    "this VIP plane cannot be used here"
+                );
                 chosen.why_not.push(Rejection { plane: candidate.kind(), reason });
             }
             Err(error) => return Err(error),

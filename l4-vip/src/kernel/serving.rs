@@ -57,6 +57,8 @@ impl Told {
 pub(crate) struct Serving {
     driver: Option<Driver>,
     on_exit: OnExit,
+    /// It has been said once what should be served.
+    is_told: bool,
     others: Others,
     /// The VIPs were taken away from planes of earlier runs.
     has_taken_over: bool,
@@ -78,6 +80,7 @@ impl Serving {
             has_taken_over: false,
             driver: chosen.kernel.map(Driver::new),
             on_exit,
+            is_told: false,
             told: Arc::new(ArcSwap::from_pointee(told)),
         }
     }
@@ -95,6 +98,7 @@ impl Serving {
     pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) -> bool {
         let Some(driver) = &mut self.driver else { return true };
         driver.set(services, gone).await;
+        self.is_told = true;
         self.tell();
         self.is_applied()
     }
@@ -103,9 +107,10 @@ impl Serving {
         self.driver.as_ref().is_none_or(Driver::is_applied)
     }
 
-    /// When [`Self::tick`] wants to be called; never, for userspace.
+    /// When [`Self::tick`] wants to be called. Never for userspace; for the kernel, not before it was told what to
+    /// serve: until then what an earlier run left must stay as it is.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.driver.as_ref().map(Driver::next)
+        self.driver.as_ref().filter(|_| self.is_told).map(Driver::next)
     }
 
     pub(crate) async fn tick(&mut self) -> Ticked {
@@ -144,7 +149,8 @@ impl Serving {
         if std::mem::replace(&mut self.has_taken_over, true) {
             return;
         }
-        let (served, others): (Vec<Frontend>, Others) = (served.keys().copied().collect(), self.others.clone());
+        let (served, others): (Vec<Frontend>, Others) =
+            (served.keys().copied().collect(), self.others.clone());
         match tokio::task::spawn_blocking(move || others.take_over(&served)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
