@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use event_watcher::catalog::VipPool;
 use l4_vip::kernel::PlaneChoice;
+use l4_vip::policy::Policy;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
@@ -91,6 +92,9 @@ pub struct HttpTimeouts {
     pub server_body_idle: Duration,
     #[serde(with = "humantime_text")]
     pub tunnel_idle: Duration,
+    /// From a request's first byte to the last of its response; `0s`: no limit.
+    #[serde(with = "humantime_text")]
+    pub request: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -203,6 +207,38 @@ pub struct Vip {
     pub cgroup: Option<PathBuf>,
     /// Leave nothing in the kernel at the end.
     pub flush_on_exit: bool,
+    /// Of VIPs whose labels do not say.
+    pub policy: Policy,
+    /// The same: how long a client without a connection stays with its endpoint. 0: it does not.
+    #[serde(with = "humantime_text")]
+    pub affinity: Duration,
+    pub tcp: VipTcp,
+    pub udp: VipUdp,
+}
+
+/// Of VIPs that the userspace plane serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VipTcp {
+    /// 0: idle connections live for ever.
+    #[serde(with = "humantime_text")]
+    pub idle: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VipUdp {
+    /// At least a second.
+    #[serde(with = "humantime_text")]
+    pub idle: Duration,
+    /// Flows of all workers together.
+    pub flows: usize,
+}
+
+impl Default for VipUdp {
+    fn default() -> Self {
+        Self { idle: l4_vip::UDP_IDLE, flows: l4_vip::UDP_FLOWS }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -299,6 +335,10 @@ impl Config {
                 },
                 cgroup: None,
                 flush_on_exit: false,
+                policy: Policy::default(),
+                affinity: Duration::ZERO,
+                tcp: VipTcp::default(),
+                udp: VipUdp::default(),
             },
             // Marathon sends a heartbeat every 10 s, so 15 s without a byte is a dead stream.
             watch: Watch {
@@ -425,6 +465,7 @@ impl Default for HttpTimeouts {
             server_head: Duration::from_secs(60),
             server_body_idle: Duration::from_secs(30),
             tunnel_idle: Duration::from_secs(3600),
+            request: Duration::ZERO,
         }
     }
 }

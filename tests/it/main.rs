@@ -11,6 +11,8 @@ mod kernel_planes;
 mod restart;
 mod scheduler_away;
 mod tutorial;
+mod vip_descriptors;
+mod vip_udp;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_waymark-under-test");

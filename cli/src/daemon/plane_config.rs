@@ -1,8 +1,9 @@
 //! From the one configuration that people write to each crate's own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use event_watcher::catalog::VipPool;
+use event_watcher::catalog::{Reserved, VipPool};
 use event_watcher::{Source, SourceKind};
 use url::Url;
 
@@ -12,6 +13,9 @@ use crate::failure::Failure;
 
 /// The last good state of a scheduler, kept for a start without it; its name follows.
 const STATE_FILE: &str = "kept";
+
+/// With less, an answer would find its client forgotten.
+const LEAST_UDP_IDLE: Duration = Duration::from_secs(1);
 
 pub fn http(config: &Config) -> lb_http::Config {
     let (timeouts, limits) = (&config.http.timeouts, &config.http.limits);
@@ -27,6 +31,7 @@ pub fn http(config: &Config) -> lb_http::Config {
             server_head: timeouts.server_head,
             server_body_idle: timeouts.server_body_idle,
             tunnel_idle: timeouts.tunnel_idle,
+            request: Some(timeouts.request).filter(|limit| !limit.is_zero()),
         },
         limits: lb_http::Limits {
             request_line_bytes: limits.request_line_bytes,
@@ -41,7 +46,17 @@ pub fn http(config: &Config) -> lb_http::Config {
 }
 
 pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
-    l4_vip::Config { drain_timeout: config.drain_timeout, pools, ..l4_vip::Config::default() }
+    let unless_zero = |time: Duration| (!time.is_zero()).then_some(time);
+    l4_vip::Config {
+        policy: config.vip.policy,
+        affinity: unless_zero(config.vip.affinity),
+        tcp_idle: unless_zero(config.vip.tcp.idle),
+        udp_idle: config.vip.udp.idle.max(LEAST_UDP_IDLE),
+        max_udp_flows: config.vip.udp.flows,
+        drain_timeout: config.drain_timeout,
+        pools,
+        ..l4_vip::Config::default()
+    }
 }
 
 pub fn vip_choice(config: &Config, pools: Vec<VipPool>) -> l4_vip::kernel::ChoiceConfig {
@@ -184,6 +199,29 @@ fn tls(config: &Config) -> Result<dns::config::Tls, Failure> {
     Ok(dns::config::Tls::Given { certificate: read(certificate)?, key: read(key)? })
 }
 
+/// Addresses that a VIP would take away from somebody on this node.
+fn reserved(config: &Config, schedulers: &[WatchedScheduler], embedded: Option<SocketAddr>) -> Vec<Reserved> {
+    let own = l4_vip::addresses::of_this_host().unwrap_or_else(|error| {
+        tracing::warn!(%error, "this host's addresses are not known: VIPs are not kept off them");
+        Vec::new()
+    });
+    let dns = config.dns.listen.iter().map(SocketAddr::ip);
+    let dns = dns.filter(|_| config.runs(crate::args::PlaneName::Dns));
+    let schedulers =
+        schedulers.iter().flat_map(|scheduler| &scheduler.members).filter_map(|url| match url.host()? {
+            url::Host::Ipv4(v4) => Some(v4.into()),
+            url::Host::Ipv6(v6) => Some(v6.into()),
+            url::Host::Domain(_) => None,
+        });
+    let named = |what: &'static str| move |address: IpAddr| Reserved { address, what: what.into() };
+    let all = dns.map(named("the address of Waymark's DNS server"));
+    let all = all
+        .chain(schedulers.chain(embedded.map(|address| address.ip())).map(named("the scheduler's address")));
+    all.chain(own.into_iter().map(named("an address of this host")))
+        .filter(|r| !r.address.is_unspecified())
+        .collect()
+}
+
 /// `embedded` is where this process's own scheduler listens.
 pub fn watcher(
     config: &Config,
@@ -191,6 +229,7 @@ pub fn watcher(
     vip_pools: Vec<VipPool>,
 ) -> Result<event_watcher::Config, Failure> {
     let Sources { schedulers, files } = config.sources()?;
+    let reserved = reserved(config, &schedulers, embedded);
     let mut sources = Vec::new();
     for WatchedScheduler { name, members, ca, credentials } in schedulers {
         let marathon = event_watcher::Marathon {
@@ -221,7 +260,7 @@ pub fn watcher(
         let kind = SourceKind::Static(event_watcher::Static::new(file));
         sources.push(Source { name: name.into(), kind });
     }
-    Ok(event_watcher::Config { vip_pools, ..event_watcher::Config::new(sources) })
+    Ok(event_watcher::Config { vip_pools, reserved, ..event_watcher::Config::new(sources) })
 }
 
 fn read_credentials(credentials: Credentials) -> Result<event_watcher::Credentials, Failure> {
