@@ -10,6 +10,7 @@ use event_watcher::catalog::VipPool;
 use serde::{Deserialize, Serialize};
 
 use super::ebpf::{self, Ebpf, EbpfConfig};
+use super::nft::{Nft, NftConfig, Ownership};
 use super::{ApplyError, Frontend, KernelPlane, OpenError};
 use crate::stats::PlaneKind;
 
@@ -144,7 +145,10 @@ fn open(kind: PlaneKind, config: &ChoiceConfig) -> Result<Box<dyn KernelPlane>, 
             };
             Ok(Box::new(Ebpf::open(config)?))
         }
-        PlaneKind::Nft => Err(unavailable("use nftables: this build has no nft plane")),
+        PlaneKind::Nft => {
+            let config = NftConfig { pools: config.pools.clone(), ownership: Ownership::Exclusive };
+            Ok(Box::new(Nft::open(config)?))
+        }
         PlaneKind::Userspace => Err(unavailable("open the userspace plane in the kernel")),
     }
 }
@@ -167,6 +171,12 @@ impl Others {
             .map_err(|e| ApplyError::kernel("take over from an eBPF plane that has stopped", e))?;
         if n_removed > 0 {
             tracing::info!(n_removed, active = self.active.as_str(), "took over from an eBPF plane");
+        }
+        if self.active != PlaneKind::Nft {
+            let n_removed = Nft::retire_left_over(&self.pools)?;
+            if n_removed > 0 {
+                tracing::info!(n_removed, active = self.active.as_str(), "took over from an nft plane");
+            }
         }
         Ok(())
     }

@@ -121,6 +121,22 @@ impl Nft {
         Ok(nft)
     }
 
+    /// Takes the VIPs away from a plane whose process has ended, and leaves its established connections alone. Returns
+    /// how many there were; none without the right to look, because then there never was one of ours.
+    pub fn retire_left_over(pools: &[VipPool]) -> Result<usize, ApplyError> {
+        let found = Socket::open(libc::NETLINK_NETFILTER).and_then(|mut socket| contents::label(&mut socket));
+        if !matches!(found, Ok(Some(_))) {
+            return Ok(0);
+        }
+        let config = NftConfig { pools: pools.to_vec(), ownership: Ownership::Exclusive };
+        let mut nft = Self::open(config).map_err(|error| ApplyError::kernel(error.what, error.source))?;
+        if !nft.is_intact {
+            nft.rebuild(&[])?;
+        }
+        let n_held = nft.held.len();
+        nft.retire().map(|()| n_held)
+    }
+
     fn claim(&mut self) -> Result<(), OpenError> {
         let found = contents::label(&mut self.socket).map_err(|source| {
             OpenError::new(
