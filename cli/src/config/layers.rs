@@ -53,6 +53,12 @@ impl Layer {
         layer.set_if("vip.plane", args.vip_plane);
         layer.set_if("vip.cgroup", args.vip_cgroup.as_ref());
         layer.set_if("vip.flush_on_exit", args.flush_on_exit.then_some(true));
+        layer.set_list("static", &args.static_files);
+        layer.set_if("vip.policy", args.vip_policy);
+        layer.set_if("vip.affinity", args.vip_affinity.as_ref());
+        layer.set_if("vip.tcp.idle", args.vip_tcp_idle.as_ref());
+        layer.set_if("vip.udp.idle", args.vip_udp_idle.as_ref());
+        layer.set_if("vip.udp.flows", args.vip_udp_flows);
         layer.set_if("state.dir", args.state_dir.as_ref());
         layer.set_if("workers", args.workers);
         layer.set_if("ready.file", args.ready_file.as_ref());
