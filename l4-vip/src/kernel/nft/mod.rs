@@ -16,13 +16,18 @@ mod entry;
 mod expression;
 mod family;
 mod flows;
-mod message;
+pub(in crate::kernel) mod message;
 mod monitor;
 mod pick;
 mod routes;
 mod ruleset;
 mod socket;
 mod sweeper;
+
+/// For what else speaks netlink in the kernel planes.
+pub(in crate::kernel) mod netlink {
+    pub(in crate::kernel) use super::socket::Socket;
+}
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
