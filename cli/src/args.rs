@@ -7,7 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use l4_vip::kernel::PlaneChoice;
 use l4_vip::policy::Policy;
 use url::Url;
 
@@ -44,6 +46,8 @@ pub enum Command {
     Dns(DnsCommand),
     /// State, freshness and problems of a running Waymark
     Status(ListArgs),
+    /// Have everything read again from the schedulers, now
+    Sync(SyncArgs),
     /// Follow what changes, one line per event
     Events(ListArgs),
     /// Run a command inside the cluster: its DNS is Waymark's (needs root)
@@ -82,9 +86,36 @@ pub struct DaemonArgs {
     /// DNS over UDP and TCP (repeatable)
     #[arg(long, value_name = "ADDRESS")]
     pub dns_listen: Vec<SocketAddr>,
+    /// Mesos-DNS's HTTP API and DNS over HTTPS
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_http_listen: Option<SocketAddr>,
+    /// dcos-net's HTTP API
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_dcos_listen: Option<SocketAddr>,
+    /// Who is asked for foreign names: IP[:PORT], ZONE=IP[:PORT], ZONE=none, or none (repeatable)
+    #[arg(long, value_name = "[ZONE=]ADDRESS")]
+    pub dns_upstreams: Vec<String>,
+    /// Whose peculiarities DNS keeps
+    #[arg(long, value_name = "SERVER", visible_alias = "compat")]
+    pub dns_compat: Option<DnsCompat>,
+    /// Make Waymark the host's resolver while it runs
+    #[arg(long)]
+    pub dns_install: bool,
     /// Network that named VIPs get their addresses from (repeatable)
     #[arg(long, value_name = "CIDR")]
     pub vip_pool: Vec<String>,
+    /// What serves VIPs; auto takes the best that works: ebpf, nft, userspace
+    #[arg(long, value_name = "PLANE", value_parser = vip_plane())]
+    pub vip_plane: Option<PlaneChoice>,
+    /// Control group (cgroup2) whose processes reach VIPs by eBPF; the root when absent
+    #[arg(long, value_name = "DIR")]
+    pub vip_cgroup: Option<PathBuf>,
+    /// Remove everything from the kernel at the end; otherwise VIPs go on working without Waymark
+    #[arg(long)]
+    pub flush_on_exit: bool,
+    /// File of apps with fixed endpoints, TOML or JSON (repeatable)
+    #[arg(long = "static", value_name = "[NAME=]FILE")]
+    pub static_files: Vec<String>,
     /// How VIPs pick where their labels do not say: roundrobin, leastconn, random, source, maglev, p2c
     #[arg(long, value_name = "POLICY")]
     pub vip_policy: Option<Policy>,
@@ -127,9 +158,21 @@ pub struct DevArgs {
 pub struct ServeArgs {
     #[command(flatten)]
     pub daemon: DaemonArgs,
-    /// The scheduler's addresses
-    #[arg(long, value_name = "URL[,URL…]", value_delimiter = ',')]
+    /// The scheduler's addresses (repeatable with a name for each of several schedulers)
+    #[arg(long, value_name = "[NAME=]URL[,URL…]", value_delimiter = ',')]
     pub marathon: Vec<String>,
+    /// PEM file with the authorities that sign the scheduler's certificate, instead of the system's
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub watch_ca: Vec<String>,
+    /// File with USER:PASSWORD for the scheduler
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub watch_credentials: Vec<String>,
+    /// File with a DC/OS authentication token
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub watch_token_file: Vec<String>,
+    /// DC/OS service account file (uid, private_key, login_endpoint)
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub watch_service_account: Vec<String>,
     /// Which planes to run
     #[arg(long, value_name = "PLANE[,PLANE…]", value_delimiter = ',')]
     pub planes: Vec<PlaneName>,
@@ -143,6 +186,14 @@ pub enum PlaneName {
     Http,
     Vip,
     Dns,
+}
+
+/// Servers whose peculiarities can be kept for clients that rely on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnsCompat {
+    None,
+    MesosDns,
 }
 
 impl PlaneName {
@@ -193,6 +244,15 @@ pub struct ListArgs {
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SyncArgs {
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// Believe the schedulers even when most of what ran is missing
+    #[arg(long)]
+    pub accept: bool,
 }
 
 /// What every command that changes an app takes.
@@ -383,6 +443,11 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
+fn vip_plane() -> impl TypedValueParser<Value = PlaneChoice> {
+    PossibleValuesParser::new(["auto", "ebpf", "nft", "userspace"])
+        .try_map(|word| word.parse::<PlaneChoice>())
+}
+
 /// `IP` or `IP:PORT`; the port is 53 unless said.
 fn parse_dns_server(text: &str) -> Result<SocketAddr, String> {
     text.parse()
@@ -406,7 +471,7 @@ mod tests {
         for line in [
             "dev --no-demo --scheduler-listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --service-address 127.0.0.1 \
              --appid-listen 127.0.0.1:0 --stats-listen 127.0.0.1:0 --dns-listen 127.0.0.1:0 --dns-listen [::1]:0 \
-             --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
+             --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --vip-plane auto --vip-cgroup /x --flush-on-exit --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
             "serve --marathon http://a:8080,http://b:8080 --planes http,vip,dns",
             "app list --json --marathon http://h:1",
             "app show /dcos-101/app2",
@@ -429,6 +494,9 @@ mod tests {
             "dns lookup x SRV --server 127.0.0.1:8053",
             "status --json",
             "events",
+            "sync",
+            "sync --accept --json",
+            "serve --marathon one=http://a:8080,http://b:8080 --marathon two=https://c --watch-ca two=/x --static legacy=/y",
             "exec -- curl -s http://x",
             "exec curl -s http://x",
             "shell",

@@ -9,7 +9,7 @@ use event_watcher::catalog::{Problem, VipKey};
 use event_watcher::publish::Applied;
 use serde::Serialize;
 
-use crate::admin::{EndpointSample, Haproxy, Plane};
+use crate::admin::{EndpointSample, Haproxy, Plane, VipPlane};
 
 pub struct Http(pub lb_http::Plane);
 
@@ -155,6 +155,17 @@ impl Plane for Vip {
         ] {
             let _ = writeln!(text, "# TYPE waymark_vip_{name}_total counter\nwaymark_vip_{name}_total {n}");
         }
+        let choice = self.0.choice();
+        let failed = u8::from(choice.failure.is_some());
+        let _ = write!(
+            text,
+            "# TYPE waymark_vip_plane_info gauge\nwaymark_vip_plane_info{{wanted=\"{}\",active=\"{}\"}} 1\n\
+             # TYPE waymark_vip_plane_failing gauge\nwaymark_vip_plane_failing {failed}\n\
+             # TYPE waymark_vip_plane_repaired_total counter\nwaymark_vip_plane_repaired_total {}\n",
+            choice.wanted,
+            choice.active.as_str(),
+            choice.n_repaired,
+        );
     }
 
     fn totals(&self) -> Vec<(&'static str, u64)> {
@@ -165,6 +176,16 @@ impl Plane for Vip {
             ("connections", vips.iter().map(|vip| vip.counters.n_connections).sum()),
             ("open", totals.n_in_flight),
         ]
+    }
+}
+
+impl VipPlane for Vip {
+    fn choice(&self) -> l4_vip::kernel::ChoiceView {
+        self.0.choice()
+    }
+
+    fn vips(&self) -> Vec<l4_vip::stats::VipView> {
+        self.0.vips()
     }
 }
 

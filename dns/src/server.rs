@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::error::Error;
 use crate::forward::Forwarder;
-use crate::handler::{Recursion, Responder};
+use crate::handler::{Responder, Terms};
 use crate::stats::{Counters, Transport};
 use crate::tcp::{self, Connections};
 use crate::udp;
@@ -157,6 +157,7 @@ fn tell_destination(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 pub(crate) struct Context {
     pub config: Arc<Config>,
     pub zone: Arc<ArcSwap<Zone>>,
+    pub terms: Arc<Terms>,
     pub forwarder: Arc<Forwarder>,
     pub counters: Arc<Counters>,
     pub cancel: CancellationToken,
@@ -166,14 +167,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub fn responder(&self) -> Responder {
-        let recursion =
-            if self.forwarder.upstreams().is_empty() { Recursion::Unavailable } else { Recursion::Private };
-        Responder::new(
-            Arc::clone(&self.zone),
-            Arc::clone(&self.counters),
-            self.config.udp_payload_bytes,
-            recursion,
-        )
+        Responder::new(Arc::clone(&self.zone), Arc::clone(&self.counters), Arc::clone(&self.terms))
     }
 }
 
@@ -183,6 +177,7 @@ pub struct Worker {
     pub(crate) sockets: Sockets,
     pub(crate) config: Arc<Config>,
     pub(crate) zone: Arc<ArcSwap<Zone>>,
+    pub(crate) terms: Arc<Terms>,
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) cancel: CancellationToken,
@@ -198,6 +193,7 @@ impl Worker {
         let context = Rc::new(Context {
             config: self.config,
             zone: self.zone,
+            terms: self.terms,
             forwarder: self.forwarder,
             counters: self.counters,
             cancel: self.cancel,

@@ -5,6 +5,8 @@ mod bad_input;
 mod browser;
 mod exec;
 mod failover;
+mod kernel_ebpf;
+mod kernel_nft;
 mod restart;
 mod scheduler_away;
 mod tutorial;

@@ -9,6 +9,7 @@ mod lookup;
 mod marathon;
 mod stats;
 mod status;
+mod sync;
 mod vip;
 mod wait;
 mod words;
@@ -38,6 +39,7 @@ pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
             wait_for(lookup::run(&stats, &name, &record_type, form, server))
         }
         Command::Status(args) => wait_for(status::run(&args)),
+        Command::Sync(args) => wait_for(sync::run(&args)),
         Command::Events(args) => wait_for(status::events(&args)),
         Command::Exec(args) => inside::exec(&args.stats, &args.command),
         Command::Shell(args) => inside::shell(&args),

@@ -16,7 +16,7 @@ mod table;
 use std::fmt;
 use std::net::IpAddr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use address_pool::{VipPool, VipPoolError};
 pub use hash::phash2;
@@ -25,7 +25,7 @@ pub use name::{VipName, dns_label};
 pub(super) use table::Claims;
 pub use table::{Family, Reserved, Vip, Vips};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     Tcp,
@@ -63,8 +63,15 @@ impl Serialize for VipTarget {
     }
 }
 
+impl<'de> Deserialize<'de> for VipTarget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Ok(text.parse().map_or_else(|_| Self::Named(VipName::from_normal(&text)), Self::Ip))
+    }
+}
+
 /// A VIP's identity. `/foo:80` and `foo:80` are the same VIP: names are normalised before they are compared.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct VipKey {
     pub target: VipTarget,
     pub protocol: Protocol,

@@ -25,6 +25,11 @@ impl VipName {
         Some(Self(format!("{label}.{framework}").into()))
     }
 
+    /// A name as it was written out, normalised already.
+    pub(super) fn from_normal(name: &str) -> Self {
+        Self(name.into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

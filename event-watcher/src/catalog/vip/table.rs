@@ -87,10 +87,14 @@ impl Claims {
         self.services == other.services
     }
 
-    /// Whether it names this very address as a VIP.
-    pub(in crate::catalog) fn asks_for(&self, address: IpAddr) -> bool {
-        let mut keys = self.services.iter().flat_map(|(_, keys, _)| keys);
-        keys.any(|key| key.target == VipTarget::Ip(address))
+    /// The addresses that it names as VIPs, each once.
+    pub(in crate::catalog) fn chosen(&self) -> BTreeSet<IpAddr> {
+        let keys = self.services.iter().flat_map(|(_, keys, _)| keys);
+        keys.filter_map(|key| match key.target {
+            VipTarget::Ip(ip) => Some(ip),
+            VipTarget::Named(_) => None,
+        })
+        .collect()
     }
 
     pub(in crate::catalog) fn agents(&self) -> &BTreeSet<IpAddr> {
