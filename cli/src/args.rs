@@ -431,7 +431,46 @@ pub enum DnsCommand {
         /// The server to ask; learnt from the running Waymark when absent
         #[arg(long, value_name = "ADDRESS", env = "WAYMARK_DNS", value_parser = parse_dns_server)]
         server: Option<SocketAddr>,
+        /// Say where the answer comes from, and why there is none
+        #[arg(long, conflicts_with_all = ["short", "server"])]
+        trace: bool,
     },
+    /// Make Waymark the resolver of this host, or take that back
+    Install(InstallArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub struct InstallArgs {
+    #[command(flatten)]
+    pub stats: StatsArgs,
+    /// Show what would be written, and write nothing
+    #[arg(long, group = "what")]
+    pub print: bool,
+    /// Write it, keeping what was there
+    #[arg(long, group = "what")]
+    pub apply: bool,
+    /// Put back what was there
+    #[arg(long, group = "what")]
+    pub remove: bool,
+    /// Waymark's DNS address with port 53 (repeatable); learnt from the running Waymark when absent
+    #[arg(long, value_name = "IP")]
+    pub address: Vec<IpAddr>,
+    /// Who resolves names on this host; found out when absent
+    #[arg(long, value_enum)]
+    pub style: Option<ResolverStyle>,
+    /// The root directory of the host
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// Stay, and put back what was there when this process has ended
+    #[arg(long, value_name = "PID", requires = "apply")]
+    pub until_exit_of: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResolverStyle {
+    Resolved,
+    ResolvConf,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -492,6 +531,12 @@ mod tests {
             "vip show dcos-101app2.marathon",
             "dns lookup --short dcos-101app2.marathon.l4lb.thisdcos.directory",
             "dns lookup x SRV --server 127.0.0.1:8053",
+            "dns lookup x SRV --trace --json",
+            "dns install --print",
+            "dns install --apply --address 198.51.100.1 --root /tmp/x --style resolv-conf --until-exit-of 1",
+            "dns install --remove",
+            "serve --marathon http://a:8080 --compat mesos-dns --dns-http-listen 127.0.0.1:0 --dns-dcos-listen 127.0.0.1:0 \
+             --dns-upstreams 10.0.0.1 --dns-upstreams corp.example=10.0.0.2 --dns-install",
             "status --json",
             "events",
             "sync",
@@ -523,9 +568,16 @@ mod tests {
 
     #[test]
     fn wrong_lines_are_usage_errors() {
-        for line in
-            ["", "frobnicate", "app scale web x", "app list --nope", "dev --http-listen nowhere", "exec"]
-        {
+        for line in [
+            "",
+            "frobnicate",
+            "dns install",
+            "dns install --apply --remove",
+            "app scale web x",
+            "app list --nope",
+            "dev --http-listen nowhere",
+            "exec",
+        ] {
             let words = std::iter::once("waymark").chain(line.split_whitespace());
             let error = CommandLine::try_parse_from(words).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

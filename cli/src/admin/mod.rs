@@ -58,6 +58,9 @@ pub struct Addresses {
     /// The address of `dns` that has port 53.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns53: Option<SocketAddr>,
+    /// Mesos-DNS's HTTP API and DNS over HTTPS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_http: Option<SocketAddr>,
 }
 
 /// What the server reads.

@@ -31,6 +31,7 @@ pub fn http(config: &Config) -> lb_http::Config {
             server_head: timeouts.server_head,
             server_body_idle: timeouts.server_body_idle,
             tunnel_idle: timeouts.tunnel_idle,
+            request: Some(timeouts.request).filter(|limit| !limit.is_zero()),
         },
         limits: lb_http::Limits {
             request_line_bytes: limits.request_line_bytes,
@@ -165,31 +166,6 @@ fn upstream(text: &str) -> Result<SocketAddr, Failure> {
     })
 }
 
-/// Addresses that a VIP would take away from somebody on this node.
-fn reserved(config: &Config, sources: &[Source]) -> Vec<Reserved> {
-    let own = l4_vip::addresses::of_this_host().unwrap_or_else(|error| {
-        tracing::warn!(%error, "this host's addresses are not known: VIPs are not kept off them");
-        Vec::new()
-    });
-    let dns = config.dns.listen.iter().map(SocketAddr::ip);
-    let dns = dns.filter(|_| config.runs(crate::args::PlaneName::Dns));
-    let members = sources.iter().flat_map(|source| match &source.kind {
-        SourceKind::Marathon(marathon) => &marathon.schedulers[..],
-        SourceKind::Static(_) => &[],
-    });
-    let schedulers = members.filter_map(|url| match url.host()? {
-        url::Host::Ipv4(v4) => Some(v4.into()),
-        url::Host::Ipv6(v6) => Some(v6.into()),
-        url::Host::Domain(_) => None,
-    });
-    let named = |what: &'static str| move |address: IpAddr| Reserved { address, what: what.into() };
-    let all = dns.map(named("the address of Waymark's DNS server"));
-    let all = all.chain(schedulers.map(named("a scheduler's address")));
-    all.chain(own.into_iter().map(named("an address of this host")))
-        .filter(|r| !r.address.is_unspecified())
-        .collect()
-}
-
 fn networks(texts: &[String]) -> Result<Vec<dns::Network>, Failure> {
     if texts.is_empty() {
         return Ok(dns::Network::private());
@@ -223,6 +199,29 @@ fn tls(config: &Config) -> Result<dns::config::Tls, Failure> {
     Ok(dns::config::Tls::Given { certificate: read(certificate)?, key: read(key)? })
 }
 
+/// Addresses that a VIP would take away from somebody on this node.
+fn reserved(config: &Config, schedulers: &[WatchedScheduler], embedded: Option<SocketAddr>) -> Vec<Reserved> {
+    let own = l4_vip::addresses::of_this_host().unwrap_or_else(|error| {
+        tracing::warn!(%error, "this host's addresses are not known: VIPs are not kept off them");
+        Vec::new()
+    });
+    let dns = config.dns.listen.iter().map(SocketAddr::ip);
+    let dns = dns.filter(|_| config.runs(crate::args::PlaneName::Dns));
+    let schedulers =
+        schedulers.iter().flat_map(|scheduler| &scheduler.members).filter_map(|url| match url.host()? {
+            url::Host::Ipv4(v4) => Some(v4.into()),
+            url::Host::Ipv6(v6) => Some(v6.into()),
+            url::Host::Domain(_) => None,
+        });
+    let named = |what: &'static str| move |address: IpAddr| Reserved { address, what: what.into() };
+    let all = dns.map(named("the address of Waymark's DNS server"));
+    let all = all
+        .chain(schedulers.chain(embedded.map(|address| address.ip())).map(named("the scheduler's address")));
+    all.chain(own.into_iter().map(named("an address of this host")))
+        .filter(|r| !r.address.is_unspecified())
+        .collect()
+}
+
 /// `embedded` is where this process's own scheduler listens.
 pub fn watcher(
     config: &Config,
@@ -230,6 +229,7 @@ pub fn watcher(
     vip_pools: Vec<VipPool>,
 ) -> Result<event_watcher::Config, Failure> {
     let Sources { schedulers, files } = config.sources()?;
+    let reserved = reserved(config, &schedulers, embedded);
     let mut sources = Vec::new();
     for WatchedScheduler { name, members, ca, credentials } in schedulers {
         let marathon = event_watcher::Marathon {
@@ -260,7 +260,6 @@ pub fn watcher(
         let kind = SourceKind::Static(event_watcher::Static::new(file));
         sources.push(Source { name: name.into(), kind });
     }
-    let reserved = reserved(config, &sources);
     Ok(event_watcher::Config { vip_pools, reserved, ..event_watcher::Config::new(sources) })
 }
 
