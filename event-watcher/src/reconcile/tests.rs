@@ -1,6 +1,8 @@
 //! The order of events and answers, case by case, and a seeded simulation of a scheduler whose events are lost,
 //! doubled and late, and whose answers fail.
 
+mod faults;
+
 use super::*;
 use crate::catalog::InstanceState;
 use crate::publish::Freshness;
