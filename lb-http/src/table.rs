@@ -14,7 +14,7 @@ use event_watcher::catalog::{
 };
 use http::HeaderValue;
 use imbl::Vector;
-use l4_vip::pool::{EndpointState, Pool};
+use l4_vip::pool::{EndpointState, Member, Pool};
 use l4_vip::stats::Counters;
 
 use crate::labels::{self, Affinity, Mode, ServiceLabels};
@@ -272,7 +272,7 @@ fn same_claims(old: &[Arc<Backend>], new: &[Arc<Backend>]) -> bool {
 
 /// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
 fn retire(backend: &Backend) {
-    Pool::new(backend.labels.balance, [], Some(&backend.pool));
+    Pool::new(backend.labels.balance, None::<Member>, Some(&backend.pool));
 }
 
 struct CompileBackend<'a> {

@@ -17,6 +17,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod view;
+mod vips;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use guard::COMMAND_HEADER;
 pub use haproxy::Haproxy;
 pub use plane::{EndpointSample, Plane};
 pub use server::serve;
+pub use vips::VipPlane;
 
 use events::Feed;
 use history::History;
@@ -56,6 +58,9 @@ pub struct Addresses {
     /// The address of `dns` that has port 53.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns53: Option<SocketAddr>,
+    /// Mesos-DNS's HTTP API and DNS over HTTPS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_http: Option<SocketAddr>,
 }
 
 /// What the server reads.
@@ -64,6 +69,8 @@ pub struct Sources {
     pub planes: Vec<(PlaneName, Arc<dyn Plane>)>,
     /// Marathon-LB's endpoints, when the HTTP plane runs.
     pub haproxy: Option<Arc<dyn Haproxy>>,
+    /// When the VIP plane runs.
+    pub vips: Option<Arc<dyn VipPlane>>,
     /// What every plane has applied.
     pub applied: Applied,
     pub addresses: Addresses,

@@ -8,11 +8,13 @@ use askama::Template;
 use event_watcher::SourceView;
 use event_watcher::publish::Freshness;
 use http::Response;
+use l4_vip::kernel::ChoiceView;
 
 use super::Admin;
 use super::history::Change;
 use super::server::{Answer, refuse, text};
-use super::view::{AppView, PlaneProblem, Status, Traffic, VipView};
+use super::view::{AppView, PlaneProblem, Status, Traffic};
+use super::vips::VipView;
 
 pub const CSS: &str = include_str!("../../assets/page.css");
 pub const JS: &str = include_str!("../../assets/page.js");
@@ -58,6 +60,7 @@ struct Apps<'a> {
 #[derive(Template)]
 #[template(path = "vips.html")]
 struct Vips<'a> {
+    plane: Option<&'a ChoiceView>,
     vips: &'a [VipView],
     n_hidden: usize,
 }
@@ -90,7 +93,8 @@ impl Sections {
         };
         let uptime =
             humantime::format_duration(std::time::Duration::from_secs(status.uptime_seconds / 10 * 10));
-        let (apps, vips) = (admin.apps(None).apps, admin.vips().vips);
+        let (apps, vips) = (admin.apps(None).apps, admin.vips());
+        let (plane, vips) = (vips.plane, vips.vips);
         let (shown_apps, shown_vips) = (&apps[..apps.len().min(MAX_APPS)], &vips[..vips.len().min(MAX_APPS)]);
         let summary = Summary { status: &status, state, reason, uptime: uptime.to_string() };
         Self(BTreeMap::from([
@@ -98,7 +102,14 @@ impl Sections {
             ("sources", html(&Watched { sources: &status.sources })),
             ("problems", html(&Problems { problems: &status.problems })),
             ("apps", html(&Apps { apps: shown_apps, n_hidden: apps.len() - shown_apps.len() })),
-            ("vips", html(&Vips { vips: shown_vips, n_hidden: vips.len() - shown_vips.len() })),
+            (
+                "vips",
+                html(&Vips {
+                    plane: plane.as_ref(),
+                    vips: shown_vips,
+                    n_hidden: vips.len() - shown_vips.len(),
+                }),
+            ),
             ("planes", html(&Planes { status: &status })),
             ("changes", html(&Changes { changes: admin.history.newest_first() })),
         ]))

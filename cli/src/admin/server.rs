@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::{Admin, events, guard, haproxy, metrics, page};
+use super::{Admin, events, guard, haproxy, metrics, page, vips};
 
 pub type Answer = BoxBody<Bytes, Infallible>;
 
@@ -135,6 +135,7 @@ async fn route(admin: &Arc<Admin>, request: &Request<Incoming>) -> Response<Answ
         "/api/status" => status(admin, word("after"), word("wait")).await,
         "/api/apps" => json(&admin.apps(word("id").map(|id| AppId::new(&id)).as_ref())),
         "/api/vips" => json(&admin.vips()),
+        "/v1/vips" => vips::dcos_net(admin, request.headers()),
         "/api/routes" => match &admin.sources.haproxy {
             Some(haproxy) => text("application/json", haproxy.routes()),
             None => refuse(StatusCode::NOT_FOUND, "the HTTP plane is not enabled"),

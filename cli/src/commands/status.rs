@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use serde_json::Value;
 
 use super::stats::StatsClient;
+use super::vip;
 use crate::args::ListArgs;
 use crate::failure::Failure;
 use crate::output::{self, Style, Table};
@@ -48,6 +49,7 @@ pub async fn run(args: &ListArgs) -> Result<(), Failure> {
         planes.row([plane["name"].as_str().unwrap_or("-").to_owned(), plane["applied"].to_string()]);
     }
     text.push_str(&planes.render(style));
+    text.push_str(&vip::about_plane(&status["vip_plane"], style));
     if let Some(addresses) = status["addresses"].as_object() {
         let mut table = Table::new(&["LISTENS", "AT"]);
         for (name, address) in addresses {

@@ -57,14 +57,23 @@ impl FromStr for VipPool {
 
 impl fmt::Display for VipPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = if self.first.is_ipv4() { 32 } else { 128 };
-        write!(f, "{}/{}", self.first, width - (64 - self.span.leading_zeros()))
+        write!(f, "{}/{}", self.first, self.prefix_bits())
     }
 }
 
 impl VipPool {
     pub fn is_ipv4(&self) -> bool {
         self.first.is_ipv4()
+    }
+
+    /// The address that the network is called by.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    pub fn prefix_bits(&self) -> u8 {
+        let width = if self.first.is_ipv4() { 32 } else { 128 };
+        width - (64 - self.span.leading_zeros()) as u8
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {

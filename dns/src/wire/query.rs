@@ -1,20 +1,16 @@
-//! Reads a query packet and writes a reply packet, both in place: no allocation per packet, no trust in any count or
-//! length that the packet states.
+//! Reads a query packet in place: no allocation, no trust in any count or length that the packet states.
 //!
-//! It knows no zone. Messages of upstreams, which have every kind of record, are read with hickory in `forward`.
+//! It answers nothing, and it knows no zone.
 
 use hickory_server::proto::op::ResponseCode;
 use hickory_server::proto::rr::RecordType;
 
+use super::HEADER;
+use super::edns::Edns;
 use crate::names::MAX_NAME;
 use crate::stats::Silence;
 
-pub(crate) const HEADER: usize = 12;
 const CLASS_IN: u16 = 1;
-/// The reply's OPT record: root, type, class, TTL, no options.
-const OPT_BYTES: usize = 11;
-/// Every client takes a UDP answer of this size (RFC 1035 section 2.3.4).
-pub(crate) const UDP_BYTES_WITHOUT_EDNS: usize = 512;
 
 /// A query for one name that may be answered. Borrows its packet.
 #[derive(Debug)]
@@ -25,13 +21,6 @@ pub(crate) struct Query<'p> {
     name_bytes: usize,
     pub record_type: RecordType,
     pub edns: Option<Edns>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Edns {
-    pub payload_bytes: u16,
-    pub version: u8,
-    pub dnssec_ok: bool,
 }
 
 /// Why a packet is not a query to look anything up for.
@@ -93,7 +82,6 @@ impl<'p> Query<'p> {
             recursion_desired: self.packet[2] & 1 != 0,
             checking_disabled: self.packet[3] & 0x10 != 0,
             question: &self.packet[HEADER..HEADER + self.name_bytes + 4],
-            edns: self.edns,
         }
     }
 }
@@ -106,7 +94,6 @@ pub(crate) struct Head<'p> {
     pub checking_disabled: bool,
     /// Name in the client's own spelling, type and class.
     pub question: &'p [u8],
-    pub edns: Option<Edns>,
 }
 
 struct Reader<'p> {
@@ -172,137 +159,17 @@ impl<'p> Reader<'p> {
             let at_root = self.at - owner == 1;
             let record_type = self.u16()?;
             let class = self.u16()?;
-            let ttl = self.bytes(4)?;
+            let ttl = *self.bytes(4)?.first_chunk::<4>()?;
             let length = usize::from(self.u16()?);
             let data = self.bytes(length)?;
             if RecordType::from(record_type) != RecordType::OPT {
                 continue;
             }
-            if edns.is_some() || !at_root || !options_are_whole(data) {
+            if edns.is_some() || !at_root {
                 return None;
             }
-            edns = Some(Edns { payload_bytes: class, version: ttl[1], dnssec_ok: ttl[2] & 0x80 != 0 });
+            edns = Some(Edns::read(class, ttl, data)?);
         }
         Some(edns)
     }
-}
-
-fn options_are_whole(mut data: &[u8]) -> bool {
-    while let Some((head, rest)) = data.split_first_chunk::<4>() {
-        let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
-        match rest.get(length..) {
-            Some(rest) => data = rest,
-            None => return false,
-        }
-    }
-    data.is_empty()
-}
-
-/// The record did not fit; nothing of it was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Full;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Section {
-    Answer = 6,
-    Authority = 8,
-    Additional = 10,
-}
-
-/// A reply being written at the end of `out`.
-#[derive(Debug)]
-pub(crate) struct Reply<'o> {
-    out: &'o mut Vec<u8>,
-    start: usize,
-    limit: usize,
-    edns: Option<Edns>,
-    own_payload_bytes: u16,
-}
-
-impl<'o> Reply<'o> {
-    /// Begins the reply to a query: NOERROR, not authoritative. `limit` is the size that it may have in the end.
-    pub fn new(head: Head<'_>, out: &'o mut Vec<u8>, limit: usize, own_payload_bytes: u16) -> Self {
-        let start = out.len();
-        let mut header = [0; HEADER];
-        header[..2].copy_from_slice(&head.id.to_be_bytes());
-        header[2] = 0x80 | u8::from(head.recursion_desired);
-        header[3] = u8::from(head.checking_disabled) << 4;
-        header[5] = 1;
-        out.extend_from_slice(&header);
-        out.extend_from_slice(head.question);
-        let limit = if head.edns.is_some() { limit - OPT_BYTES } else { limit };
-        Self { out, start, limit, edns: head.edns, own_payload_bytes }
-    }
-
-    pub fn set_authoritative(&mut self) {
-        self.out[self.start + 2] |= 0x04;
-    }
-
-    pub fn set_truncated(&mut self) {
-        self.out[self.start + 2] |= 0x02;
-    }
-
-    pub fn set_recursion_available(&mut self) {
-        self.out[self.start + 3] |= 0x80;
-    }
-
-    /// So many bytes of the message are written.
-    pub fn len(&self) -> usize {
-        self.out.len() - self.start
-    }
-
-    /// Writes a record. Its owner is a name that the message has already, `owner` bytes into it.
-    pub fn record(
-        &mut self,
-        section: Section,
-        owner: usize,
-        record_type: RecordType,
-        ttl: u32,
-        data: &[&[u8]],
-    ) -> Result<(), Full> {
-        // A compression pointer has 14 bits, which only additional records of a long TCP answer can exceed.
-        if owner >= 0x4000 {
-            return Err(Full);
-        }
-        let owner = (0xc000 | owner as u16).to_be_bytes();
-        let data_bytes: usize = data.iter().map(|part| part.len()).sum();
-        if self.len() + owner.len() + 10 + data_bytes > self.limit {
-            return Err(Full);
-        }
-        let mut fixed = [0; 10];
-        fixed[..2].copy_from_slice(&u16::from(record_type).to_be_bytes());
-        fixed[3] = CLASS_IN as u8;
-        fixed[4..8].copy_from_slice(&ttl.to_be_bytes());
-        fixed[8..].copy_from_slice(&(data_bytes as u16).to_be_bytes());
-        self.out.extend_from_slice(&owner);
-        self.out.extend_from_slice(&fixed);
-        for part in data {
-            self.out.extend_from_slice(part);
-        }
-        let count = self.start + section as usize;
-        let n = u16::from_be_bytes([self.out[count], self.out[count + 1]]) + 1;
-        self.out[count..count + 2].copy_from_slice(&n.to_be_bytes());
-        Ok(())
-    }
-
-    /// Completes the message with its code, and the OPT record if the query had one.
-    pub fn finish(self, code: ResponseCode) {
-        self.out[self.start + 3] |= code.low();
-        let Some(edns) = self.edns else { return };
-        let [high, low] = self.own_payload_bytes.to_be_bytes();
-        let flags = if edns.dnssec_ok { 0x80 } else { 0 };
-        self.out.extend_from_slice(&[0, 0, 41, high, low, code.high(), 0, flags, 0, 0, 0]);
-        let count = self.start + Section::Additional as usize;
-        let n = u16::from_be_bytes([self.out[count], self.out[count + 1]]) + 1;
-        self.out[count..count + 2].copy_from_slice(&n.to_be_bytes());
-    }
-}
-
-/// Refuses a packet whose question is not to be repeated: a header alone.
-pub(crate) fn reject(packet: &[u8], code: ResponseCode, out: &mut Vec<u8>) {
-    let mut header = [0; HEADER];
-    header[..2].copy_from_slice(&packet[..2]);
-    header[2] = 0x80 | (packet[2] & 0x79);
-    header[3] = (packet[3] & 0x10) | code.low();
-    out.extend_from_slice(&header);
 }
