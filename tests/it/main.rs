@@ -9,6 +9,7 @@ mod kernel_ebpf;
 mod kernel_nft;
 mod restart;
 mod scheduler_away;
+mod sources;
 mod tutorial;
 mod vip_descriptors;
 mod vip_udp;
