@@ -10,6 +10,7 @@ mod kernel_nft;
 mod kernel_planes;
 mod restart;
 mod scheduler_away;
+mod sources;
 mod tutorial;
 mod vip_descriptors;
 mod vip_udp;
