@@ -3,8 +3,10 @@
 mod architecture;
 mod bad_input;
 mod browser;
+mod dns;
 mod exec;
 mod failover;
+mod kernel_dns;
 mod kernel_nft;
 mod restart;
 mod scheduler_away;
