@@ -3,9 +3,11 @@
 mod architecture;
 mod bad_input;
 mod browser;
+mod dns;
 mod exec;
 mod failover;
 mod kernel_ebpf;
+mod kernel_dns;
 mod kernel_nft;
 mod kernel_planes;
 mod restart;
