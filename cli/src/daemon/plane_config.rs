@@ -1,6 +1,6 @@
 //! From the one configuration that people write to each crate's own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use event_watcher::catalog::VipPool;
 use url::Url;
@@ -72,6 +72,16 @@ fn upstream(text: &str) -> Result<SocketAddr, Failure> {
     })
 }
 
+/// What this process's own scheduler asks of everybody.
+fn own_credentials(config: &Config) -> Option<event_watcher::Credentials> {
+    let asked = &config.scheduler;
+    if !asked.token.is_empty() {
+        return Some(event_watcher::Credentials::Token(asked.token.clone()));
+    }
+    let (user, password) = asked.credentials.split_once(':')?;
+    Some(event_watcher::Credentials::Basic { user: user.to_owned(), password: password.to_owned() })
+}
+
 /// `embedded` is where this process's own scheduler listens.
 pub fn watcher(
     config: &Config,
@@ -79,6 +89,10 @@ pub fn watcher(
     vip_pools: Vec<VipPool>,
 ) -> Result<event_watcher::Config, Failure> {
     let texts = match embedded {
+        // Where it listens on every address, this machine reaches it on its own.
+        Some(address) if address.ip().is_unspecified() => {
+            vec![format!("http://{}", SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()))]
+        }
         Some(address) => vec![format!("http://{address}")],
         None => config.marathon.clone(),
     };
@@ -91,6 +105,7 @@ pub fn watcher(
             user: url.username().to_owned(),
             password: url.password().unwrap_or_default().to_owned(),
         });
+    let credentials = credentials.or(embedded.and_then(|_| own_credentials(config)));
     for url in &mut urls {
         // They are sent as a header and must not show up in a log.
         let _ = url.set_username("").and_then(|()| url.set_password(None));
