@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
-use l4_vip::policy::Policy;
 use l4_vip::pool::{Choices, InFlight, Pool};
 
 use crate::body::RequestBody;
@@ -128,7 +127,7 @@ impl Attempt<'_> {
     ) -> Result<(Response<Incoming>, Exchange), Failed> {
         let wanted = self.cookie.and_then(|cookie| backend.server_of_cookie(cookie));
         let of_cookie = wanted.filter(|i| !backend.servers[*i].endpoint.is_ejected());
-        let affinity = (backend.labels.balance == Policy::Source).then(|| source_hash(self.client));
+        let affinity = backend.labels.balance.is_keyed().then(|| source_hash(self.client));
         let mut candidates =
             Candidates { next: of_cookie, pool: &backend.pool, affinity, walk: None, wanted: of_cookie };
         let shard = backend.series.of_worker(self.local.index);

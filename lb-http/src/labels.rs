@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use event_watcher::catalog::{App, HealthCheckProtocol, Problem, Service};
-use l4_vip::policy::Policy;
+use l4_vip::policy::{KNOWN, Policy};
 use serde::Serialize;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -64,9 +64,7 @@ pub fn read(
         text.parse::<u16>().ok().filter(|port| *port > 0)
     });
     let port = port.or(service.service_port);
-    let balance = labels.parsed("BALANCE", "one of roundrobin, leastconn, random, source", |text| {
-        text.parse::<Policy>().ok()
-    });
+    let balance = labels.parsed("BALANCE", &format!("one of {KNOWN}"), |text| text.parse::<Policy>().ok());
     let affinity = if labels.boolean("STICKY", false) { Affinity::Cookie } else { Affinity::None };
     let vhosts = labels.vhosts();
     let paths = labels.paths();

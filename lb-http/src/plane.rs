@@ -133,8 +133,12 @@ impl Follower {
             return;
         }
         let table = Arc::new(self.compiler.compile(snapshot, Instant::now()));
-        self.shared.table.store(Arc::clone(&table));
-        self.listen(&table).await;
+        let before = self.shared.table.swap(Arc::clone(&table));
+        let same =
+            Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
+        if !same || self.listeners.has_failed() {
+            self.listen(&table).await;
+        }
         self.mark.set(snapshot.generation);
     }
 

@@ -1,13 +1,15 @@
 //! Which backend a request is for: by service port, by host and path, by app id.
 //!
 //! Rules of one host are tried by weight, then longest path first, then app id: the first whose prefix fits wins. Two
-//! services that claim the same are a problem; the oldest app version keeps it, then the lower id.
+//! services that claim the same are a problem: who has it keeps it, and of two newcomers the older version wins, then
+//! the lower id. (A version alone would not do: scaling an app gives it a new one.)
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use event_watcher::catalog::Problem;
+use event_watcher::catalog::{Problem, ServiceId};
 use foldhash::fast::RandomState;
+use imbl::Vector;
 
 use crate::labels::{Case, Mode, PathPrefix};
 use crate::table::Backend;
@@ -19,6 +21,8 @@ pub struct Routes {
     /// By lower-case app id.
     apps: HashMap<Box<str>, usize, RandomState>,
     pub(crate) problems: Vec<Problem>,
+    /// Services that have all that they claim.
+    settled: HashSet<ServiceId, RandomState>,
 }
 
 /// Leads to a backend by its index in the table.
@@ -78,21 +82,25 @@ impl Routes {
         }
     }
 
-    pub(crate) fn compile(backends: &[Arc<Backend>]) -> Self {
+    pub(crate) fn compile(backends: &Vector<Arc<Backend>>, before: &Self) -> Self {
         let mut routes = Self::default();
         let mut by_age: Vec<usize> = (0..backends.len()).collect();
-        by_age.sort_by_key(|i| (&backends[*i].app_version, &backends[*i].service));
+        by_age.sort_by_key(|i| {
+            let backend = &backends[*i];
+            (!before.settled.contains(&backend.service), &backend.app_version, &backend.service)
+        });
         let mut problems = Vec::new();
         for i in &by_age {
             let port = backends[*i].labels.port;
             let winner = *routes.ports.entry(port).or_insert(*i);
             if winner != *i {
-                problems.push(conflict(
+                let problem = conflict(
                     &backends[*i],
                     &backends[winner],
                     format!("service port {port}"),
                     "its virtual hosts and its app id still lead to it; give it another port",
-                ));
+                );
+                problems.push((*i, problem));
             }
         }
         for (i, backend) in backends.iter().enumerate().filter(|(_, b)| b.labels.mode == Mode::Http) {
@@ -100,12 +108,21 @@ impl Routes {
             routes.apps.entry(app.into()).or_insert(i);
         }
         routes.compile_hosts(backends, &by_age, &mut problems);
-        problems.sort();
-        routes.problems = problems;
+        routes.settled = backends.iter().map(|backend| backend.service.clone()).collect();
+        for (loser, _) in &problems {
+            routes.settled.remove(&backends[*loser].service);
+        }
+        routes.problems = problems.into_iter().map(|(_, problem)| problem).collect();
+        routes.problems.sort();
         routes
     }
 
-    fn compile_hosts(&mut self, backends: &[Arc<Backend>], by_age: &[usize], problems: &mut Vec<Problem>) {
+    fn compile_hosts(
+        &mut self,
+        backends: &Vector<Arc<Backend>>,
+        by_age: &[usize],
+        problems: &mut Vec<(usize, Problem)>,
+    ) {
         let mut rules: HashMap<&str, Vec<Rule>> = HashMap::new();
         for i in by_age.iter().filter(|i| backends[**i].labels.mode == Mode::Http) {
             let labels = &backends[*i].labels;
@@ -120,12 +137,13 @@ impl Routes {
                 };
                 if let Some(winner) = of_host.iter().find(same) {
                     let path = path.as_ref().map_or("", |p| &p.prefix);
-                    problems.push(conflict(
+                    let problem = conflict(
                         &backends[*i],
                         &backends[winner.backend],
                         format!("virtual host {host}{path}"),
                         "give it another host or path, or a higher BACKEND_WEIGHT",
-                    ));
+                    );
+                    problems.push((*i, problem));
                 } else {
                     of_host.push(Rule { path: path.clone(), backend: *i });
                 }

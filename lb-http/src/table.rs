@@ -1,7 +1,7 @@
 //! What a snapshot compiles to: backends with their servers, and the routes that lead to them.
 //!
 //! A table never changes; live state (requests in flight, ejection, counters) is shared with the table before it.
-//! Compiling costs what changed: apps whose `Arc` is the same keep their backends. Who listens where is not decided
+//! Compiling costs what changed: an app that claims the same ports, hosts and paths as before takes the place that it had. Who listens where is not decided
 //! here.
 
 use std::collections::BTreeMap;
@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_watcher::catalog::{
-    App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Rotation, Service,
+    App, AppId, Delta, Generation, Health, Instance, InstanceId, InstanceState, Problem, Rotation, Service,
     ServiceId, Snapshot,
 };
 use http::HeaderValue;
-use l4_vip::pool::{EndpointState, Pool};
+use imbl::Vector;
+use l4_vip::pool::{EndpointState, Member, Pool};
 use l4_vip::stats::Counters;
 
 use crate::labels::{self, Affinity, Mode, ServiceLabels};
@@ -26,7 +27,7 @@ use crate::sticky;
 pub struct Table {
     pub generation: Generation,
     /// By app id, then port. Routes hold indices into it.
-    pub backends: Vec<Arc<Backend>>,
+    pub backends: Vector<Arc<Backend>>,
     pub routes: Arc<Routes>,
     /// What is wrong with labels and routes, by app.
     pub problems: Arc<[Problem]>,
@@ -168,47 +169,76 @@ impl Backend {
 pub struct Compiler {
     groups: Vec<String>,
     n_workers: usize,
+    snapshot: Snapshot,
     apps: BTreeMap<AppId, CompiledApp>,
     routes: Arc<Routes>,
-    backends: Vec<Arc<Backend>>,
+    backends: Vector<Arc<Backend>>,
+    problems: Arc<[Problem]>,
 }
 
 #[derive(Debug)]
 struct CompiledApp {
-    app: Arc<App>,
     backends: Vec<Arc<Backend>>,
+    /// Where the first of them is in the table.
+    at: usize,
     problems: Vec<Problem>,
 }
 
 impl Compiler {
     pub fn new(groups: Vec<String>, n_workers: usize) -> Self {
-        Self { groups, n_workers, apps: BTreeMap::new(), routes: Arc::default(), backends: Vec::new() }
+        Self {
+            groups,
+            n_workers,
+            snapshot: Snapshot::default(),
+            apps: BTreeMap::new(),
+            routes: Arc::default(),
+            backends: Vector::new(),
+            problems: Arc::default(),
+        }
     }
 
     pub fn compile(&mut self, snapshot: &Snapshot, now: Instant) -> Table {
-        for (_, gone) in self.apps.extract_if(.., |id, _| !snapshot.apps.contains_key(id)) {
-            gone.backends.iter().for_each(|b| retire(b));
-        }
-        for (id, app) in snapshot.apps.iter() {
-            if self.apps.get(id).is_some_and(|known| Arc::ptr_eq(&known.app, app)) {
-                continue;
+        let delta = Delta::between(&self.snapshot, snapshot);
+        self.snapshot = snapshot.clone();
+        let mut routes_hold = delta.removed.is_empty();
+        let mut problems_hold = true;
+        for id in &delta.removed {
+            if let Some(gone) = self.apps.remove(id) {
+                gone.backends.iter().for_each(|b| retire(b));
             }
-            let previous = self.apps.remove(id);
-            let compiled = self.compile_app(app, previous.as_ref(), now);
-            self.apps.insert(id.clone(), compiled);
         }
-        let backends: Vec<Arc<Backend>> =
-            self.apps.values().flat_map(|app| &app.backends).map(Arc::clone).collect();
-        if !self.routes_hold(&backends) {
-            self.routes = Arc::new(Routes::compile(&backends));
+        for app in &delta.changed {
+            let previous = self.apps.remove(&app.id);
+            let mut compiled = self.compile_app(app, previous.as_ref(), now);
+            let known = previous.as_ref().map_or(&[][..], |p| &p.backends);
+            if same_claims(known, &compiled.backends) {
+                compiled.at = previous.as_ref().map_or(0, |p| p.at);
+                for (index, backend) in compiled.backends.iter().enumerate() {
+                    self.backends.set(compiled.at + index, Arc::clone(backend));
+                }
+            } else {
+                routes_hold = false;
+            }
+            problems_hold &= previous.as_ref().map_or(&[][..], |p| &p.problems[..]) == compiled.problems;
+            self.apps.insert(app.id.clone(), compiled);
         }
-        self.backends.clone_from(&backends);
-        let problems = self.apps.values().flat_map(|app| &app.problems).chain(&self.routes.problems);
+        if !routes_hold {
+            self.backends = Vector::new();
+            for app in self.apps.values_mut() {
+                app.at = self.backends.len();
+                self.backends.extend(app.backends.iter().map(Arc::clone));
+            }
+            self.routes = Arc::new(Routes::compile(&self.backends, &self.routes));
+        }
+        if !routes_hold || !problems_hold {
+            let problems = self.apps.values().flat_map(|app| &app.problems).chain(&self.routes.problems);
+            self.problems = problems.cloned().collect();
+        }
         Table {
             generation: snapshot.generation,
-            problems: problems.cloned().collect(),
+            problems: Arc::clone(&self.problems),
             routes: Arc::clone(&self.routes),
-            backends,
+            backends: self.backends.clone(),
         }
     }
 
@@ -228,23 +258,21 @@ impl Compiler {
         }
         known.iter().filter(|b| app.service(b.service.port_index).is_none()).for_each(|b| retire(b));
         backends.sort_by_key(|b| b.labels.port);
-        CompiledApp { app: Arc::clone(app), backends, problems }
+        CompiledApp { backends, at: 0, problems }
     }
+}
 
-    /// The routes of the last table are right for these backends, too. Versions only matter to who wins a conflict.
-    fn routes_hold(&self, backends: &[Arc<Backend>]) -> bool {
-        let same = |(old, new): (&Arc<Backend>, &Arc<Backend>)| {
-            old.service == new.service
-                && Arc::ptr_eq(&old.labels, &new.labels)
-                && (self.routes.problems.is_empty() || old.app_version == new.app_version)
-        };
-        self.backends.len() == backends.len() && self.backends.iter().zip(backends).all(same)
-    }
+/// The routes of these backends are the same.
+fn same_claims(old: &[Arc<Backend>], new: &[Arc<Backend>]) -> bool {
+    let same = |(old, new): (&Arc<Backend>, &Arc<Backend>)| {
+        old.service == new.service && Arc::ptr_eq(&old.labels, &new.labels)
+    };
+    old.len() == new.len() && old.iter().zip(new).all(same)
 }
 
 /// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
 fn retire(backend: &Backend) {
-    Pool::new(backend.labels.balance, [], Some(&backend.pool));
+    Pool::new(backend.labels.balance, None::<Member>, Some(&backend.pool));
 }
 
 struct CompileBackend<'a> {

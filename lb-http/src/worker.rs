@@ -99,7 +99,10 @@ impl Worker {
             upstreams: Upstreams::new(self.index, Arc::clone(&clock), self.config.timeouts.connect),
             tasks: TaskTracker::new(),
             spare_fields: Cell::new(None),
-            forwarder: Forwarder::new(Options { connect_timeout: self.config.timeouts.connect }),
+            forwarder: Forwarder::new(Options {
+                connect_timeout: self.config.timeouts.connect,
+                idle_timeout: None,
+            }),
             table: RefCell::new(Cache::new(Arc::clone(&self.table))),
             waits: Rc::default(),
             clock,

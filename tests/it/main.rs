@@ -3,11 +3,18 @@
 mod architecture;
 mod bad_input;
 mod browser;
+mod compat_clients;
+mod compat_documents;
 mod exec;
 mod failover;
+mod kernel_ebpf;
+mod kernel_nft;
 mod restart;
 mod scheduler_away;
+mod scheduler_model;
 mod tutorial;
+mod vip_descriptors;
+mod vip_udp;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_waymark-under-test");

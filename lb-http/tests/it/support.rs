@@ -71,7 +71,7 @@ impl Cluster {
     async fn publish(&mut self) {
         self.generation += 1;
         let generation = Generation(self.generation);
-        let apps = Arc::new(self.apps.clone());
+        let apps = self.apps.clone().into_iter().collect();
         self.publisher.publish(Arc::new(Snapshot { generation, apps, ..Snapshot::default() }));
         soon("applied", self.plane.applied().reached(generation)).await.unwrap();
     }
