@@ -17,6 +17,12 @@ pub enum StartError {
     Bind(#[from] BindError),
     #[error("the certificates cannot be used")]
     Certificate(#[from] CertificateError),
+    #[error("cannot write the access log {path}")]
+    AccessLog {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl StartError {
@@ -25,6 +31,7 @@ impl StartError {
         match self {
             Self::Bind(error) => error.hint,
             Self::Certificate(_) => "each file of --ssl-certs has a certificate chain and its key, as PEM",
+            Self::AccessLog { .. } => "http.access_log.file names a file in a directory that exists",
         }
     }
 }
