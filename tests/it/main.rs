@@ -12,6 +12,7 @@ mod kernel_nft;
 mod restart;
 mod scheduler_away;
 mod scheduler_model;
+mod scheduler_runs;
 mod tutorial;
 mod vip_descriptors;
 mod vip_udp;
