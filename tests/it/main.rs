@@ -16,6 +16,7 @@ mod restart;
 mod scheduler_away;
 mod scheduler_model;
 mod sources;
+mod scheduler_runs;
 mod tutorial;
 mod vip_descriptors;
 mod vip_udp;
