@@ -91,6 +91,35 @@ pub struct Http {
     pub listen: SocketAddr,
     pub timeouts: HttpTimeouts,
     pub limits: HttpLimits,
+    pub access_log: HttpAccessLog,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpAccessLog {
+    pub format: AccessLogFormat,
+    /// Appended to. Absent: standard output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// Of so many requests one is logged; 1: all.
+    pub one_in: u32,
+    /// The ids of the apps whose requests are logged; empty: all.
+    pub apps: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    Off,
+    Json,
+    Common,
+}
+
+impl Default for HttpAccessLog {
+    fn default() -> Self {
+        // Whoever wants it says where to; a log that nobody reads fills a disk.
+        Self { format: AccessLogFormat::Off, file: None, one_in: 1, apps: Vec::new() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -328,6 +357,7 @@ impl Config {
                 listen: SocketAddr::new(address, http_port),
                 timeouts: HttpTimeouts::default(),
                 limits: HttpLimits::default(),
+                access_log: HttpAccessLog::default(),
             },
             service: Service { address },
             appid: AppId { listen: SocketAddr::new(address, 9091) },

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use event_watcher::catalog::{Reserved, VipPool};
+use event_watcher::catalog::{AppId, Reserved, VipPool};
 use event_watcher::{Source, SourceKind};
 use url::Url;
 
 use crate::args::{DnsCompat, Mode};
-use crate::config::{self, Config, Credentials, Sources, WatchedScheduler};
+use crate::config::{self, AccessLogFormat, Config, Credentials, HttpAccessLog, Sources, WatchedScheduler};
 use crate::failure::Failure;
 
 /// The last good state of a scheduler, kept for a start without it; its name follows.
@@ -40,9 +40,20 @@ pub fn http(config: &Config) -> lb_http::Config {
             connections_per_listener: limits.connections_per_listener,
             connections_per_client: limits.connections_per_client,
         },
+        access_log: access_log(&config.http.access_log),
         drain_timeout: config.drain_timeout,
         ..lb_http::Config::default()
     }
+}
+
+fn access_log(config: &HttpAccessLog) -> Option<lb_http::AccessLogConfig> {
+    let format = match config.format {
+        AccessLogFormat::Off => return None,
+        AccessLogFormat::Json => lb_http::LogFormat::Json,
+        AccessLogFormat::Common => lb_http::LogFormat::Common,
+    };
+    let apps = config.apps.iter().map(|id| AppId::new(id)).collect();
+    Some(lb_http::AccessLogConfig { file: config.file.clone(), format, one_in: config.one_in, apps })
 }
 
 pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
