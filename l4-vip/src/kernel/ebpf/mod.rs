@@ -78,8 +78,12 @@ impl Ebpf {
     fn end_stale(&self, gone: &[tables::Gone]) {
         match stale::end_connected(gone, &self.tables.maps) {
             Ok(0) => {}
-            Ok(n_ended) => tracing::debug!(n_ended, "connected UDP sockets were told that their backend is gone"),
-            Err(error) => tracing::warn!(%error, "connected UDP sockets may still send to a backend that is gone"),
+            Ok(n_ended) => {
+                tracing::debug!(n_ended, "connected UDP sockets were told that their backend is gone")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connected UDP sockets may still send to a backend that is gone")
+            }
         }
     }
 

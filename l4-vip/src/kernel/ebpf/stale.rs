@@ -33,13 +33,19 @@ pub fn end_connected(gone: &[Gone], maps: &Maps) -> io::Result<usize> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let dump = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
-        socket.ask(SOCK_DIAG_BY_FAMILY, dump, &request(family, None), |_| {}, |message| {
-            let Some(id) = message.body.get(ANSWERED_ID..ANSWERED_ID + ID_BYTES) else { return };
-            let (peer, cookie) = (peer(family, id), cookie(id));
-            found.extend(gone.iter().filter(|gone| gone.backend.address == peer).map(|gone| {
-                (family, <[u8; ID_BYTES]>::try_from(id).unwrap_or([0; ID_BYTES]), cookie, **gone)
-            }));
-        })?;
+        socket.ask(
+            SOCK_DIAG_BY_FAMILY,
+            dump,
+            &request(family, None),
+            |_| {},
+            |message| {
+                let Some(id) = message.body.get(ANSWERED_ID..ANSWERED_ID + ID_BYTES) else { return };
+                let (peer, cookie) = (peer(family, id), cookie(id));
+                found.extend(gone.iter().filter(|gone| gone.backend.address == peer).map(|gone| {
+                    (family, <[u8; ID_BYTES]>::try_from(id).unwrap_or([0; ID_BYTES]), cookie, **gone)
+                }));
+            },
+        )?;
     }
     let mut n_ended = 0;
     for (family, id, cookie, gone) in found {
