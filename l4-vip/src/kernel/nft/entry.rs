@@ -125,8 +125,7 @@ pub(super) const OF_FRONTENDS: [SetKind; 3] = [SetKind::Frontends, SetKind::Conn
 impl Edits {
     /// Makes `new` of `old`; none is no frontend at all.
     pub(super) fn change(&mut self, frontend: Frontend, old: Option<&Entry>, new: Option<&Entry>) {
-        let family = Family::of(frontend.address.ip());
-        let FamilyEdits { removed, added } = self.of(family);
+        let FamilyEdits { removed, added } = self.of(Family::of(frontend.address.ip()));
         let key = || frontend_key(frontend);
         for kind in OF_FRONTENDS {
             match (old, new) {
@@ -138,7 +137,7 @@ impl Edits {
         let pick = |entry: Option<&Entry>| entry.map(|entry| entry.pick);
         if pick(old) != pick(new) {
             removed.extend(old.map(|_| (SetKind::Services, key())));
-            added.extend(new.map(|new| (SetKind::Services, key(), Value::Goto(new.pick.chain(family)))));
+            added.extend(new.map(|new| (SetKind::Services, key(), Value::Bytes(new.pick.value()))));
         }
         let slots = |entry: Option<&Entry>| entry.map_or(&[][..], |entry| &entry.slots).to_vec();
         let (old_slots, new_slots) = (slots(old), slots(new));
