@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use super::batch::{DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, TABLE, TABLE_NAME, TABLE_USERDATA, kind};
 use super::elements::{frontend_key, read_backend, read_frontend, slot_key};
-use super::entry::{Edits, Entry, OF_FRONTENDS};
+use super::entry::{COUNTING, Edits, Entry};
 use super::family::{Family, SetKind};
 use super::message::{Attributes, be, text};
 use super::pick::Pick;
@@ -92,7 +92,7 @@ impl Contents {
                 Some(())
             });
         })?;
-        for (nth, kind) in OF_FRONTENDS.into_iter().enumerate() {
+        for (nth, kind) in COUNTING.into_iter().enumerate() {
             dump(socket, family.set(kind), |key, _| {
                 put(kind, key, &mut |found, _| {
                     found.is_listed[nth] = true;
@@ -129,7 +129,7 @@ impl Contents {
         for (slot, _) in found.slots {
             self.mending.remove(family, SetKind::Slots, slot_key(frontend, slot));
         }
-        for (kind, is_listed) in OF_FRONTENDS.into_iter().zip(found.is_listed) {
+        for (kind, is_listed) in COUNTING.into_iter().zip(found.is_listed) {
             if is_listed {
                 self.mending.remove(family, kind, frontend_key(frontend));
             }
@@ -142,7 +142,7 @@ impl Contents {
 struct Found {
     pick: Option<Pick>,
     slots: Vec<(u16, SocketAddr)>,
-    is_listed: [bool; OF_FRONTENDS.len()],
+    is_listed: [bool; COUNTING.len()],
 }
 
 /// How often each element of a counting set was found, and the bytes of those packets.

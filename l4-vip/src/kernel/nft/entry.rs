@@ -116,18 +116,17 @@ pub(super) struct Edits {
     v6: FamilyEdits,
 }
 
-const EDITED: [SetKind; 5] =
-    [SetKind::Services, SetKind::Slots, SetKind::Frontends, SetKind::Connections, SetKind::Refusals];
+const EDITED: [SetKind; 4] = [SetKind::Services, SetKind::Slots, SetKind::Connections, SetKind::Refusals];
 
-/// The sets that hold each frontend, as long as there is one.
-pub(super) const OF_FRONTENDS: [SetKind; 3] = [SetKind::Frontends, SetKind::Connections, SetKind::Refusals];
+/// The sets that count for each frontend.
+pub(super) const COUNTING: [SetKind; 2] = [SetKind::Connections, SetKind::Refusals];
 
 impl Edits {
     /// Makes `new` of `old`; none is no frontend at all.
     pub(super) fn change(&mut self, frontend: Frontend, old: Option<&Entry>, new: Option<&Entry>) {
         let FamilyEdits { removed, added } = self.of(Family::of(frontend.address.ip()));
         let key = || frontend_key(frontend);
-        for kind in OF_FRONTENDS {
+        for kind in COUNTING {
             match (old, new) {
                 (None, Some(_)) => added.push((kind, key(), Value::None)),
                 (Some(_), None) => removed.push((kind, key())),

@@ -19,8 +19,6 @@ pub(super) enum SetKind {
     Services,
     /// How a frontend picks → the chain that does it.
     Picks,
-    /// Frontends, for the chains that do not pick.
-    Frontends,
     /// Frontend and slot → backend.
     Slots,
     /// Frontends, counting what asked for a connection.
@@ -95,8 +93,6 @@ impl Family {
         match (kind, self) {
             (SetKind::Services, Self::V4) => "services4",
             (SetKind::Services, Self::V6) => "services6",
-            (SetKind::Frontends, Self::V4) => "frontends4",
-            (SetKind::Frontends, Self::V6) => "frontends6",
             (SetKind::Picks, Self::V4) => "picks4",
             (SetKind::Picks, Self::V6) => "picks6",
             (SetKind::Slots, Self::V4) => "slots4",

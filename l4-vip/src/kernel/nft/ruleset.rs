@@ -135,7 +135,7 @@ fn arrive(batch: &mut Batch, family: Family) {
     let name = chain("arrive", family);
     let mut rule = frontend(family, R(0)).to_vec();
     rule.extend([
-        E::Find { set: family.set(SetKind::Frontends), key: R(0) },
+        E::Find { set: family.set(SetKind::Services), key: R(0) },
         E::Meta { key: libc::NFT_META_IIF, to: R(0) },
         E::Meta { key: libc::NFT_META_IIF, to: R(1) },
         E::Remember { set: "links", key: R(0), lifetime: ARRIVAL_LIFETIME },
@@ -229,7 +229,7 @@ fn depart(batch: &mut Batch, family: Family, pools: &[VipPool]) {
             family.original_destination(behind),
             protocol(family.after_address(behind)),
             E::Tracked { what: Tracked::Port, to: R(family.after_address(behind).0 + 1) },
-            E::Find { set: family.set(SetKind::Frontends), key: behind },
+            E::Find { set: family.set(SetKind::Services), key: behind },
             E::Masquerade,
         ]);
         batch.rule("postrouting", &rule);
@@ -326,7 +326,6 @@ fn sets(batch: &mut Batch, family: Family) {
     set(batch, name(SetKind::Services), &frontend, &[Type::Mark; 2], Options::Fixed);
     set(batch, name(SetKind::Picks), &[Type::Mark], &[Type::Verdict], Options::Fixed);
     set(batch, name(SetKind::Slots), &of_slot, &[address, Type::Port], Options::Fixed);
-    set(batch, name(SetKind::Frontends), &frontend, &[], Options::Fixed);
     set(batch, name(SetKind::Connections), &frontend, &[], Options::Counts);
     set(batch, name(SetKind::Refusals), &frontend, &[], Options::Counts);
     set(batch, name(SetKind::Clients), &[address; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
