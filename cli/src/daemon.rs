@@ -87,7 +87,7 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
         let http = plane_config::http(&config);
         let (plane, workers) = lb_http::start(http, publisher.subscribe(), n_workers, shutdown.clone())
             .await
-            .map_err(|e| Failure::chain("the HTTP plane did not start", &e).hint(e.hint))?;
+            .map_err(|e| Failure::chain("the HTTP plane did not start", &e).hint(e.hint()))?;
         addresses.http = plane.http_address();
         addresses.appid = plane.appid_address();
         addresses.service = Some(config.service.address);
