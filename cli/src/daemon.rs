@@ -10,6 +10,8 @@ mod node;
 mod plane_config;
 mod resolver;
 
+pub use dev::scheduler_config;
+
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -115,7 +117,7 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
     if config.mode == Mode::Dev {
         // Its instances outlive the planes' drain, so that what is in flight can finish.
         let stop = CancellationToken::new();
-        let running = scheduler::start(dev::scheduler_config(&config), stop.clone())
+        let running = scheduler::start(dev::scheduler_config(&config)?, stop.clone())
             .await
             .map_err(|e| Failure::chain("the scheduler did not start", &e).hint(e.hint()))?;
         addresses.scheduler = Some(running.address);

@@ -20,6 +20,18 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("cannot write the access log {path}: {source}")]
+    AccessLog {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
 impl BindError {
     pub(crate) fn new(address: SocketAddr, purpose: impl Into<String>, source: io::Error) -> Self {
         let hint = match source.kind() {
