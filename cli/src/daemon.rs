@@ -40,6 +40,8 @@ pub struct Running {
     /// The stats server tells that the process stops until the planes have drained.
     drained: CancellationToken,
     scheduler: Option<(scheduler::Running, CancellationToken)>,
+    /// It may have to put the kernel in order before the process ends.
+    vip_plane: Option<l4_vip::Plane>,
     demo: bool,
 }
 
@@ -65,10 +67,15 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
     addresses.stats = stats.local_addr().ok();
 
     let (mut vip_workers, mut http_workers, mut dns_workers) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut vips_applied, mut vip_traffic) = (None, None);
+    let (mut vips_applied, mut vip_plane, mut vip_traffic) = (None, None, None);
     if config.runs(PlaneName::Vip) {
         let vip = plane_config::vip(&config, vip_pools.clone());
-        let (plane, workers) = l4_vip::start(vip, publisher.subscribe(), n_workers, shutdown.clone());
+        let chosen = l4_vip::kernel::choose(plane_config::vip_choice(&config, vip_pools.clone()))
+            .map_err(|e| Failure::chain("the VIP plane did not start", &e).hint(e.hint))?;
+        let on_exit = plane_config::vip_on_exit(&config);
+        let (plane, workers) =
+            l4_vip::start_on(chosen, on_exit, vip, publisher.subscribe(), n_workers, shutdown.clone());
+        vip_plane = Some(plane.clone());
         vips_applied = Some(plane.applied());
         vip_traffic = Some(planes::vip_traffic(plane.clone()));
         vip_workers = workers;
@@ -123,6 +130,7 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
         workers: Vec::with_capacity(n_workers),
         drained: CancellationToken::new(),
         scheduler,
+        vip_plane,
         demo,
     };
     let work = Work { stats, parts, haproxy, publisher, vip_pools, vip_workers, http_workers, dns_workers };
@@ -158,6 +166,10 @@ impl Running {
             watcher: Some(watcher),
             planes: work.parts,
             haproxy: work.haproxy,
+            vips: self
+                .vip_plane
+                .clone()
+                .map(|plane| Arc::new(planes::Vip(plane)) as Arc<dyn admin::VipPlane>),
             applied: self.applied.clone(),
             addresses: self.addresses.clone(),
             config: config.to_toml()?,
@@ -216,6 +228,9 @@ impl Running {
             tokio::task::spawn_blocking(move || workers.into_iter().map(JoinHandle::join).all(|r| r.is_ok()));
         if !matches!(joined.await, Ok(true)) {
             tracing::error!("a worker thread ended badly");
+        }
+        if let Some(plane) = self.vip_plane {
+            plane.ended().await;
         }
         self.drained.cancel();
         if let Some((scheduler, stop)) = self.scheduler {

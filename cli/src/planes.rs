@@ -9,7 +9,7 @@ use event_watcher::catalog::{Problem, VipKey};
 use event_watcher::publish::Applied;
 use serde::Serialize;
 
-use crate::admin::{EndpointSample, Haproxy, Plane};
+use crate::admin::{EndpointSample, Haproxy, Plane, VipPlane};
 
 pub struct Http(pub lb_http::Plane);
 
@@ -141,8 +141,31 @@ impl Plane for Vip {
         family("unreachable_total", "counter", &|vip| vip.counters.n_unreachable);
         family("resets_total", "counter", &|vip| vip.counters.n_resets);
         family("connect_failures_total", "counter", &|vip| vip.counters.n_connect_failures);
+        family("idle_total", "counter", &|vip| vip.counters.n_idle);
         family("bytes_in_total", "counter", &|vip| vip.counters.bytes_in);
         family("bytes_out_total", "counter", &|vip| vip.counters.bytes_out);
+        let choice = self.0.choice();
+        let failed = u8::from(choice.failure.is_some());
+        let _ = write!(
+            text,
+            "# TYPE waymark_vip_plane_info gauge\nwaymark_vip_plane_info{{wanted=\"{}\",active=\"{}\"}} 1\n\
+             # TYPE waymark_vip_plane_failing gauge\nwaymark_vip_plane_failing {failed}\n\
+             # TYPE waymark_vip_plane_repaired_total counter\nwaymark_vip_plane_repaired_total {}\n",
+            choice.wanted,
+            choice.active.as_str(),
+            choice.n_repaired,
+        );
+        let totals = self.0.totals();
+        for (name, n) in [
+            ("accept_pauses", totals.n_accept_pauses),
+            ("refused_for_descriptors", totals.n_refused_for_descriptors),
+            ("moved", totals.n_moved),
+            ("flows_evicted", totals.n_flows_evicted),
+            ("datagrams_dropped", totals.n_datagrams_dropped),
+            ("datagrams_refused", totals.n_datagrams_refused),
+        ] {
+            let _ = writeln!(text, "# TYPE waymark_vip_{name}_total counter\nwaymark_vip_{name}_total {n}");
+        }
     }
 
     fn totals(&self) -> Vec<(&'static str, u64)> {
@@ -153,6 +176,16 @@ impl Plane for Vip {
             ("connections", vips.iter().map(|vip| vip.counters.n_connections).sum()),
             ("open", totals.n_in_flight),
         ]
+    }
+}
+
+impl VipPlane for Vip {
+    fn choice(&self) -> l4_vip::kernel::ChoiceView {
+        self.0.choice()
+    }
+
+    fn vips(&self) -> Vec<l4_vip::stats::VipView> {
+        self.0.vips()
     }
 }
 

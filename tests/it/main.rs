@@ -7,10 +7,13 @@ mod dns;
 mod exec;
 mod failover;
 mod kernel_dns;
+mod kernel_ebpf;
 mod kernel_nft;
 mod restart;
 mod scheduler_away;
 mod tutorial;
+mod vip_descriptors;
+mod vip_udp;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_waymark-under-test");

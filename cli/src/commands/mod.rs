@@ -9,6 +9,7 @@ mod inside;
 mod marathon;
 mod stats;
 mod status;
+mod sync;
 mod vip;
 mod wait;
 mod words;
@@ -31,6 +32,7 @@ pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
         Command::Vip(command) => wait_for(vip::run(command)),
         Command::Dns(command) => dns::run(command),
         Command::Status(args) => wait_for(status::run(&args)),
+        Command::Sync(args) => wait_for(sync::run(&args)),
         Command::Events(args) => wait_for(status::events(&args)),
         Command::Exec(args) => inside::exec(&args.stats, &args.command),
         Command::Shell(args) => inside::shell(&args),
