@@ -7,6 +7,7 @@ mod exec;
 mod failover;
 mod kernel_ebpf;
 mod kernel_nft;
+mod random_faults;
 mod restart;
 mod scheduler_away;
 mod sources;
