@@ -92,6 +92,9 @@ pub struct HttpTimeouts {
     pub server_body_idle: Duration,
     #[serde(with = "humantime_text")]
     pub tunnel_idle: Duration,
+    /// From a request's first byte to the last of its response; `0s`: no limit.
+    #[serde(with = "humantime_text")]
+    pub request: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -462,6 +465,7 @@ impl Default for HttpTimeouts {
             server_head: Duration::from_secs(60),
             server_body_idle: Duration::from_secs(30),
             tunnel_idle: Duration::from_secs(3600),
+            request: Duration::ZERO,
         }
     }
 }

@@ -3,10 +3,13 @@
 mod architecture;
 mod bad_input;
 mod browser;
+mod dns;
 mod exec;
 mod failover;
+mod kernel_dns;
 mod kernel_ebpf;
 mod kernel_nft;
+mod kernel_planes;
 mod random_faults;
 mod restart;
 mod scheduler_away;

@@ -70,7 +70,7 @@ impl Waymark {
         let mut arguments = Command::new(program);
         let pool = format!("{vip_network}/20");
         let state = home.path().join("state");
-        let own: [(&str, &OsStr); 10] = [
+        let own: &[(&str, &OsStr)] = &[
             ("--http-listen", "127.0.0.1:0".as_ref()),
             ("--appid-listen", "127.0.0.1:0".as_ref()),
             ("--stats-listen", "127.0.0.1:0".as_ref()),

@@ -31,6 +31,7 @@ pub fn http(config: &Config) -> lb_http::Config {
             server_head: timeouts.server_head,
             server_body_idle: timeouts.server_body_idle,
             tunnel_idle: timeouts.tunnel_idle,
+            request: Some(timeouts.request).filter(|limit| !limit.is_zero()),
         },
         limits: lb_http::Limits {
             request_line_bytes: limits.request_line_bytes,
