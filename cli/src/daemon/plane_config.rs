@@ -240,7 +240,7 @@ pub fn watcher(
             state_file: Some(config.state.dir.join(format!("{STATE_FILE}-{name}"))),
             ..event_watcher::Marathon::new(members)
         };
-        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
+        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(Box::new(marathon)) });
     }
     if let Some(address) = embedded {
         let url = Url::parse(&format!("http://{address}"))
@@ -253,7 +253,7 @@ pub fn watcher(
         };
         sources.push(Source {
             name: event_watcher::config::DEFAULT_SOURCE.into(),
-            kind: SourceKind::Marathon(marathon),
+            kind: SourceKind::Marathon(Box::new(marathon)),
         });
     }
     for (name, file) in files {

@@ -532,11 +532,7 @@ mod simulation {
                     Fetch::List => {
                         let survey = self.survey(&seen);
                         let ids = seen.keys().cloned().collect();
-                        self.give(
-                            now,
-                            Input::ListFetched { ticket, ids, survey },
-                            Some(&seen),
-                        );
+                        self.give(now, Input::ListFetched { ticket, ids, survey }, Some(&seen));
                     }
                     Fetch::App(id) if failed => self.give(now, Input::AppFailed { id }, None),
                     Fetch::App(id) => match seen.get(&id) {
