@@ -12,6 +12,7 @@ mod kernel_dns;
 mod kernel_ebpf;
 mod kernel_nft;
 mod kernel_planes;
+mod random_faults;
 mod restart;
 mod scheduler_away;
 mod scheduler_model;
