@@ -4,18 +4,22 @@
 //! wiring in `daemon` turns it into each crate's own configuration.
 
 mod layers;
+mod sources;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use event_watcher::catalog::VipPool;
+use l4_vip::kernel::PlaneChoice;
+use l4_vip::policy::Policy;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
 use crate::failure::Failure;
 
 pub use layers::Environment;
+pub use sources::{Credentials, Sources, WatchedScheduler};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -32,8 +36,11 @@ pub const DCOS_RESOLVERS: [IpAddr; 4] = [
 pub struct Config {
     #[serde(skip)]
     pub mode: Mode,
-    /// The scheduler's addresses (`serve`); `dev` brings its own scheduler.
+    /// The schedulers' addresses (`serve`), `NAME=URL` where a scheduler of its own begins; `dev` brings its own.
     pub marathon: Vec<String>,
+    /// Files of apps with fixed endpoints.
+    #[serde(rename = "static")]
+    pub static_files: Vec<String>,
     pub planes: Vec<PlaneName>,
     /// 0: one per core.
     pub workers: usize,
@@ -223,6 +230,44 @@ pub enum NoUpstreams {
 #[serde(default, deny_unknown_fields)]
 pub struct Vip {
     pub pool: Vec<String>,
+    pub plane: PlaneChoice,
+    /// For eBPF. Absent: the root of the cgroup2 hierarchy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+    /// Leave nothing in the kernel at the end.
+    pub flush_on_exit: bool,
+    /// Of VIPs whose labels do not say.
+    pub policy: Policy,
+    /// The same: how long a client without a connection stays with its endpoint. 0: it does not.
+    #[serde(with = "humantime_text")]
+    pub affinity: Duration,
+    pub tcp: VipTcp,
+    pub udp: VipUdp,
+}
+
+/// Of VIPs that the userspace plane serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VipTcp {
+    /// 0: idle connections live for ever.
+    #[serde(with = "humantime_text")]
+    pub idle: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VipUdp {
+    /// At least a second.
+    #[serde(with = "humantime_text")]
+    pub idle: Duration,
+    /// Flows of all workers together.
+    pub flows: usize,
+}
+
+impl Default for VipUdp {
+    fn default() -> Self {
+        Self { idle: l4_vip::UDP_IDLE, flows: l4_vip::UDP_FLOWS }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -232,6 +277,11 @@ pub struct Watch {
     pub resync: Duration,
     #[serde(with = "humantime_text")]
     pub stream_deadline: Duration,
+    /// Files, each for one scheduler (`NAME=FILE`) or for all.
+    pub ca: Vec<String>,
+    pub credentials: Vec<String>,
+    pub token_file: Vec<String>,
+    pub service_account: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -264,6 +314,7 @@ impl Config {
         Self {
             mode,
             marathon: Vec::new(),
+            static_files: Vec::new(),
             planes: vec![PlaneName::Http, PlaneName::Vip, PlaneName::Dns],
             workers: 0,
             // On a node, most requests and downloads end within it; at a desk, Ctrl-C must not feel stuck.
@@ -305,9 +356,29 @@ impl Config {
                 serve_stale: dns::config::DEFAULT_SERVE_STALE,
                 install: false,
             },
-            vip: Vip { pool },
+            vip: Vip {
+                pool,
+                // A desk's VIPs are loopback addresses, which userspace serves without any right.
+                plane: match mode {
+                    Mode::Dev => PlaneChoice::Userspace,
+                    Mode::Serve => PlaneChoice::Auto,
+                },
+                cgroup: None,
+                flush_on_exit: false,
+                policy: Policy::default(),
+                affinity: Duration::ZERO,
+                tcp: VipTcp::default(),
+                udp: VipUdp::default(),
+            },
             // Marathon sends a heartbeat every 10 s, so 15 s without a byte is a dead stream.
-            watch: Watch { resync: Duration::from_secs(30), stream_deadline: Duration::from_secs(15) },
+            watch: Watch {
+                resync: Duration::from_secs(30),
+                stream_deadline: Duration::from_secs(15),
+                ca: Vec::new(),
+                credentials: Vec::new(),
+                token_file: Vec::new(),
+                service_account: Vec::new(),
+            },
             state: State { dir: default_state_dir(mode) },
             ready: Ready::default(),
         }
@@ -326,8 +397,12 @@ impl Config {
         let mut flags = layers::Layer::of_daemon(&args.daemon);
         flags.set_list("marathon", &args.marathon);
         flags.set_list("planes", &args.planes);
+        flags.set_list("watch.ca", &args.watch_ca);
+        flags.set_list("watch.credentials", &args.watch_credentials);
+        flags.set_list("watch.token_file", &args.watch_token_file);
+        flags.set_list("watch.service_account", &args.watch_service_account);
         let config = Self::layered(Mode::Serve, &args.daemon, environment, flags)?;
-        if config.marathon.is_empty() {
+        if config.marathon.is_empty() && config.static_files.is_empty() {
             return Err(Failure::usage("no scheduler to watch")
                 .hint("waymark serve --marathon http://HOST:8080, or waymark dev to try it without one"));
         }
@@ -355,8 +430,8 @@ impl Config {
 
     /// TOML with every key that the mode reads.
     pub fn to_toml(&self) -> Result<String, Failure> {
-        let mut table =
-            toml::Table::try_from(self).map_err(|e| Failure::chain("cannot write the configuration", &e))?;
+        let mut table = toml::Table::try_from(self.without_secrets())
+            .map_err(|e| Failure::chain("cannot write the configuration", &e))?;
         // The other mode's keys say nothing here.
         table.remove(match self.mode {
             Mode::Dev => "marathon",
@@ -379,14 +454,7 @@ impl Config {
 
     fn check(&self) -> Result<(), Failure> {
         self.vip_pools()?;
-        for url in &self.marathon {
-            let good =
-                url::Url::parse(url).is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
-            if !good {
-                return Err(Failure::usage(format!("bad scheduler address {url:?}"))
-                    .hint("write it as http://HOST:PORT"));
-            }
-        }
+        self.sources()?;
         if self.planes.is_empty() {
             return Err(Failure::usage("no plane is enabled").hint("planes are http, vip and dns"));
         }

@@ -192,7 +192,7 @@ fn aliases(config: &Config, ttl: u32) -> Vec<Alias> {
 /// The zones under `in-addr.arpa` or `ip6.arpa` that hold a pool's addresses: one, or, for a prefix inside a label,
 /// as many as there are labels.
 fn reverse_zones(pool: &VipPool) -> Vec<String> {
-    let (first, prefix_bits) = (pool.first(), pool.prefix_bits());
+    let (first, prefix_bits) = (pool.first(), u32::from(pool.prefix_bits()));
     let label_bits = if first.is_ipv4() { 8 } else { 4 };
     let n_labels = (prefix_bits.div_ceil(label_bits) as usize).max(1);
     let n_zones = 1_u128 << (n_labels as u32 * label_bits - prefix_bits);

@@ -13,10 +13,13 @@ mod compile;
 pub mod config;
 mod cookies;
 mod error;
+mod explain;
 mod follow;
 mod forward;
 mod handler;
+mod http;
 pub mod install;
+mod metrics;
 mod names;
 mod networks;
 mod rate;
@@ -29,11 +32,12 @@ mod wire;
 mod zone;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use event_watcher::catalog::VipKey;
 use event_watcher::publish::{Applied, Subscriber, applied};
 use tokio_util::sync::CancellationToken;
 
@@ -62,9 +66,57 @@ pub struct Plane {
     zone: Arc<ArcSwap<Zone>>,
     counters: Arc<[Arc<Counters>]>,
     n_vip_waits_expired: Arc<AtomicU64>,
+    http_address: Option<SocketAddr>,
+    vip_traffic: Arc<OnceLock<VipTrafficSource>>,
+}
+
+/// What one VIP was used for, as whoever serves it counts.
+#[derive(Clone, Debug)]
+pub struct VipTraffic {
+    pub key: VipKey,
+    /// Since the start, failed ones included.
+    pub n_connections: u64,
+    pub n_failures: u64,
+    pub backends: Vec<BackendTraffic>,
+}
+
+#[derive(Clone, Debug)]
+pub struct BackendTraffic {
+    pub address: SocketAddr,
+    pub n_in_flight: u64,
+    pub n_connections: u64,
+    pub n_failures: u64,
+}
+
+/// Asks whoever serves the VIPs.
+pub struct VipTrafficSource(pub Box<dyn Fn() -> Vec<VipTraffic> + Send + Sync>);
+
+impl std::fmt::Debug for VipTrafficSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("VipTrafficSource")
+    }
 }
 
 impl Plane {
+    /// Where Mesos-DNS's HTTP API and DNS over HTTPS are.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Says who counts the VIPs' traffic, for the networking API. The first one counts.
+    pub fn set_vip_traffic(&self, source: VipTrafficSource) {
+        let _ = self.vip_traffic.set(source);
+    }
+
+    fn vip_traffic(&self) -> Vec<VipTraffic> {
+        self.vip_traffic.get().map(|source| (source.0)()).unwrap_or_default()
+    }
+
+    /// Appends all counters in Prometheus text format.
+    pub fn metrics(&self, text: &mut String) {
+        metrics::write(&self.statistics(), text);
+    }
+
     /// Which generation is answered from.
     pub fn applied(&self) -> Applied {
         self.applied.clone()
@@ -120,6 +172,7 @@ pub async fn start(
         return Err(Error::UdpPayload(config.udp_payload_bytes));
     }
     let (addresses, sockets) = server::bind(&config.listen, n_workers)?;
+    let listeners = http::Listeners::bind(&config)?;
     let forwarder = Arc::new(Forwarder::new(&config, &addresses));
     let terms = Arc::new(Terms::new(&config));
     set_recursion(&terms, &forwarder);
@@ -128,6 +181,7 @@ pub async fn start(
     let n_zones = zone.load().authority().zone_labels().len();
     let (mark, applied) = applied();
     let config = Arc::new(config);
+    let of_http = Arc::new(Counters::new(n_zones));
 
     let workers: Vec<Worker> = sockets
         .into_iter()
@@ -146,9 +200,26 @@ pub async fn start(
         addresses: addresses.into(),
         forwarder: Arc::clone(&forwarder),
         zone: Arc::clone(&zone),
-        counters: workers.iter().map(|worker| Arc::clone(&worker.counters)).collect(),
+        counters: workers
+            .iter()
+            .map(|worker| Arc::clone(&worker.counters))
+            .chain([Arc::clone(&of_http)])
+            .collect(),
         n_vip_waits_expired: Arc::default(),
+        http_address: listeners.address(),
+        vip_traffic: Arc::default(),
     };
+    let api = http::Api {
+        plane: plane.clone(),
+        zone: Arc::clone(&zone),
+        terms: Arc::clone(&terms),
+        forwarder: Arc::clone(&forwarder),
+        counters: of_http,
+        subscriber: subscriber.clone(),
+        config: Arc::clone(&config),
+        samples: Default::default(),
+    };
+    listeners.serve(api, &cancel)?;
     let follow = Follow {
         compiler,
         zone,

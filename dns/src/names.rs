@@ -34,6 +34,11 @@ impl WireName {
         (wire.len() <= MAX_NAME).then(|| Self(wire.into()))
     }
 
+    /// A well-formed name in lower case.
+    pub fn from_wire(wire: &[u8]) -> Self {
+        Self(wire.into())
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -107,7 +107,7 @@ fn find_taken(address: SocketAddr, transport: Transport) -> io::Result<()> {
 fn socket(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     let (kind, protocol) = match transport {
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
-        Transport::Tcp => (Type::STREAM, Protocol::TCP),
+        Transport::Tcp | Transport::Https => (Type::STREAM, Protocol::TCP),
     };
     let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
     if address.is_ipv6() {
@@ -120,7 +120,7 @@ fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     let socket = socket(address, transport)?;
     socket.set_reuse_port(true)?;
     match transport {
-        Transport::Tcp => socket.set_reuse_address(true)?,
+        Transport::Tcp | Transport::Https => socket.set_reuse_address(true)?,
         Transport::Udp => {
             socket.set_recv_buffer_size(UDP_RECEIVE_BYTES)?;
             if address.ip().is_unspecified() {

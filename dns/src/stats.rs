@@ -17,6 +17,7 @@ use crate::forward::UpstreamStatistics;
 pub enum Transport {
     Udp,
     Tcp,
+    Https,
 }
 
 impl fmt::Display for Transport {
@@ -24,6 +25,7 @@ impl fmt::Display for Transport {
         f.write_str(match self {
             Self::Udp => "UDP",
             Self::Tcp => "TCP",
+            Self::Https => "HTTPS",
         })
     }
 }
@@ -111,6 +113,7 @@ impl Counter {
 pub(crate) struct Counters {
     udp: Counter,
     tcp: Counter,
+    https: Counter,
     types: [Counter; TYPES.len() + 1],
     /// By zone; the last is that of all others.
     rcodes: Box<[[Counter; RCODES.len()]]>,
@@ -128,6 +131,7 @@ impl Counters {
         Self {
             udp: Counter::default(),
             tcp: Counter::default(),
+            https: Counter::default(),
             types: Default::default(),
             rcodes: (0..=n_zones).map(|_| Default::default()).collect(),
             sources: Default::default(),
@@ -144,6 +148,7 @@ impl Counters {
         match transport {
             Transport::Udp => self.udp.add_one(),
             Transport::Tcp => self.tcp.add_one(),
+            Transport::Https => self.https.add_one(),
         }
     }
 
@@ -153,16 +158,7 @@ impl Counters {
     }
 
     pub fn answered(&self, code: ResponseCode, zone: usize, source: Source) {
-        let at = match code {
-            ResponseCode::NoError => 0,
-            ResponseCode::FormErr => 1,
-            ResponseCode::NXDomain => 3,
-            ResponseCode::NotImp => 4,
-            ResponseCode::Refused => 5,
-            ResponseCode::BADVERS => 6,
-            // Whatever else an upstream says is, to the client, a failure.
-            _ => 2,
-        };
+        let at = rcode_index(code);
         self.rcodes[zone.min(self.rcodes.len() - 1)][at].add_one();
         self.sources[source as usize].add_one();
     }
@@ -192,11 +188,30 @@ impl Counters {
     }
 }
 
+fn rcode_index(code: ResponseCode) -> usize {
+    match code {
+        ResponseCode::NoError => 0,
+        ResponseCode::FormErr => 1,
+        ResponseCode::NXDomain => 3,
+        ResponseCode::NotImp => 4,
+        ResponseCode::Refused => 5,
+        ResponseCode::BADVERS => 6,
+        // Whatever else an upstream says is, to the client, a failure.
+        _ => 2,
+    }
+}
+
+/// The code as the RFCs write it.
+pub(crate) fn rcode_name(code: ResponseCode) -> &'static str {
+    RCODES[rcode_index(code)]
+}
+
 /// The sums over all workers since the start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Statistics {
     pub n_queries_udp: u64,
     pub n_queries_tcp: u64,
+    pub n_queries_https: u64,
     /// By record type; what is rarely asked for is `other`.
     pub n_queries_by_type: BTreeMap<&'static str, u64>,
     pub n_answers_by_rcode: BTreeMap<&'static str, u64>,
@@ -237,6 +252,7 @@ impl Statistics {
         let types: Vec<&'static str> = TYPES.iter().map(|(name, _)| *name).chain(["other"]).collect();
         self.n_queries_udp += counters.udp.value();
         self.n_queries_tcp += counters.tcp.value();
+        self.n_queries_https += counters.https.value();
         add(&mut self.n_queries_by_type, &types, &counters.types);
         let labels = zone_labels.iter().map(String::as_str).chain(["other"]);
         for (label, rcodes) in labels.zip(&counters.rcodes) {

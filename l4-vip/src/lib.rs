@@ -25,5 +25,5 @@ mod worker;
 
 pub use config::{CONNECT_TIMEOUT, Config, DRAIN_TIMEOUT, MOVE_OVERLAP, UDP_FLOWS, UDP_IDLE};
 pub use error::ListenError;
-pub use plane::{Plane, start};
+pub use plane::{Plane, start, start_on};
 pub use worker::Worker;

@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::forward::descriptors::Ceiling;
 use crate::forward::tcp::Options;
-use crate::kernel::Frontend;
+use crate::kernel::driver::Ticked;
+use crate::kernel::serving::{Serving, Told};
+use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit};
 use crate::stats::{Counter, PlaneTotals, UdpCounters, VipView};
 use crate::table::{self, VipState, Vips};
 use crate::worker::{Counts, Listen, Socket, UdpOptions, Worker};
@@ -43,6 +45,9 @@ struct Shared {
     counts: Arc<Counts>,
     udp: Arc<UdpCounters>,
     n_moved: Counter,
+    kernel: Arc<ArcSwap<Told>>,
+    /// Cancelled when the control task has done its last work.
+    ended: CancellationToken,
 }
 
 /// What is compiled and open, as of the generation that was applied last.
@@ -59,21 +64,38 @@ struct Open {
     stop: CancellationToken,
 }
 
-/// Starts the plane: spawns its control task on the current runtime and returns one [`Worker`] per worker thread.
-/// Nothing is bound yet: VIPs come with snapshots, and what cannot be bound then is among [`Plane::problems`].
+/// Starts the userspace plane, see [`start_on`].
 pub fn start(
     config: Config,
     subscriber: Subscriber,
     n_workers: usize,
     cancel: CancellationToken,
 ) -> (Plane, Vec<Worker>) {
+    start_on(Chosen::userspace(), OnExit::Keep, config, subscriber, n_workers, cancel)
+}
+
+/// Starts the plane that was chosen: spawns its control task on the current runtime and returns one [`Worker`] per
+/// worker thread. Nothing is in force yet: VIPs come with snapshots, and what cannot be served then is among
+/// [`Plane::problems`].
+pub fn start_on(
+    chosen: Chosen,
+    on_exit: OnExit,
+    config: Config,
+    subscriber: Subscriber,
+    n_workers: usize,
+    cancel: CancellationToken,
+) -> (Plane, Vec<Worker>) {
     let (mark, applied) = applied();
+    let serving = Serving::new(chosen, on_exit);
+    let ended = CancellationToken::new();
     let shared = Arc::new(Shared {
         state: ArcSwap::default(),
         problems: ArcSwap::from_pointee(Arc::from([])),
         counts: Arc::default(),
         udp: Arc::default(),
         n_moved: Counter::default(),
+        kernel: serving.told(),
+        ended: ended.clone(),
     });
     let ceiling = Ceiling::of_process();
     let (senders, workers) = (0..n_workers)
@@ -103,8 +125,13 @@ pub fn start(
         state: State::default(),
         closed: false,
         look_at: None,
+        frontends: BTreeMap::new(),
+        serving,
     };
-    tokio::spawn(follower.follow(subscriber, mark));
+    tokio::spawn(async move {
+        let _ended = ended.drop_guard();
+        follower.follow(subscriber, mark).await;
+    });
     (Plane { shared, applied }, workers)
 }
 
@@ -121,8 +148,27 @@ impl Plane {
 
     /// Every VIP with its endpoints and counters, in key order.
     pub fn vips(&self) -> Vec<VipView> {
-        let state = self.shared.state.load();
-        state.vips.values().map(|vip| vip.view(&|frontend| state.open.contains_key(&frontend))).collect()
+        let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
+        let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
+        let view = |vip: &Arc<VipState>| {
+            let mut view = vip.view(&serves);
+            view.plane = kernel.choice.active;
+            for frontend in vip.frontends() {
+                kernel.add_counters(&mut view, &frontend);
+            }
+            view
+        };
+        state.vips.values().map(view).collect()
+    }
+
+    /// Which plane serves, and why no better one does.
+    pub fn choice(&self) -> ChoiceView {
+        self.shared.kernel.load().choice.clone()
+    }
+
+    /// Waits, after the plane was cancelled, until the kernel is as it should be left.
+    pub async fn ended(&self) {
+        self.shared.ended.cancelled().await;
     }
 
     /// What is listened on, old addresses of VIPs that moved included.
@@ -157,11 +203,20 @@ struct Follower {
     closed: bool,
     /// When the old address of a VIP that moved has been served for long enough.
     look_at: Option<Instant>,
+    /// What should be served, by whom.
+    frontends: BTreeMap<Frontend, Arc<VipState>>,
+    serving: Serving,
 }
 
 impl Follower {
-    async fn follow(mut self, mut subscriber: Subscriber, mark: AppliedMark) {
+    async fn follow(mut self, subscriber: Subscriber, mark: AppliedMark) {
+        self.follow_until_cancelled(subscriber, mark).await;
+        self.serving.stop().await;
+    }
+
+    async fn follow_until_cancelled(&mut self, mut subscriber: Subscriber, mark: AppliedMark) {
         let cancel = self.cancel.clone();
+        let mut unmarked = None;
         let mut newest = Some(subscriber.latest()).filter(|snapshot| snapshot.is_synced());
         let mut retry_at = Instant::now() + RETRY;
         loop {
@@ -169,18 +224,28 @@ impl Follower {
                 let generation = snapshot.generation;
                 let (vips, outcome) =
                     table::compile(&self.state.vips, &self.snapshot, &snapshot, &self.config);
-                self.snapshot = snapshot;
+                let old = std::mem::replace(&mut self.snapshot, snapshot);
                 self.state.vips = vips;
                 if outcome.n_moved > 0 {
                     tracing::warn!(n_moved = outcome.n_moved, "VIPs were given other addresses");
                     self.shared.n_moved.add(outcome.n_moved);
                 }
                 if outcome.differs || self.closed {
-                    self.listen().await;
+                    self.serve().await;
+                } else if self.serving.is_kernel() {
+                    self.update(&old).await;
                 }
-                mark.set(generation);
+                self.serving.take_over(&self.frontends).await;
+                unmarked = Some(generation);
                 retry_at = Instant::now() + RETRY;
             }
+            // What the kernel has not taken yet is not applied.
+            if self.serving.is_applied()
+                && let Some(generation) = unmarked.take()
+            {
+                mark.set(generation);
+            }
+            let kernel_at = self.serving.next();
             tokio::select! {
                 changed = subscriber.changed() => match changed {
                     Ok(snapshot) => newest = Some(snapshot),
@@ -188,14 +253,57 @@ impl Follower {
                     Err(_) => return cancel.cancelled().await,
                 },
                 () = tokio::time::sleep_until(retry_at), if self.closed => {
-                    self.listen().await;
+                    self.serve().await;
                     retry_at = Instant::now() + RETRY;
                 }
                 () = tokio::time::sleep_until(self.look_at.unwrap_or(retry_at)), if self.look_at.is_some() => {
-                    self.listen().await;
+                    self.serve().await;
+                }
+                () = tokio::time::sleep_until(kernel_at.unwrap_or(retry_at)), if kernel_at.is_some() => {
+                    if self.serving.tick().await == Ticked::Differs {
+                        self.tell(self.serving.problems(&self.frontends));
+                    }
                 }
                 () = cancel.cancelled() => return,
             }
+        }
+    }
+
+    /// Makes the addresses that VIPs have now, and no others, served.
+    async fn serve(&mut self) {
+        (self.frontends, self.look_at) = table::frontends(&self.state.vips);
+        if self.serving.is_kernel() {
+            let services = self.frontends.iter().map(|(frontend, vip)| vip.service(*frontend)).collect();
+            let mut gone = self.serving.frontends();
+            gone.retain(|frontend| !self.frontends.contains_key(frontend));
+            self.serving.set(services, gone).await;
+            self.shared.state.store(Arc::new(self.state.clone()));
+            self.tell(self.serving.problems(&self.frontends));
+        } else {
+            self.listen().await;
+        }
+    }
+
+    /// Tells the kernel the endpoints of the VIPs whose endpoints are not those of `old`.
+    async fn update(&mut self, old: &Snapshot) {
+        let is_its_own = |frontend: &Frontend, vip| {
+            self.frontends.get(frontend).is_some_and(|owner| Arc::ptr_eq(owner, vip))
+        };
+        let services = table::touched(&self.state.vips, old, &self.snapshot)
+            .flat_map(|vip| vip.frontends().into_iter().map(move |frontend| (frontend, vip)))
+            .filter(|(frontend, vip)| is_its_own(frontend, vip))
+            .map(|(frontend, vip)| vip.service(frontend))
+            .collect();
+        self.serving.set(services, Vec::new()).await;
+        self.tell(self.serving.problems(&self.frontends));
+    }
+
+    /// `found` are the plane's own; the VIPs' stand beside them.
+    fn tell(&self, found: Vec<Problem>) {
+        let of_vips = self.state.vips.values().flat_map(|vip| vip.problems());
+        let problems: Vec<Problem> = of_vips.chain(found).collect();
+        if ***self.shared.problems.load() != *problems {
+            self.shared.problems.store(Arc::new(problems.into()));
         }
     }
 
@@ -203,10 +311,8 @@ impl Follower {
     async fn listen(&mut self) {
         let mut open = BTreeMap::new();
         self.closed = false;
-        let (frontends, look_at) = table::frontends(&self.state.vips);
-        self.look_at = look_at;
-        let mut problems: Vec<Problem> = self.state.vips.values().flat_map(|vip| vip.problems()).collect();
-        for (frontend, vip) in frontends {
+        let mut problems = Vec::new();
+        for (frontend, vip) in self.frontends.clone() {
             if let Some(known) = self.state.open.get(&frontend).filter(|o| Arc::ptr_eq(&o.vip, &vip)) {
                 open.insert(frontend, known.clone());
                 continue;
@@ -240,13 +346,11 @@ impl Follower {
         }
         self.state.open = Arc::new(open);
         self.shared.state.store(Arc::new(self.state.clone()));
-        if ***self.shared.problems.load() != *problems {
-            self.shared.problems.store(Arc::new(problems.into()));
-        }
+        self.tell(problems);
     }
 }
 
-fn not_served(vip: &VipState, address: SocketAddr, what: String, hint: String) -> Problem {
+pub(crate) fn not_served(vip: &VipState, address: SocketAddr, what: String, hint: String) -> Problem {
     Problem {
         app: vip.first_service().map(|service| service.app),
         at: format!("VIP {} at {address} ({})", vip.key.target, vip.key.protocol),

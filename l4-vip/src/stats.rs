@@ -97,6 +97,16 @@ pub enum PlaneKind {
     Userspace,
 }
 
+impl PlaneKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Nft => "nft",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
 /// One VIP at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct VipView {

@@ -16,7 +16,7 @@ use event_watcher::catalog::{
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::kernel::Frontend;
+use crate::kernel::{Backend, Frontend, Service};
 use crate::labels;
 use crate::policy::Policy;
 use crate::pool::{EndpointState, Member, Pool};
@@ -110,6 +110,27 @@ impl VipState {
 
     pub(crate) fn problems(&self) -> Vec<Problem> {
         self.control().problems.clone()
+    }
+
+    /// What a kernel plane should serve at one of its addresses.
+    pub(crate) fn service(&self, frontend: Frontend) -> Service {
+        let pool = self.pool(frontend.address.ip()).load();
+        let backend = |endpoint: &Arc<EndpointState>| Backend {
+            address: endpoint.address,
+            weight: if endpoint.is_usable() { endpoint.weight() } else { 0 },
+        };
+        Service {
+            frontend,
+            backends: pool.endpoints().iter().map(backend).collect(),
+            affinity: pool.affinity(),
+        }
+    }
+
+    /// Its addresses, and those that it had a moment ago.
+    pub(crate) fn frontends(&self) -> Vec<Frontend> {
+        let control = self.control();
+        let moved = control.moved.iter().map(|(ip, _)| ip);
+        control.addresses.iter().chain(moved).map(|ip| self.frontend(*ip)).collect()
     }
 
     fn frontend(&self, ip: IpAddr) -> Frontend {
@@ -233,6 +254,18 @@ impl Control {
         self.moved.extend(moves.iter().map(|old| (*old, until)));
         moves.len() as u64
     }
+}
+
+/// The VIPs whose endpoints or labels may differ, as long as the table itself does not.
+pub(crate) fn touched<'a>(
+    vips: &'a Vips,
+    old: &Snapshot,
+    new: &Snapshot,
+) -> impl Iterator<Item = &'a Arc<VipState>> {
+    let changed = Delta::between(old, new).changed.into_iter();
+    changed
+        .flat_map(|app| app.services.iter().flat_map(|s| s.vips.clone()).collect::<Vec<_>>())
+        .filter_map(|key| vips.get(&key))
 }
 
 /// All VIPs of the newest snapshot. Replaced only when VIPs come, go or move; pools change inside.

@@ -5,10 +5,13 @@ mod bad_input;
 mod browser;
 mod exec;
 mod failover;
+mod kernel_ebpf;
 mod kernel_nft;
 mod restart;
 mod scheduler_away;
 mod tutorial;
+mod vip_descriptors;
+mod vip_udp;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_waymark-under-test");

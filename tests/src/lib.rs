@@ -3,6 +3,7 @@
 //! It knows no type of the program, only processes, sockets and documented formats.
 
 pub mod browser;
+pub mod cgroup;
 pub mod client;
 pub mod load;
 pub mod netns;

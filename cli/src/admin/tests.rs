@@ -90,6 +90,7 @@ impl Bench {
             subscriber,
             planes: vec![(PlaneName::Dns, Arc::clone(&plane) as Arc<dyn Plane>)],
             haproxy: Some(Arc::new(Page)),
+            vips: None,
             applied: readiness::of_all(vec![applied]),
             addresses: Addresses { stats: listener.local_addr().ok(), ..Addresses::default() },
             config: "workers = 0\n".into(),

@@ -50,6 +50,15 @@ impl Layer {
         layer.set_if("dns.compat", args.dns_compat);
         layer.set_if("dns.install", args.dns_install.then_some(true));
         layer.set_list("vip.pool", &args.vip_pool);
+        layer.set_if("vip.plane", args.vip_plane);
+        layer.set_if("vip.cgroup", args.vip_cgroup.as_ref());
+        layer.set_if("vip.flush_on_exit", args.flush_on_exit.then_some(true));
+        layer.set_list("static", &args.static_files);
+        layer.set_if("vip.policy", args.vip_policy);
+        layer.set_if("vip.affinity", args.vip_affinity.as_ref());
+        layer.set_if("vip.tcp.idle", args.vip_tcp_idle.as_ref());
+        layer.set_if("vip.udp.idle", args.vip_udp_idle.as_ref());
+        layer.set_if("vip.udp.flows", args.vip_udp_flows);
         layer.set_if("state.dir", args.state_dir.as_ref());
         layer.set_if("workers", args.workers);
         layer.set_if("ready.file", args.ready_file.as_ref());
@@ -123,6 +132,7 @@ fn of_environment(environment: &Environment, mode: Mode) -> Result<Table, Failur
     for key in ["dns.dcos.listen", "dns.http.certificate", "dns.http.key", "dns.nsid", "dns.cookie_secret"] {
         keys.push((key.to_owned(), Shape::Text));
     }
+    keys.push(("vip.cgroup".to_owned(), Shape::Text));
     let mut table = Table::new();
     for (name, text) in &environment.0 {
         let Some((key, shape)) = keys.iter().find(|(key, _)| variable(key) == *name) else {

@@ -1,16 +1,21 @@
 //! From the one configuration that people write to each crate's own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use event_watcher::catalog::{AppId, VipPool};
+use event_watcher::catalog::{AppId, Reserved, VipPool};
+use event_watcher::{Source, SourceKind};
 use url::Url;
 
 use crate::args::{DnsCompat, Mode};
-use crate::config::{self, AccessLogFormat, Config, HttpAccessLog};
+use crate::config::{self, AccessLogFormat, Config, Credentials, HttpAccessLog, Sources, WatchedScheduler};
 use crate::failure::Failure;
 
-/// The last good list of apps, kept for a start without a scheduler.
-const STATE_FILE: &str = "apps.json";
+/// The last good state of a scheduler, kept for a start without it; its name follows.
+const STATE_FILE: &str = "kept";
+
+/// With less, an answer would find its client forgotten.
+const LEAST_UDP_IDLE: Duration = Duration::from_secs(1);
 
 pub fn http(config: &Config) -> lb_http::Config {
     let (timeouts, limits) = (&config.http.timeouts, &config.http.limits);
@@ -52,7 +57,28 @@ fn access_log(config: &HttpAccessLog) -> Option<lb_http::AccessLogConfig> {
 }
 
 pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
-    l4_vip::Config { drain_timeout: config.drain_timeout, pools, ..l4_vip::Config::default() }
+    let unless_zero = |time: Duration| (!time.is_zero()).then_some(time);
+    l4_vip::Config {
+        policy: config.vip.policy,
+        affinity: unless_zero(config.vip.affinity),
+        tcp_idle: unless_zero(config.vip.tcp.idle),
+        udp_idle: config.vip.udp.idle.max(LEAST_UDP_IDLE),
+        max_udp_flows: config.vip.udp.flows,
+        drain_timeout: config.drain_timeout,
+        pools,
+        ..l4_vip::Config::default()
+    }
+}
+
+pub fn vip_choice(config: &Config, pools: Vec<VipPool>) -> l4_vip::kernel::ChoiceConfig {
+    l4_vip::kernel::ChoiceConfig { wanted: config.vip.plane, cgroup: config.vip.cgroup.clone(), pools }
+}
+
+pub fn vip_on_exit(config: &Config) -> l4_vip::kernel::OnExit {
+    match config.vip.flush_on_exit {
+        true => l4_vip::kernel::OnExit::Flush,
+        false => l4_vip::kernel::OnExit::Keep,
+    }
 }
 
 pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
@@ -61,7 +87,12 @@ pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
     listen.extend(super::dev::resolver_address(config));
     let masters = match config.mode {
         Mode::Dev => vec![config.scheduler.listen],
-        Mode::Serve => config.marathon.iter().filter_map(|url| master(url)).collect(),
+        // Names of the cluster's own are those of the first scheduler.
+        Mode::Serve => {
+            let members =
+                config.sources()?.schedulers.into_iter().take(1).flat_map(|scheduler| scheduler.members);
+            members.filter_map(|url| master(&url)).collect()
+        }
     };
     let node_addresses = match &config.dns.node_addresses[..] {
         [] => super::node::own_addresses(config.mode),
@@ -99,8 +130,7 @@ pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
 }
 
 /// Where a scheduler's URL leads, if it names an address. DNS cannot be asked for the names that it is to answer.
-fn master(url: &str) -> Option<SocketAddr> {
-    let url = Url::parse(url).ok()?;
+fn master(url: &Url) -> Option<SocketAddr> {
     let ip = url.host_str()?.trim_matches(['[', ']']).parse().ok()?;
     Some(SocketAddr::new(ip, url.port_or_known_default()?))
 }
@@ -180,36 +210,82 @@ fn tls(config: &Config) -> Result<dns::config::Tls, Failure> {
     Ok(dns::config::Tls::Given { certificate: read(certificate)?, key: read(key)? })
 }
 
+/// Addresses that a VIP would take away from somebody on this node.
+fn reserved(config: &Config, schedulers: &[WatchedScheduler], embedded: Option<SocketAddr>) -> Vec<Reserved> {
+    let own = l4_vip::addresses::of_this_host().unwrap_or_else(|error| {
+        tracing::warn!(%error, "this host's addresses are not known: VIPs are not kept off them");
+        Vec::new()
+    });
+    let dns = config.dns.listen.iter().map(SocketAddr::ip);
+    let dns = dns.filter(|_| config.runs(crate::args::PlaneName::Dns));
+    let schedulers =
+        schedulers.iter().flat_map(|scheduler| &scheduler.members).filter_map(|url| match url.host()? {
+            url::Host::Ipv4(v4) => Some(v4.into()),
+            url::Host::Ipv6(v6) => Some(v6.into()),
+            url::Host::Domain(_) => None,
+        });
+    let named = |what: &'static str| move |address: IpAddr| Reserved { address, what: what.into() };
+    let all = dns.map(named("the address of Waymark's DNS server"));
+    let all = all
+        .chain(schedulers.chain(embedded.map(|address| address.ip())).map(named("the scheduler's address")));
+    all.chain(own.into_iter().map(named("an address of this host")))
+        .filter(|r| !r.address.is_unspecified())
+        .collect()
+}
+
 /// `embedded` is where this process's own scheduler listens.
 pub fn watcher(
     config: &Config,
     embedded: Option<SocketAddr>,
     vip_pools: Vec<VipPool>,
 ) -> Result<event_watcher::Config, Failure> {
-    let texts = match embedded {
-        Some(address) => vec![format!("http://{address}")],
-        None => config.marathon.clone(),
-    };
-    let parse = |text: &String| {
-        Url::parse(text).map_err(|e| Failure::usage(format!("bad scheduler address {text:?}: {e}")))
-    };
-    let mut urls: Vec<Url> = texts.iter().map(parse).collect::<Result<_, _>>()?;
-    let credentials =
-        urls.iter().find(|url| !url.username().is_empty()).map(|url| event_watcher::Credentials::Basic {
-            user: url.username().to_owned(),
-            password: url.password().unwrap_or_default().to_owned(),
-        });
-    for url in &mut urls {
-        // They are sent as a header and must not show up in a log.
-        let _ = url.set_username("").and_then(|()| url.set_password(None));
+    let Sources { schedulers, files } = config.sources()?;
+    let reserved = reserved(config, &schedulers, embedded);
+    let mut sources = Vec::new();
+    for WatchedScheduler { name, members, ca, credentials } in schedulers {
+        let marathon = event_watcher::Marathon {
+            credentials: credentials.map(read_credentials).transpose()?,
+            ca_file: ca,
+            resync: config.watch.resync,
+            stream_deadline: config.watch.stream_deadline,
+            state_file: Some(config.state.dir.join(format!("{STATE_FILE}-{name}"))),
+            ..event_watcher::Marathon::new(members)
+        };
+        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
     }
-    Ok(event_watcher::Config {
-        credentials,
-        vip_pools,
-        resync: config.watch.resync,
-        stream_deadline: config.watch.stream_deadline,
-        // An embedded scheduler is there whenever its watcher is.
-        state_file: embedded.is_none().then(|| config.state.dir.join(STATE_FILE)),
-        ..event_watcher::Config::new(urls)
+    if let Some(address) = embedded {
+        let url = Url::parse(&format!("http://{address}"))
+            .map_err(|e| Failure::chain("the embedded scheduler has no usable address", &e))?;
+        // It is there whenever its watcher is, so nothing is kept for a start without it.
+        let marathon = event_watcher::Marathon {
+            resync: config.watch.resync,
+            stream_deadline: config.watch.stream_deadline,
+            ..event_watcher::Marathon::new(vec![url])
+        };
+        sources.push(Source {
+            name: event_watcher::config::DEFAULT_SOURCE.into(),
+            kind: SourceKind::Marathon(marathon),
+        });
+    }
+    for (name, file) in files {
+        let kind = SourceKind::Static(event_watcher::Static::new(file));
+        sources.push(Source { name: name.into(), kind });
+    }
+    Ok(event_watcher::Config { vip_pools, reserved, ..event_watcher::Config::new(sources) })
+}
+
+fn read_credentials(credentials: Credentials) -> Result<event_watcher::Credentials, Failure> {
+    Ok(match credentials {
+        Credentials::Token(file) => event_watcher::Credentials::TokenFile(file),
+        Credentials::ServiceAccount(file) => event_watcher::Credentials::ServiceAccountFile(file),
+        Credentials::Basic(file) => {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|e| Failure::chain(format!("cannot read {}", file.display()), &e))?;
+            let (user, password) = text.trim_end_matches(['\r', '\n']).split_once(':').ok_or_else(|| {
+                Failure::new(format!("{} holds no credentials", file.display()))
+                    .hint("it is one line: USER:PASSWORD")
+            })?;
+            event_watcher::Credentials::Basic { user: user.to_owned(), password: password.to_owned() }
+        }
     })
 }

@@ -239,7 +239,7 @@ impl Responder {
 
     fn standing(&self, query: &Query<'_>, transport: Transport, client: IpAddr) -> Standing {
         let cookie = query.edns.as_ref().and_then(|edns| edns.cookie.as_ref());
-        let proven = transport == Transport::Tcp
+        let proven = transport != Transport::Udp
             || cookie.is_some_and(|cookie| self.terms.cookies.is_own(cookie, client, unix_seconds()));
         if proven { Standing::Proven } else { Standing::Unproven }
     }
@@ -247,7 +247,7 @@ impl Responder {
     /// The size that the reply may have, in bytes.
     fn limit(&self, query: &Query<'_>, asker: Asker) -> usize {
         match (asker.transport, &query.edns) {
-            (Transport::Tcp, _) => usize::from(u16::MAX),
+            (Transport::Tcp | Transport::Https, _) => usize::from(u16::MAX),
             (Transport::Udp, None) => UDP_BYTES_WITHOUT_EDNS,
             (Transport::Udp, Some(edns)) => {
                 let offered = usize::from(

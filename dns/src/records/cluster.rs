@@ -58,7 +58,8 @@ fn of_masters(config: &Config, framework: &str, facts: &mut Facts) {
             facts.service(name, Tier::Preferred, port, &target);
         }
     };
-    for master in &config.masters {
+    // A scheduler that takes any free port is not known here.
+    for master in config.masters.iter().filter(|master| master.port() > 0) {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             service(&format!("_leader._{protocol}.{MESOS}"), master.port(), &leader);
         }

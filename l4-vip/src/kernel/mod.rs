@@ -3,16 +3,21 @@
 //! Implementations are [`ebpf`] (the backend is picked inside `connect()`) and [`nft`] (addresses are translated in the
 //! packet path). Nothing here follows snapshots or decides which plane is used.
 
+mod choice;
+pub(crate) mod driver;
 pub mod ebpf;
 mod error;
 pub mod nft;
+pub(crate) mod serving;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use event_watcher::catalog::Protocol;
 
+pub use choice::{ChoiceConfig, Chosen, OnExit, PlaneChoice, Rejection, UnknownPlane, choose};
 pub use error::{ApplyError, OpenError};
+pub use serving::ChoiceView;
 
 use crate::stats::PlaneKind;
 

@@ -11,14 +11,14 @@ mod weighted;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use ewma::PeakEwma;
 pub(crate) use maglev::Maglev;
 pub(crate) use weighted::schedule;
 
 /// Names as HAProxy's `balance` has them, where it has them. All heed weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// One after the other, over all workers together; by weight, evenly spread, when weights differ.

@@ -17,7 +17,7 @@ use crate::policy::PeakEwma;
 pub(super) const FAILURES_TO_EJECT: u32 = 3;
 /// How long the first time. Short, because an instance that has just started may not listen yet.
 const FIRST_EJECTION: Duration = Duration::from_millis(50);
-/// The time doubles with each further failure, up to this.
+/// The time doubles with each failure after it has passed, up to this.
 const LONGEST_EJECTION: Duration = Duration::from_secs(10);
 
 /// Moments are times since this one, so that they fit an atomic.
@@ -133,6 +133,10 @@ impl EndpointState {
 
     pub fn connect_failed(&self) {
         self.n_connect_failures.fetch_add(1, Relaxed);
+        if self.is_ejected() {
+            // It was tried because there is nobody else, by many clients perhaps. That says nothing new about it.
+            return;
+        }
         let n_failures = self.n_successive_failures.fetch_add(1, Relaxed) + 1;
         if let Some(excess) = n_failures.checked_sub(FAILURES_TO_EJECT) {
             let time = FIRST_EJECTION.saturating_mul(1 << excess.min(16)).min(LONGEST_EJECTION);

@@ -358,6 +358,21 @@ mod tests {
         assert_eq!(ports(&pool, Some(0)), [1, 2]);
     }
 
+    /// Many clients meet an instance that does not listen yet; a moment after it does, it is tried again.
+    #[test]
+    fn failures_while_it_is_ejected_do_not_make_it_longer() {
+        let pool = Pool::new(Policy::RoundRobin, [member("i", 1, Rotation::In)], None);
+        let endpoint = &pool.endpoints()[0];
+        for _ in 0..1000 {
+            endpoint.connect_failed();
+        }
+        let ejected_at = std::time::Instant::now();
+        while endpoint.is_ejected() {
+            assert!(ejected_at.elapsed() < Duration::from_secs(5));
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn an_endpoint_ejected_during_the_walk_is_not_proposed_twice() {
         let pool = Pool::new(Policy::Source, [1, 2].map(|p| member("i", p, Rotation::In)), None);

@@ -170,3 +170,86 @@ async fn a_vip_that_moves_is_served_at_both_addresses_for_a_while() {
     .await;
     rig.stop().await;
 }
+
+/// The pool, and now and then the whole table, changes 600 times under load: no new connection fails, none that is open
+/// breaks.
+#[tokio::test]
+async fn six_hundred_changes_harm_no_connection() {
+    const N_CHANGES: usize = 600;
+    const N_LONG: usize = 50;
+    let mut rig = Rig::start(2, Config::default());
+    let endpoints = [echo_endpoint().await, echo_endpoint().await, echo_endpoint().await];
+    let vip = rig.serve("changing", &endpoints).await;
+    let key = [(Protocol::Tcp, vip.port())];
+    let mut long = Vec::new();
+    for _ in 0..N_LONG {
+        long.push(soon("connect", TcpStream::connect(vip)).await.unwrap());
+    }
+    let (stop, _) = tokio::sync::watch::channel(false);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let stopped = stop.subscribe();
+            tokio::spawn(async move {
+                let mut n_served = 0_u32;
+                while !*stopped.borrow() {
+                    let mut client = TcpStream::connect(vip).await?;
+                    echo(&mut client).await?;
+                    n_served += 1;
+                }
+                std::io::Result::Ok(n_served)
+            })
+        })
+        .collect();
+    let other_port = free_port().await;
+    for change in 0..N_CHANGES {
+        let left: Vec<_> =
+            (0..3).filter(|i| *i != change % 3).map(|i| endpoints[i]).take(1 + change % 2).collect();
+        let is_there = change % 20 < 10;
+        rig.apply(|catalog| {
+            catalog.replace(app("changing", &key, &left));
+            if is_there {
+                catalog.replace(app("comes-and-goes", &[(Protocol::Tcp, other_port)], &left));
+            } else {
+                catalog.remove(&AppId::new("comes-and-goes"));
+            }
+        })
+        .await;
+        let some = &mut long[change % N_LONG];
+        soon("exchange", echo(some)).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    stop.send_replace(true);
+    let mut n_served = 0;
+    for client in clients {
+        n_served += soon("client", client).await.unwrap().unwrap();
+    }
+    for open in &mut long {
+        soon("exchange", echo(open)).await.unwrap();
+    }
+    assert!(n_served > 100, "only {n_served} connections during {N_CHANGES} changes");
+    let counters = rig.plane.vips().into_iter().find(|v| v.port == vip.port()).unwrap().counters;
+    assert_eq!((counters.n_no_endpoint, counters.n_unreachable), (0, 0));
+    drop(long);
+    rig.stop().await;
+}
+
+async fn echo_endpoint() -> std::net::SocketAddr {
+    let (listener, address) = endpoint().await;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut reader, mut writer) = stream.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            });
+        }
+    });
+    address
+}
+
+async fn echo(client: &mut TcpStream) -> std::io::Result<()> {
+    client.write_all(b"ping").await?;
+    let mut buffer = [0; 4];
+    client.read_exact(&mut buffer).await?;
+    assert_eq!(&buffer, b"ping");
+    Ok(())
+}

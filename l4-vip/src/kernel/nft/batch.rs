@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io;
 
-use super::expression::Expression;
+use super::expression::{Expression, write_goto};
 use super::message::Writer;
 use super::socket::{Socket, netfilter_header};
 
@@ -25,6 +25,15 @@ pub(super) const ELEMENT_DATA: u16 = 2;
 pub(super) const DATA_VALUE: u16 = 1;
 
 const ADD_RULE: &str = "add a rule";
+
+/// The value of an element: none in a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    None,
+    Bytes(Vec<u8>),
+    /// Go on in this chain.
+    Goto(String),
+}
 
 /// Why a transaction was not taken.
 #[derive(Debug)]
@@ -121,26 +130,20 @@ impl Batch {
         });
     }
 
-    pub(super) fn add_elements<K: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, set: &str, elements: &[(K, V)]) {
+    pub(super) fn add_elements(&mut self, set: &str, elements: &[(&[u8], &Value)]) {
         self.elements("add elements to a set", libc::NFT_MSG_NEWSETELEM, set, elements, |w, (key, value)| {
-            write_key(w, key.as_ref());
-            if !value.as_ref().is_empty() {
-                w.nest(ELEMENT_DATA, |w| w.attribute(DATA_VALUE, value.as_ref()));
+            write_key(w, key);
+            match value {
+                Value::None => {}
+                Value::Bytes(bytes) => w.nest(ELEMENT_DATA, |w| w.attribute(DATA_VALUE, bytes)),
+                Value::Goto(chain) => w.nest(ELEMENT_DATA, |w| write_goto(w, chain)),
             }
         });
     }
 
-    pub(super) fn delete_elements<K: AsRef<[u8]>>(&mut self, set: &str, keys: &[K]) {
+    pub(super) fn delete_elements(&mut self, set: &str, keys: &[&[u8]]) {
         self.elements("remove elements of a set", libc::NFT_MSG_DELSETELEM, set, keys, |w, key| {
-            write_key(w, key.as_ref());
-        });
-    }
-
-    /// An element whose value is written by `value`, as the attribute with the number that it is given.
-    pub(super) fn add_element(&mut self, set: &str, key: &[u8], value: impl Fn(&mut Writer, u16)) {
-        self.elements("add an element to a map", libc::NFT_MSG_NEWSETELEM, set, &[()], |w, ()| {
             write_key(w, key);
-            value(w, ELEMENT_DATA);
         });
     }
 

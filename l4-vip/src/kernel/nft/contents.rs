@@ -2,13 +2,16 @@
 //!
 //! It changes nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 
-use super::batch::{DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, TABLE, TABLE_NAME, TABLE_USERDATA, kind};
-use super::elements::{frontend_key, live_key, read_backend, read_frontend, slot_key};
-use super::entry::{Edits, Entry};
+use super::batch::{
+    CHAIN_NAME, DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, TABLE, TABLE_NAME, TABLE_USERDATA, kind,
+};
+use super::elements::{frontend_key, read_backend, read_frontend, slot_key};
+use super::entry::{Edits, Entry, OF_FRONTENDS};
+use super::expression::read_goto;
 use super::family::{Family, SetKind};
 use super::message::{Attributes, be, text};
 use super::pick::Pick;
@@ -51,7 +54,7 @@ pub(super) fn n_rules(socket: &mut Socket) -> io::Result<usize> {
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) entries: HashMap<Frontend, Entry, foldhash::fast::RandomState>,
-    pub(super) picks: Vec<(Family, Pick)>,
+    pub(super) picks: HashSet<(Family, Pick)>,
     /// Removes what belongs to no entry.
     pub(super) mending: Edits,
     pub(super) n_faults: usize,
@@ -60,6 +63,21 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn read(socket: &mut Socket) -> io::Result<Self> {
         let mut contents = Self::default();
+        socket.ask(
+            kind(libc::NFT_MSG_GETCHAIN),
+            libc::NLM_F_DUMP,
+            &netfilter_header(libc::NFPROTO_INET),
+            |_| {},
+            |message| {
+                let chain = netfilter_attributes(message);
+                if chain.find(1).map(text) == Some(TABLE) {
+                    let name = chain.find(CHAIN_NAME).map(text).unwrap_or_default();
+                    let picks =
+                        Family::ALL.into_iter().map(|family| (family, Pick::from_chain(family, name)));
+                    contents.picks.extend(picks.filter_map(|(family, pick)| Some((family, pick?))));
+                }
+            },
+        )?;
         for family in Family::ALL {
             contents.read_family(socket, family)?;
         }
@@ -78,7 +96,7 @@ impl Contents {
         };
         dump(socket, family.set(SetKind::Services), |key, element| {
             put(SetKind::Services, key, &mut |found, _| {
-                found.pick = Some(Pick::from_key(value(element)?)?);
+                found.pick = Some(Pick::from_chain(family, read_goto(element.nest(ELEMENT_DATA))?)?);
                 Some(())
             });
         })?;
@@ -89,23 +107,14 @@ impl Contents {
                 Some(())
             });
         })?;
-        dump(socket, family.set(SetKind::Live), |key, _| {
-            put(SetKind::Live, key, &mut |found, rest| {
-                found.live.push(read_backend(family, rest)?);
-                Some(())
-            });
-        })?;
-        for (nth, kind) in COUNTING.into_iter().enumerate() {
+        for (nth, kind) in OF_FRONTENDS.into_iter().enumerate() {
             dump(socket, family.set(kind), |key, _| {
                 put(kind, key, &mut |found, _| {
-                    found.is_counted[nth] = true;
+                    found.is_listed[nth] = true;
                     Some(())
                 });
             })?;
         }
-        dump(socket, family.set(SetKind::Picks), |key, _| {
-            self.picks.extend(Pick::from_key(key).map(|pick| (family, pick)));
-        })?;
         self.n_faults += of_nothing.len();
         of_nothing.into_iter().for_each(|(kind, key)| self.mending.remove(family, kind, key));
         for (frontend, found) in found {
@@ -121,16 +130,11 @@ impl Contents {
         let slots: Box<[SocketAddr]> = found.slots.iter().map(|(_, backend)| *backend).collect();
         if let Some(pick) = found.pick
             && is_dense
-            && pick.n_slots() as usize == slots.len()
-            && self.picks.contains(&(family, pick))
-            && found.is_counted == [true; 2]
+            && usize::from(pick.n_slots()) == slots.len()
+            && found.is_listed.iter().all(|is| *is)
         {
-            let entry = Entry { pick, slots };
-            found.live.sort_unstable();
-            if entry.live() == found.live {
-                self.entries.insert(frontend, entry);
-                return;
-            }
+            self.entries.insert(frontend, Entry { pick, slots });
+            return;
         }
         self.n_faults += 1;
         if found.pick.is_some() {
@@ -139,26 +143,20 @@ impl Contents {
         for (slot, _) in found.slots {
             self.mending.remove(family, SetKind::Slots, slot_key(frontend, slot));
         }
-        for backend in found.live {
-            self.mending.remove(family, SetKind::Live, live_key(frontend, backend));
-        }
-        for (kind, is_counted) in COUNTING.into_iter().zip(found.is_counted) {
-            if is_counted {
+        for (kind, is_listed) in OF_FRONTENDS.into_iter().zip(found.is_listed) {
+            if is_listed {
                 self.mending.remove(family, kind, frontend_key(frontend));
             }
         }
     }
 }
 
-const COUNTING: [SetKind; 2] = [SetKind::Connections, SetKind::Refusals];
-
 /// What the sets say of one frontend.
 #[derive(Debug, Default)]
 struct Found {
     pick: Option<Pick>,
     slots: Vec<(u16, SocketAddr)>,
-    live: Vec<SocketAddr>,
-    is_counted: [bool; 2],
+    is_listed: [bool; OF_FRONTENDS.len()],
 }
 
 /// How often each element of a counting set was found, and the bytes of those packets.

@@ -31,12 +31,6 @@ pub(super) fn slot_key(frontend: Frontend, slot: u16) -> Vec<u8> {
     key
 }
 
-pub(super) fn live_key(frontend: Frontend, backend: SocketAddr) -> Vec<u8> {
-    let mut key = frontend_key(frontend);
-    key.extend(backend_value(backend));
-    key
-}
-
 pub(super) fn backend_value(backend: SocketAddr) -> Vec<u8> {
     let mut value = octets(backend.ip());
     value.extend(port(backend));
@@ -97,9 +91,7 @@ mod tests {
             assert_eq!(read_frontend(family, &frontend_key(frontend)), Some((frontend, &[][..])));
             let key = slot_key(frontend, 258);
             assert_eq!(read_frontend(family, &key), Some((frontend, &258_u32.to_ne_bytes()[..])));
-            let key = live_key(frontend, backend);
-            let (_, rest) = read_frontend(family, &key).unwrap();
-            assert_eq!(read_backend(family, rest), Some(backend));
+            assert_eq!(read_backend(family, &backend_value(backend)), Some(backend));
             for length in 0..bytes {
                 assert_eq!(read_frontend(family, &key[..length]), None);
             }

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::batch::Batch;
-use super::elements::{backend_value, frontend_key, live_key, slot_key};
+use super::batch::{Batch, Value};
+use super::elements::{backend_value, frontend_key, slot_key};
 use super::family::{Family, SetKind};
 use super::pick::Pick;
 use crate::kernel::{Backend, Frontend, Service};
@@ -15,6 +15,9 @@ use crate::kernel::{Backend, Frontend, Service};
 /// Weights whose sum is beyond it even in lowest terms are rounded to parts of it, so that a frontend never costs the
 /// kernel more memory than this many slots, or one for each backend.
 const MAX_WEIGHTED_SLOTS: u64 = 1024;
+
+/// The fewest slots of a frontend with session affinity: three backends differ by less than 2 %.
+const AFFINITY_SLOTS: u64 = 256;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -29,37 +32,57 @@ impl Entry {
         if let Some(other) = service.backends.iter().find(|b| Family::of(b.address.ip()) != family) {
             return Err(format!("backend {} is of another address family", other.address));
         }
-        let shares = shares(&service.backends);
+        let shares = match service.affinity {
+            None => shares(&service.backends),
+            Some(_) => shares_of(affinity_slots(service.backends.len()), &service.backends),
+        };
         let n_slots = u16::try_from(shares.values().sum::<u64>())
             .map_err(|_| format!("more than {} backends", u16::MAX))?;
+        let pick = match (n_slots, service.affinity) {
+            (0, _) => Pick::Refuse,
+            (n_slots, None) => Pick::Random(n_slots),
+            (n_slots, Some(_)) => Pick::ByClient(n_slots),
+        };
         let held = held.map_or(&[][..], |entry| &entry.slots);
-        let slots = fill(n_slots.into(), shares, held);
-        Ok(Self { pick: Pick::new(n_slots, service.affinity), slots })
-    }
-
-    /// The backends that take new connections, for a frontend with session affinity; nobody asks the others.
-    pub(super) fn live(&self) -> Vec<SocketAddr> {
-        let mut live = self.slots.to_vec();
-        live.sort_unstable();
-        live.dedup();
-        live.retain(|_| self.pick.affinity().is_some());
-        live
+        Ok(Self { pick, slots: fill(n_slots.into(), shares, held) })
     }
 }
 
-/// The number of slots of each backend that takes new connections.
+/// With session affinity the number of slots does not follow that of backends, and a slot is a group of clients: a
+/// backend that goes leaves its clients to the others, one that comes takes its share, and all others stay.
+fn affinity_slots(n_backends: usize) -> u64 {
+    (4 * n_backends as u64).next_power_of_two().max(AFFINITY_SLOTS)
+}
+
+/// The number of slots of each backend that takes new connections: as few as their weights allow.
 fn shares(backends: &[Backend]) -> BTreeMap<SocketAddr, u64> {
+    let mut weights = weights(backends);
+    let common = weights.values().copied().fold(0, greatest_common_divisor).max(1);
+    weights.values_mut().for_each(|weight| *weight /= common);
+    if weights.values().sum::<u64>() > MAX_WEIGHTED_SLOTS.max(weights.len() as u64) {
+        return shares_of(MAX_WEIGHTED_SLOTS, backends);
+    }
+    weights
+}
+
+/// About `n_slots`, and at least one for each.
+fn shares_of(n_slots: u64, backends: &[Backend]) -> BTreeMap<SocketAddr, u64> {
+    let mut weights = weights(backends);
+    let total: u64 = weights.values().sum();
+    let (mut n_weighed, mut n_given) = (0, 0);
+    for weight in weights.values_mut() {
+        // Rounding what has been given so far, not each by itself, makes the sum come out.
+        n_weighed += *weight;
+        *weight = (n_weighed * n_slots / total).saturating_sub(n_given).max(1);
+        n_given += *weight;
+    }
+    weights
+}
+
+fn weights(backends: &[Backend]) -> BTreeMap<SocketAddr, u64> {
     let mut weights: BTreeMap<SocketAddr, u64> = BTreeMap::new();
     for backend in backends.iter().filter(|backend| backend.weight > 0) {
         *weights.entry(backend.address).or_default() += u64::from(backend.weight);
-    }
-    let common = weights.values().copied().fold(0, greatest_common_divisor).max(1);
-    let total: u64 = weights.values().sum::<u64>() / common;
-    for weight in weights.values_mut() {
-        *weight /= common;
-        if total > MAX_WEIGHTED_SLOTS {
-            *weight = (*weight * MAX_WEIGHTED_SLOTS / total).max(1);
-        }
     }
     weights
 }
@@ -84,7 +107,7 @@ fn fill(n_slots: usize, mut shares: BTreeMap<SocketAddr, u64>, held: &[SocketAdd
 #[derive(Debug, Default)]
 struct FamilyEdits {
     removed: Vec<(SetKind, Vec<u8>)>,
-    added: Vec<(SetKind, Vec<u8>, Vec<u8>)>,
+    added: Vec<(SetKind, Vec<u8>, Value)>,
 }
 
 #[derive(Debug, Default)]
@@ -94,16 +117,20 @@ pub(super) struct Edits {
 }
 
 const EDITED: [SetKind; 5] =
-    [SetKind::Services, SetKind::Slots, SetKind::Live, SetKind::Connections, SetKind::Refusals];
+    [SetKind::Services, SetKind::Slots, SetKind::Frontends, SetKind::Connections, SetKind::Refusals];
+
+/// The sets that hold each frontend, as long as there is one.
+pub(super) const OF_FRONTENDS: [SetKind; 3] = [SetKind::Frontends, SetKind::Connections, SetKind::Refusals];
 
 impl Edits {
     /// Makes `new` of `old`; none is no frontend at all.
     pub(super) fn change(&mut self, frontend: Frontend, old: Option<&Entry>, new: Option<&Entry>) {
-        let FamilyEdits { removed, added } = self.of(Family::of(frontend.address.ip()));
+        let family = Family::of(frontend.address.ip());
+        let FamilyEdits { removed, added } = self.of(family);
         let key = || frontend_key(frontend);
-        for kind in [SetKind::Connections, SetKind::Refusals] {
+        for kind in OF_FRONTENDS {
             match (old, new) {
-                (None, Some(_)) => added.push((kind, key(), Vec::new())),
+                (None, Some(_)) => added.push((kind, key(), Value::None)),
                 (Some(_), None) => removed.push((kind, key())),
                 _ => {}
             }
@@ -111,7 +138,7 @@ impl Edits {
         let pick = |entry: Option<&Entry>| entry.map(|entry| entry.pick);
         if pick(old) != pick(new) {
             removed.extend(old.map(|_| (SetKind::Services, key())));
-            added.extend(new.map(|new| (SetKind::Services, key(), new.pick.key().to_vec())));
+            added.extend(new.map(|new| (SetKind::Services, key(), Value::Goto(new.pick.chain(family)))));
         }
         let slots = |entry: Option<&Entry>| entry.map_or(&[][..], |entry| &entry.slots).to_vec();
         let (old_slots, new_slots) = (slots(old), slots(new));
@@ -120,15 +147,9 @@ impl Edits {
             if old != new {
                 let key = slot_key(frontend, slot as u16);
                 removed.extend(old.map(|_| (SetKind::Slots, key.clone())));
-                added.extend(new.map(|new| (SetKind::Slots, key, backend_value(*new))));
+                added.extend(new.map(|new| (SetKind::Slots, key, Value::Bytes(backend_value(*new)))));
             }
         }
-        let live = |entry: Option<&Entry>| entry.map(Entry::live).unwrap_or_default();
-        let (old_live, new_live) = (live(old), live(new));
-        let gone = old_live.iter().filter(|backend| !new_live.contains(backend));
-        removed.extend(gone.map(|backend| (SetKind::Live, live_key(frontend, *backend))));
-        let come = new_live.iter().filter(|backend| !old_live.contains(backend));
-        added.extend(come.map(|backend| (SetKind::Live, live_key(frontend, *backend), Vec::new())));
     }
 
     /// Takes out elements that belong to nothing.
@@ -143,11 +164,11 @@ impl Edits {
                 let keys: Vec<&[u8]> =
                     edits.removed.iter().filter(|(k, _)| *k == kind).map(|(_, key)| &key[..]).collect();
                 batch.delete_elements(family.set(kind), &keys);
-                let elements: Vec<(&[u8], &[u8])> = edits
+                let elements: Vec<(&[u8], &Value)> = edits
                     .added
                     .iter()
                     .filter(|(k, ..)| *k == kind)
-                    .map(|(_, key, value)| (&key[..], &value[..]))
+                    .map(|(_, key, value)| (&key[..], value))
                     .collect();
                 batch.add_elements(family.set(kind), &elements);
             }
@@ -186,7 +207,7 @@ mod tests {
             let count = |n| entry.slots.iter().filter(|slot| **slot == address(n)).count();
             let counts: Vec<usize> = (0..weights.len()).map(count).collect();
             assert_eq!(counts, expect, "{weights:?}");
-            assert_eq!(entry.pick.n_slots() as usize, entry.slots.len(), "{weights:?}");
+            assert_eq!(usize::from(entry.pick.n_slots()), entry.slots.len(), "{weights:?}");
         };
         check(&[], &[]);
         check(&[0, 0], &[0, 0]);
@@ -205,6 +226,26 @@ mod tests {
         let again = Entry::compile(&service(&[1, 1, 1]), Some(&two)).unwrap();
         assert_eq!(*again.slots, [address(2), address(1), address(0)]);
         assert_eq!(Entry::compile(&service(&[1, 1, 1]), Some(&again)).unwrap(), again);
+    }
+
+    #[test]
+    fn with_affinity_only_the_clients_of_what_goes_or_comes_move() {
+        let mut service = service(&[1; 3]);
+        service.affinity = Some(std::time::Duration::from_secs(60));
+        let three = Entry::compile(&service, None).unwrap();
+        assert_eq!(three.pick, Pick::ByClient(256));
+        let gone = service.backends.remove(1).address;
+        let two = Entry::compile(&service, Some(&three)).unwrap();
+        for (before, after) in three.slots.iter().zip(&two.slots) {
+            assert!(before == after || *before == gone);
+        }
+        service.backends.push(Backend { address: gone, weight: 1 });
+        let again = Entry::compile(&service, Some(&two)).unwrap();
+        for (before, after) in two.slots.iter().zip(&again.slots) {
+            assert!(before == after || *after == gone);
+        }
+        let count = again.slots.iter().filter(|slot| **slot == gone).count();
+        assert!((85..=86).contains(&count), "{count}");
     }
 
     #[test]

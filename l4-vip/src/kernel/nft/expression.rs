@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::message::Writer;
+use super::message::{Attributes, Writer, text};
 
 /// One of the 16 registers of 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +23,14 @@ pub(super) enum Header {
     Transport,
 }
 
-/// How connection tracking knows what a packet's connection was addressed to before any translation.
+/// What connection tracking knows of a packet: whither its connection was addressed before any translation.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Original {
+pub(super) enum Tracked {
     AddressV4,
     AddressV6,
     Port,
+    /// 0 for a packet that goes where the first one went, 1 for an answer.
+    Direction,
 }
 
 #[derive(Clone, Debug)]
@@ -44,8 +46,8 @@ pub(super) enum Expression<'a> {
         bytes: u32,
         to: Register,
     },
-    Original {
-        what: Original,
+    Tracked {
+        what: Tracked,
         to: Register,
     },
     /// Keeps the bits of a register that `mask` has.
@@ -85,12 +87,14 @@ pub(super) enum Expression<'a> {
     Remember {
         set: &'a str,
         key: Register,
-        value: Option<Register>,
         lifetime: Duration,
     },
-    Forget {
-        set: &'a str,
-        key: Register,
+    /// A number that is always the same for the same value.
+    Hash {
+        of: Register,
+        bytes: u32,
+        below: u32,
+        to: Register,
     },
     /// Gives the connection the timeouts of an object of the table.
     Timeouts {
@@ -123,8 +127,11 @@ const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 pub(super) const OBJECT_CT_TIMEOUT: u32 = 7;
-const DYNSET_OP_DELETE: u32 = 2;
+const HASH_JENKINS: u32 = 0;
+/// Any number will do, as long as it stays: with none the kernel takes a new one for each rule.
+const HASH_SEED: u32 = 1;
 const CT_DIRECTION_ORIGINAL: u8 = 0;
+const CT_DIRECTION: u32 = 1;
 const CT_PROTO_DST: u32 = 12;
 const CT_DST_IP: u32 = 20;
 const CT_DST_IP6: u32 = 22;
@@ -141,12 +148,13 @@ impl Expression<'_> {
         match self {
             Self::Meta { .. } => "meta",
             Self::Packet { .. } => "payload",
-            Self::Original { .. } => "ct",
+            Self::Tracked { .. } => "ct",
             Self::Mask { .. } => "bitwise",
             Self::Equal { .. } | Self::Differs { .. } => "cmp",
             Self::Find { .. } | Self::Map { .. } | Self::Dispatch { .. } => "lookup",
             Self::Random { .. } => "numgen",
-            Self::Remember { .. } | Self::Forget { .. } => "dynset",
+            Self::Hash { .. } => "hash",
+            Self::Remember { .. } => "dynset",
             Self::Timeouts { .. } => "objref",
             Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
@@ -172,15 +180,18 @@ impl Expression<'_> {
                 w.be32(3, offset);
                 w.be32(4, bytes);
             }
-            Self::Original { what, to } => {
+            Self::Tracked { what, to } => {
                 let key = match what {
-                    Original::AddressV4 => CT_DST_IP,
-                    Original::AddressV6 => CT_DST_IP6,
-                    Original::Port => CT_PROTO_DST,
+                    Tracked::AddressV4 => CT_DST_IP,
+                    Tracked::AddressV6 => CT_DST_IP6,
+                    Tracked::Port => CT_PROTO_DST,
+                    Tracked::Direction => CT_DIRECTION,
                 };
                 w.be32(1, to.number());
                 w.be32(2, key);
-                w.attribute(3, &[CT_DIRECTION_ORIGINAL]);
+                if key != CT_DIRECTION {
+                    w.attribute(3, &[CT_DIRECTION_ORIGINAL]);
+                }
             }
             Self::Mask { register, mask } => {
                 w.be32(1, register.number());
@@ -210,19 +221,19 @@ impl Expression<'_> {
                 w.be32(2, below);
                 w.be32(3, libc::NFT_NG_RANDOM as u32);
             }
-            Self::Remember { set, key, value, lifetime } => {
+            Self::Hash { of, bytes, below, to } => {
+                w.be32(1, of.number());
+                w.be32(2, to.number());
+                w.be32(3, bytes);
+                w.be32(4, below);
+                w.be32(5, HASH_SEED);
+                w.be32(7, HASH_JENKINS);
+            }
+            Self::Remember { set, key, lifetime } => {
                 w.string(1, set);
                 w.be32(3, libc::NFT_DYNSET_OP_UPDATE as u32);
                 w.be32(4, key.number());
-                if let Some(value) = value {
-                    w.be32(5, value.number());
-                }
                 w.attribute(6, &(lifetime.as_millis() as u64).to_be_bytes());
-            }
-            Self::Forget { set, key } => {
-                w.string(1, set);
-                w.be32(3, DYNSET_OP_DELETE);
-                w.be32(4, key.number());
             }
             Self::Timeouts { object } => {
                 w.be32(1, OBJECT_CT_TIMEOUT);
@@ -258,9 +269,14 @@ pub(super) fn write_counter(writer: &mut Writer, attribute: u16) {
     writer.nest(attribute, |w| write_named(w, "counter", |_| {}));
 }
 
-/// What to do next, as the value of a map's element.
-pub(super) fn write_goto(writer: &mut Writer, attribute: u16, chain: &str) {
-    writer.nest(attribute, |w| verdict(w, libc::NFT_GOTO, Some(chain)));
+/// To go on in a chain, as the value of a map's element.
+pub(super) fn write_goto(writer: &mut Writer, chain: &str) {
+    verdict(writer, libc::NFT_GOTO, Some(chain));
+}
+
+/// The chain that such a value names.
+pub(super) fn read_goto(value: Attributes<'_>) -> Option<&str> {
+    value.nest(DATA_VERDICT).find(VERDICT_CHAIN).map(text)
 }
 
 fn write_named(writer: &mut Writer, name: &str, data: impl FnOnce(&mut Writer)) {

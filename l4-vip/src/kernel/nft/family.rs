@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::expression::{Expression, Header, Original, Register};
+use super::expression::{Expression, Header, Register, Tracked};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Family {
@@ -15,20 +15,17 @@ pub(super) enum Family {
 /// What the table remembers of each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SetKind {
-    /// Frontend → how it picks.
+    /// Frontend → the chain that picks for it.
     Services,
-    /// How a frontend picks → the chain that does it.
-    Picks,
+    /// Frontends. Chains that may not pick have to ask here: the kernel takes a look-up in a map of chains for a way
+    /// into them.
+    Frontends,
     /// Frontend and slot → backend.
     Slots,
     /// Frontends, counting what asked for a connection.
     Connections,
     /// Frontends, counting what was refused for want of a backend.
     Refusals,
-    /// Client and frontend → backend, while session affinity lasts.
-    Affinity,
-    /// Frontends with session affinity, and their backends that take new connections.
-    Live,
     /// Clients that came from other network namespaces or hosts, twice each.
     Clients,
 }
@@ -87,28 +84,24 @@ impl Family {
 
     pub(super) fn original_destination(self, to: Register) -> Expression<'static> {
         let what = match self {
-            Self::V4 => Original::AddressV4,
-            Self::V6 => Original::AddressV6,
+            Self::V4 => Tracked::AddressV4,
+            Self::V6 => Tracked::AddressV6,
         };
-        Expression::Original { what, to }
+        Expression::Tracked { what, to }
     }
 
     pub(super) fn set(self, kind: SetKind) -> &'static str {
         match (kind, self) {
             (SetKind::Services, Self::V4) => "services4",
             (SetKind::Services, Self::V6) => "services6",
-            (SetKind::Picks, Self::V4) => "picks4",
-            (SetKind::Picks, Self::V6) => "picks6",
+            (SetKind::Frontends, Self::V4) => "frontends4",
+            (SetKind::Frontends, Self::V6) => "frontends6",
             (SetKind::Slots, Self::V4) => "slots4",
             (SetKind::Slots, Self::V6) => "slots6",
             (SetKind::Connections, Self::V4) => "connections4",
             (SetKind::Connections, Self::V6) => "connections6",
             (SetKind::Refusals, Self::V4) => "refusals4",
             (SetKind::Refusals, Self::V6) => "refusals6",
-            (SetKind::Affinity, Self::V4) => "affinity4",
-            (SetKind::Affinity, Self::V6) => "affinity6",
-            (SetKind::Live, Self::V4) => "live4",
-            (SetKind::Live, Self::V6) => "live6",
             (SetKind::Clients, Self::V4) => "clients4",
             (SetKind::Clients, Self::V6) => "clients6",
         }

@@ -165,9 +165,10 @@ impl Nft {
     /// Takes what a table of our layout holds for what we hold; false if its rules are not all there.
     fn adopt(&mut self) -> io::Result<bool> {
         let contents = Contents::read(&mut self.socket)?;
-        let n_rules: usize = contents.picks.iter().map(|(_, pick)| ruleset::n_rules_of(*pick)).sum();
-        let is_whole = contents::n_rules(&mut self.socket)? == self.n_rules + n_rules;
-        self.picks = contents.picks.iter().copied().collect();
+        self.picks = contents.picks;
+        self.picks.retain(|(_, pick)| *pick != Pick::Refuse);
+        // Each chain that picks is one rule.
+        let is_whole = contents::n_rules(&mut self.socket)? == self.n_rules + self.picks.len();
         self.held = contents.entries;
         self.mending = contents.mending;
         self.n_faults = contents.n_faults;
@@ -205,7 +206,7 @@ impl Nft {
         let mut picks = self.picks.clone();
         for (frontend, entry) in entries {
             let family = Family::of(frontend.address.ip());
-            if entry.pick != Pick::REFUSE && picks.insert((family, entry.pick)) {
+            if entry.pick != Pick::Refuse && picks.insert((family, entry.pick)) {
                 ruleset::write_pick(batch, family, entry.pick);
             }
         }

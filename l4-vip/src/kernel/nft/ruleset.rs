@@ -13,9 +13,7 @@ use event_watcher::catalog::VipPool;
 
 use super::batch::{Batch, CHAIN_NAME};
 use super::elements::octets;
-use super::expression::{
-    Expression as E, Header, OBJECT_CT_TIMEOUT, Original, Register as R, write_counter, write_goto,
-};
+use super::expression::{Expression as E, Header, OBJECT_CT_TIMEOUT, Register as R, Tracked, write_counter};
 use super::family::{Family, SetKind};
 use super::pick::Pick;
 
@@ -27,7 +25,7 @@ const SOURCE_PRIORITY: i32 = libc::NF_IP_PRI_NAT_SRC - 10;
 /// A client is remembered from the first packet's arrival to its departure, which takes no time; the rest is slack
 /// that keeps clients with many connections from coming and going.
 const ARRIVAL_LIFETIME: Duration = Duration::from_secs(60);
-/// Of clients, and of clients with session affinity. A client that finds no room is served all the same.
+/// Links or clients. What finds no room is served all the same, but not masqueraded.
 const REMEMBERED: u32 = 1 << 16;
 
 /// The object that holds the timeouts of a translated TCP connection.
@@ -72,6 +70,9 @@ pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
     base_chain(batch, "postrouting", "nat", libc::NF_INET_POST_ROUTING, SOURCE_PRIORITY);
     base_chain(batch, "input", "filter", libc::NF_INET_LOCAL_IN, libc::NF_IP_PRI_FILTER);
     batch.rule("input", &[protocol(R(0)), E::Differs { register: R(0), value: &UDP }, E::Return]);
+    // On a host without an address of its own a client's datagrams come from the VIP, and answers go there.
+    let direction = E::Tracked { what: Tracked::Direction, to: R(0) };
+    batch.rule("input", &[direction, E::Equal { register: R(0), value: &[1] }, E::Return]);
     for family in Family::ALL {
         batch.rule("prerouting", &to_family(family, &chain("arrive", family)));
         batch.rule("output", &to_family(family, &chain("serve", family)));
@@ -82,9 +83,6 @@ pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
         depart(batch, family, pools);
         stray(batch, family, pools);
         refused_datagram(batch, family, pools);
-        batch.add_element(family.set(SetKind::Picks), &Pick::REFUSE.key(), |w, attribute| {
-            write_goto(w, attribute, &chain("refuse", family));
-        });
     }
 }
 
@@ -96,30 +94,29 @@ pub(super) fn disown_pools(batch: &mut Batch) {
     }
 }
 
-/// The chain that picks a backend for the frontends that pick so, and the way to it.
+/// The chain that picks a backend for the frontends that pick so.
 pub(super) fn write_pick(batch: &mut Batch, family: Family, pick: Pick) {
-    let name = pick.chain(family);
-    batch.chain(&name);
-    if let Some(lifetime) = pick.affinity() {
-        known_client(batch, &name, family, lifetime);
-        new_client(batch, &name, family, pick.n_slots(), lifetime);
-    }
-    any_client(batch, &name, family, pick.n_slots());
-    batch.add_element(family.set(SetKind::Picks), &pick.key(), |w, attribute| {
-        write_goto(w, attribute, &name);
-    });
-}
-
-pub(super) fn n_rules_of(pick: Pick) -> usize {
+    let slot = family.after_address(R(2));
+    let backend = R(slot.0 + 1);
+    let mut rule = frontend(family, R(0)).to_vec();
+    let below = pick.n_slots().into();
     match pick {
-        Pick::REFUSE => 0,
-        pick if pick.affinity().is_some() => 3,
-        _ => 1,
+        Pick::Refuse => return,
+        Pick::Random(_) => rule.push(E::Random { below, to: slot }),
+        Pick::ByClient(_) => {
+            let bytes = family.address_bytes();
+            rule.extend([family.source(backend), E::Hash { of: backend, bytes, below, to: slot }]);
+        }
     }
+    rule.extend([
+        E::Map { map: family.set(SetKind::Slots), key: R(0), to: backend },
+        E::Dnat { family: family.number(), address: backend, port: family.after_address(backend) },
+    ]);
+    batch.chain(&pick.chain(family));
+    batch.rule(&pick.chain(family), &rule);
 }
 
 pub(super) fn delete_pick(batch: &mut Batch, family: Family, pick: Pick) {
-    batch.delete_elements(family.set(SetKind::Picks), &[pick.key()]);
     batch.delete_chain(&pick.chain(family));
 }
 
@@ -138,13 +135,13 @@ fn arrive(batch: &mut Batch, family: Family) {
     let name = chain("arrive", family);
     let mut rule = frontend(family, R(0)).to_vec();
     rule.extend([
-        E::Find { set: family.set(SetKind::Services), key: R(0) },
+        E::Find { set: family.set(SetKind::Frontends), key: R(0) },
         E::Meta { key: libc::NFT_META_IIF, to: R(0) },
         E::Meta { key: libc::NFT_META_IIF, to: R(1) },
-        E::Remember { set: "links", key: R(0), value: None, lifetime: ARRIVAL_LIFETIME },
+        E::Remember { set: "links", key: R(0), lifetime: ARRIVAL_LIFETIME },
         family.source(R(0)),
         family.source(family.after_address(R(0))),
-        E::Remember { set: family.set(SetKind::Clients), key: R(0), value: None, lifetime: ARRIVAL_LIFETIME },
+        E::Remember { set: family.set(SetKind::Clients), key: R(0), lifetime: ARRIVAL_LIFETIME },
     ]);
     batch.rule(&name, &rule);
     batch.rule(&name, &[E::Goto { chain: &chain("serve", family) }]);
@@ -167,12 +164,10 @@ fn serve(batch: &mut Batch, family: Family) {
         ],
     );
     let mut rule = frontend(family, R(0)).to_vec();
-    let how = family.after_address(R(2));
     rule.extend([
         E::Find { set: family.set(SetKind::Connections), key: R(0) },
         E::Timeouts { object: TIMEOUTS },
-        E::Map { map: family.set(SetKind::Services), key: R(0), to: how },
-        E::Dispatch { map: family.set(SetKind::Picks), key: how },
+        E::Dispatch { map: family.set(SetKind::Services), key: R(0) },
     ]);
     batch.rule(&name, &rule);
     batch.rule(&name, &[E::Goto { chain: &chain(STRAY, family) }]);
@@ -209,49 +204,8 @@ fn refused_datagram(batch: &mut Batch, family: Family, pools: &[VipPool]) {
         batch.rule(&name, &[load, mask, equal, E::PortUnreachable]);
     }
     let mut rule = frontend(family, R(0)).to_vec();
-    rule.extend([E::Find { set: family.set(SetKind::Services), key: R(0) }, E::PortUnreachable]);
+    rule.extend([E::Find { set: family.set(SetKind::Frontends), key: R(0) }, E::PortUnreachable]);
     batch.rule(&name, &rule);
-}
-
-fn any_client(batch: &mut Batch, name: &str, family: Family, n_slots: u32) {
-    let slot = family.after_address(R(2));
-    let backend = R(slot.0 + 1);
-    let mut rule = frontend(family, R(0)).to_vec();
-    rule.extend([
-        E::Random { below: n_slots, to: slot },
-        E::Map { map: family.set(SetKind::Slots), key: R(0), to: backend },
-        dnat(family, backend),
-    ]);
-    batch.rule(name, &rule);
-}
-
-/// A client whose backend still takes new connections. The client, the frontend and the backend lie one behind the
-/// other, so that client and frontend are one key, and frontend and backend another.
-fn known_client(batch: &mut Batch, name: &str, family: Family, lifetime: Duration) {
-    let (mut rule, Registers { client, frontend, behind: backend }) = client_and_frontend(family);
-    let affinity = family.set(SetKind::Affinity);
-    rule.extend([
-        E::Map { map: affinity, key: client, to: backend },
-        E::Find { set: family.set(SetKind::Live), key: frontend },
-        E::Remember { set: affinity, key: client, value: Some(backend), lifetime },
-        dnat(family, backend),
-    ]);
-    batch.rule(name, &rule);
-}
-
-/// What was remembered of this client is of no use any more, and an element that is there keeps its value when it is
-/// added again.
-fn new_client(batch: &mut Batch, name: &str, family: Family, n_slots: u32, lifetime: Duration) {
-    let (mut rule, Registers { client, frontend, behind }) = client_and_frontend(family);
-    let affinity = family.set(SetKind::Affinity);
-    rule.extend([
-        E::Forget { set: affinity, key: client },
-        E::Random { below: n_slots, to: behind },
-        E::Map { map: family.set(SetKind::Slots), key: frontend, to: behind },
-        E::Remember { set: affinity, key: client, value: Some(behind), lifetime },
-        dnat(family, behind),
-    ]);
-    batch.rule(name, &rule);
 }
 
 /// Clients get another address only where the answer would miss this host otherwise: out by the link that they came
@@ -265,8 +219,8 @@ fn depart(batch: &mut Batch, family: Family, pools: &[VipPool]) {
             E::Find { set, key: R(0) },
             family.original_destination(behind),
             protocol(family.after_address(behind)),
-            E::Original { what: Original::Port, to: R(family.after_address(behind).0 + 1) },
-            E::Find { set: family.set(SetKind::Services), key: behind },
+            E::Tracked { what: Tracked::Port, to: R(family.after_address(behind).0 + 1) },
+            E::Find { set: family.set(SetKind::Frontends), key: behind },
             E::Masquerade,
         ]);
         batch.rule("postrouting", &rule);
@@ -317,24 +271,6 @@ fn frontend(family: Family, to: R) -> [E<'static>; 3] {
     [family.destination(to), protocol(behind), port]
 }
 
-/// Where `client_and_frontend` puts what; `behind` is free.
-struct Registers {
-    client: R,
-    frontend: R,
-    behind: R,
-}
-
-fn client_and_frontend(family: Family) -> (Vec<E<'static>>, Registers) {
-    let client = R(0);
-    let to = family.after_address(client);
-    let registers = Registers { client, frontend: to, behind: R(family.after_address(to).0 + 2) };
-    (std::iter::once(family.source(client)).chain(frontend(family, to)).collect(), registers)
-}
-
-fn dnat(family: Family, backend: R) -> E<'static> {
-    E::Dnat { family: family.number(), address: backend, port: family.after_address(backend) }
-}
-
 fn of_family(pools: &[VipPool], family: Family) -> impl Iterator<Item = &VipPool> {
     pools.iter().filter(move |pool| Family::of(pool.first()) == family)
 }
@@ -376,18 +312,14 @@ fn sets(batch: &mut Batch, family: Family) {
         Family::V6 => Type::Ipv6Address,
     };
     let frontend = [address, Type::Protocol, Type::Port];
-    let with = |more: &[Type]| [&frontend[..], more].concat();
-    let of_client = [&[address][..], &frontend].concat();
+    let of_slot = [&frontend[..], &[Type::Mark]].concat();
     let name = |kind| family.set(kind);
-    set(batch, name(SetKind::Services), &frontend, &[Type::Mark], Options::Fixed);
-    set(batch, name(SetKind::Picks), &[Type::Mark], &[Type::Verdict], Options::Fixed);
-    set(batch, name(SetKind::Slots), &with(&[Type::Mark]), &[address, Type::Port], Options::Fixed);
+    set(batch, name(SetKind::Services), &frontend, &[Type::Verdict], Options::Fixed);
+    set(batch, name(SetKind::Slots), &of_slot, &[address, Type::Port], Options::Fixed);
+    set(batch, name(SetKind::Frontends), &frontend, &[], Options::Fixed);
     set(batch, name(SetKind::Connections), &frontend, &[], Options::Counts);
     set(batch, name(SetKind::Refusals), &frontend, &[], Options::Counts);
-    set(batch, name(SetKind::Live), &with(&[address, Type::Port]), &[], Options::Fixed);
     set(batch, name(SetKind::Clients), &[address; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
-    let remembers = Options::Remembers(super::pick::LONGEST_AFFINITY);
-    set(batch, name(SetKind::Affinity), &of_client, &[address, Type::Port], remembers);
 }
 
 /// A set of these keys, or a map when there are values.

@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::stats::StatsClient;
 use crate::args::StatsArgs;
+use crate::commands::stats::StatsClient;
 use crate::failure::Failure;
 use crate::output;
 
@@ -100,7 +100,10 @@ fn as_json(record: &Record) -> serde_json::Value {
 
 fn refused(name: &str, server: SocketAddr, code: ResponseCode) -> Failure {
     let (word, hint) = match code {
-        ResponseCode::NXDomain => ("NXDOMAIN", "there is no such name; waymark vip list shows the VIP names"),
+        ResponseCode::NXDomain => (
+            "NXDOMAIN",
+            "there is no such name; --trace says what there is, and waymark vip list shows the VIP names",
+        ),
         ResponseCode::ServFail => ("SERVFAIL", "the server has no data yet; waymark status says why"),
         ResponseCode::Refused => ("REFUSED", "the server answers only its own zones and forwards nothing"),
         ResponseCode::FormErr => ("FORMERR", "the server did not understand the question"),
