@@ -2,6 +2,8 @@
 //!
 //! Every run has another seed; a failure tells it, and `WAYMARK_SEED` repeats it.
 
+#![allow(clippy::print_stdout, reason = "the seed is for whoever reads a failure")]
+
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use tokio::io::AsyncWriteExt;
