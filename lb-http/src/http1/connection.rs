@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::Framing;
 use super::buffer::Buffer;
+use super::fields::Name;
 use super::flow::{Coding, Flow, FlowError};
 use super::front::Http1Front;
 use super::refusal::Refusal;
@@ -266,8 +267,8 @@ impl<S: ClientStream> Connection<S> {
         let prepared = allowed.map(|backend| {
             let mut cookies = local.scratch.take();
             cookies.clear();
-            let cookie = (backend.is_sticky() && request.has(super::fields::Name::Cookie))
-                .then(|| sticky::take_cookie(request.values(super::fields::Name::Cookie), &mut cookies))
+            let cookie = (backend.is_sticky() && request.has(Name::Cookie))
+                .then(|| sticky::take_cookie(request.values(Name::Cookie), &mut cookies))
                 .flatten();
             let has_changed = cookie.is_some() || !cookies.is_empty();
             let forwarding = Forwarding {
@@ -281,7 +282,6 @@ impl<S: ClientStream> Connection<S> {
             local.scratch.set(cookies);
             (backend, cookie, out)
         });
-        drop(request);
         local.fields.set(fields);
         self.side.input.consume(n);
         let (backend, cookie, out) =
