@@ -84,6 +84,15 @@ pub struct DaemonArgs {
     /// Network that named VIPs get their addresses from (repeatable)
     #[arg(long, value_name = "CIDR")]
     pub vip_pool: Vec<String>,
+    /// Serve only apps of this group (label HAPROXY_GROUP); * serves all (repeatable)
+    #[arg(long, value_name = "GROUP")]
+    pub group: Vec<String>,
+    /// Serve only ports whose label HAPROXY_{n}_ENABLED is true
+    #[arg(long)]
+    pub strict_mode: bool,
+    /// Behave as another balancer where Waymark differs on purpose
+    #[arg(long, value_enum, value_name = "BALANCER")]
+    pub compat: Option<CompatName>,
     /// Where state is kept across restarts
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -137,6 +146,14 @@ impl PlaneName {
             Self::Dns => "dns",
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CompatName {
+    #[default]
+    None,
+    MarathonLb,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use event_watcher::catalog::VipPool;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{DaemonArgs, DevArgs, Mode, PlaneName, ServeArgs};
+use crate::args::{CompatName, DaemonArgs, DevArgs, Mode, PlaneName, ServeArgs};
 use crate::failure::Failure;
 
 pub use layers::Environment;
@@ -30,6 +30,10 @@ pub struct Config {
     /// The scheduler's addresses (`serve`); `dev` brings its own scheduler.
     pub marathon: Vec<String>,
     pub planes: Vec<PlaneName>,
+    /// Apps of these groups are served over HTTP; `*` is all.
+    pub group: Vec<String>,
+    /// Whose behaviour counts where ours is different on purpose.
+    pub compat: CompatName,
     /// 0: one per core.
     pub workers: usize,
     /// How long a shutdown waits for what is in flight.
@@ -43,6 +47,7 @@ pub struct Config {
     pub dns: Dns,
     pub vip: Vip,
     pub watch: Watch,
+    pub strict: Strict,
     pub state: State,
     pub ready: Ready,
 }
@@ -149,6 +154,13 @@ pub struct Watch {
     pub stream_deadline: Duration,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Strict {
+    /// Ports are served only when their labels enable them.
+    pub mode: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
@@ -180,6 +192,8 @@ impl Config {
             mode,
             marathon: Vec::new(),
             planes: vec![PlaneName::Http, PlaneName::Vip, PlaneName::Dns],
+            group: vec!["*".to_owned()],
+            compat: CompatName::default(),
             workers: 0,
             // On a node, most requests and downloads end within it; at a desk, Ctrl-C must not feel stuck.
             drain_timeout: match mode {
@@ -200,6 +214,7 @@ impl Config {
             vip: Vip { pool },
             // Marathon sends a heartbeat every 10 s, so 15 s without a byte is a dead stream.
             watch: Watch { resync: Duration::from_secs(30), stream_deadline: Duration::from_secs(15) },
+            strict: Strict::default(),
             state: State { dir: default_state_dir(mode) },
             ready: Ready::default(),
         }

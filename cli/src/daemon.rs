@@ -5,7 +5,7 @@
 
 mod bind;
 mod dev;
-mod plane_config;
+pub(crate) mod plane_config;
 
 use std::io::IsTerminal;
 use std::path::Path;

@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::config::Timeouts;
+use crate::labels::ServiceTimeouts;
 use crate::stats::Session;
 
 /// How often waits are looked at: a time-out comes at most this much late.
@@ -81,13 +82,34 @@ pub(crate) struct Wait {
     phase: AtomicU8,
     since: AtomicU64,
     expired: AtomicBool,
+    /// In milliseconds, of the service that the request is for; 0: as every service.
+    client_limit: AtomicU64,
+    server_limit: AtomicU64,
 }
 
 impl Wait {
+    /// Waits from here on last as long as the service says.
+    pub(crate) fn heed(&self, timeouts: &ServiceTimeouts) {
+        let millis = |time: Option<Duration>| time.map_or(0, |t| t.as_millis() as u64);
+        self.client_limit.store(millis(timeouts.client), Relaxed);
+        self.server_limit.store(millis(timeouts.server), Relaxed);
+    }
+
+    fn limit_millis(&self, timeouts: &Timeouts) -> u64 {
+        let phase = self.phase();
+        let own = match phase {
+            Phase::RequestBody => self.client_limit.load(Relaxed),
+            Phase::ServerHead | Phase::ResponseBody => self.server_limit.load(Relaxed),
+            Phase::Idle | Phase::Head => 0,
+        };
+        if own > 0 { own } else { phase.limit(timeouts).as_millis() as u64 }
+    }
+
     fn new(clock: Arc<Clock>) -> Arc<Self> {
         let since = AtomicU64::new(clock.now());
         let (phase, expired) = (AtomicU8::new(Phase::Idle as u8), AtomicBool::new(false));
-        Arc::new(Self { clock, phase, since, expired })
+        let (client_limit, server_limit) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { clock, phase, since, expired, client_limit, server_limit })
     }
 
     pub(crate) fn enter(&self, phase: Phase) {
@@ -148,7 +170,7 @@ impl Waits {
     pub(crate) fn sweep(&self, now: u64, timeouts: &Timeouts) {
         for slot in self.slots.borrow().iter().flatten() {
             let lasted = now.saturating_sub(slot.wait.since.load(Relaxed));
-            let limit = slot.wait.phase().limit(timeouts).as_millis() as u64;
+            let limit = slot.wait.limit_millis(timeouts);
             if lasted >= limit
                 && !slot.wait.expired.swap(true, Relaxed)
                 && let Some(waker) = &slot.waker

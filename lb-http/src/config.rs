@@ -5,6 +5,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::labels::Reading;
+
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -14,8 +16,8 @@ pub struct Config {
     pub appid_listen: Option<SocketAddr>,
     /// The address that service ports are opened on.
     pub service_address: IpAddr,
-    /// Apps of these groups (`HAPROXY_GROUP`) are served; `*` serves all.
-    pub groups: Vec<String>,
+    /// Which apps are served, and how their labels are read.
+    pub reading: Reading,
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// How long requests in flight may take to end after the start of a shutdown.
@@ -59,7 +61,7 @@ impl Default for Config {
             http_listen: Some(SocketAddr::new(loopback, 9080)),
             appid_listen: Some(SocketAddr::new(loopback, 9091)),
             service_address: loopback,
-            groups: vec!["*".to_owned()],
+            reading: Reading::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             drain_timeout: DRAIN_TIMEOUT,

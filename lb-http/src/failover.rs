@@ -4,7 +4,6 @@
 //! response was seen (RFC 9110 section 9.2.2).
 
 use std::future::{Future, poll_fn};
-use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -128,7 +127,13 @@ impl Attempt<'_> {
     ) -> Result<(Response<Incoming>, Exchange), Failed> {
         let wanted = self.cookie.and_then(|cookie| backend.server_of_cookie(cookie));
         let of_cookie = wanted.filter(|i| !backend.servers[*i].endpoint.is_ejected());
-        let affinity = (backend.labels.balance == Policy::Source).then(|| source_hash(self.client));
+        let affinity = match backend.labels.balance {
+            Policy::Source => {
+                let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+                backend.labels.hash_on.of(self.client, target, request.headers())
+            }
+            _ => None,
+        };
         let mut candidates =
             Candidates { next: of_cookie, pool: &backend.pool, affinity, walk: None, wanted: of_cookie };
         let shard = backend.series.of_worker(self.local.index);
@@ -385,14 +390,14 @@ async fn unless_expired<F: Future>(wait: &Wait, future: F) -> Option<F::Output> 
     .await
 }
 
-/// The same on every node and after every restart.
-fn source_hash(client: IpAddr) -> u64 {
-    foldhash::quality::FixedState::with_seed(0).hash_one(client.to_canonical())
-}
-
 impl Exchange {
     fn server(&self) -> &Server {
         &self.backend.servers[self.server]
+    }
+
+    /// Of the service, when it has one of its own.
+    pub(crate) fn tunnel_timeout(&self) -> Option<Duration> {
+        self.backend.labels.timeouts.tunnel
     }
 
     fn shards(&self) -> Shards<'_> {

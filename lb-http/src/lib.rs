@@ -7,9 +7,12 @@
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;
 //! counters never go back while an app exists; a bad label never drops an app.
 
+pub mod access;
 mod body;
 mod client;
 mod config;
+mod deployment;
+pub mod edits;
 mod error;
 mod failover;
 mod guard;
@@ -20,6 +23,7 @@ pub mod names;
 mod plane;
 mod proxy;
 pub mod route;
+mod static_names;
 pub mod stats;
 mod sticky;
 pub mod table;

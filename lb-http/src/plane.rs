@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::error::BindError;
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
+use crate::static_names::StaticNames;
 use crate::stats::{self, BackendView, RouteView, Series};
 use crate::table::{Compiler, Table};
 use crate::worker::{Clients, Worker};
@@ -53,7 +54,7 @@ pub async fn start(
 ) -> Result<(Plane, Vec<Worker>), BindError> {
     let n_workers = n_workers.max(1);
     let config = Arc::new(config);
-    let mut compiler = Compiler::new(config.groups.clone(), n_workers);
+    let mut compiler = Compiler::new(config.reading.clone(), n_workers);
     let table = compiler.compile(&Snapshot::default(), Instant::now());
     let table = Arc::new(ArcSwap::from_pointee(table));
     let (mark, applied) = applied();
@@ -94,7 +95,9 @@ pub async fn start(
         listeners.open(Entry::AppIds, address.port(), sockets, &shared.appid_in).await;
     }
     tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
-    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, mark };
+    let names = StaticNames::start(cancel.clone());
+    let newest = Snapshot::default();
+    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, mark, names, newest };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
 }
@@ -104,6 +107,8 @@ struct Follower {
     compiler: Compiler,
     listeners: Listeners,
     mark: AppliedMark,
+    names: StaticNames,
+    newest: Snapshot,
 }
 
 impl Follower {
@@ -123,6 +128,10 @@ impl Follower {
                     let table = self.shared.table.load_full();
                     self.listen(&table).await;
                 }
+                names = self.names.changed() => {
+                    self.compiler.set_names(names);
+                    self.compile().await;
+                }
                 () = cancel.cancelled() => return,
             }
         }
@@ -132,10 +141,16 @@ impl Follower {
         if snapshot.generation <= self.shared.applied.generation() {
             return;
         }
-        let table = Arc::new(self.compiler.compile(snapshot, Instant::now()));
-        self.shared.table.store(Arc::clone(&table));
-        self.listen(&table).await;
+        self.newest = snapshot.clone();
+        self.compile().await;
         self.mark.set(snapshot.generation);
+    }
+
+    async fn compile(&mut self) {
+        let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
+        self.shared.table.store(Arc::clone(&table));
+        self.names.want(&table.unknown_names);
+        self.listen(&table).await;
     }
 
     async fn listen(&mut self, table: &Table) {

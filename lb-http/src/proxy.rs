@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, MAX_FORWARDS, TRANSFER_ENCODING,
+    ALLOW, AUTHORIZATION, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, LOCATION,
+    MAX_FORWARDS, TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -23,9 +24,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
 
+use crate::access::{Admit, RequestFacts, Scheme, Way};
 use crate::body::{RequestBody, ResponseBody, UpstreamBody};
 use crate::client::{ClientIo, Phase, Registered, Wait};
 use crate::config::{DEFAULT_HEADER_COUNT, Limits};
+use crate::edits::{self, Forwarding, HeadEdits};
 use crate::error::ProxyError;
 use crate::failover::{self, Exchange};
 use crate::guard::{self, Refusal, Verdict};
@@ -71,6 +74,8 @@ struct Client {
     local: Rc<Local>,
     entry: Entry,
     address: SocketAddr,
+    /// The port that the client connected to.
+    local_port: u16,
     forwarded: Forwarded,
     wait: Arc<Wait>,
     frontend: Arc<crate::stats::Series>,
@@ -104,6 +109,7 @@ pub(crate) async fn serve(local: Rc<Local>, accepted: Accepted, registered: Regi
             port: HeaderValue::from(local_port),
         },
         entry,
+        local_port,
         address,
         wait: Arc::clone(&wait),
         frontend: Arc::clone(&frontend),
@@ -190,18 +196,24 @@ impl Client {
             }
         };
         let backend = self.route(&parts)?;
+        self.admit(&backend, &parts).await?;
+        self.wait.heed(&backend.labels.timeouts);
+        let edited = (!backend.labels.edits.is_plain()).then(|| Arc::clone(&backend.labels));
         let upgrade = guard::asks_for_upgrade(&parts, seen)
             .then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
             .flatten();
         let cookie = (seen.has(Seen::COOKIE) && backend.is_sticky())
-            .then(|| sticky::take_cookie(&mut parts.headers))
+            .then(|| sticky::take_cookie(&mut parts.headers, backend.labels.cookie.name()))
             .flatten();
         headers::remove_hop_by_hop(&mut parts.headers, seen);
         if seen.has(Seen::EXPECT) {
             // hyper answers it towards the client as soon as the body is wanted.
             parts.headers.remove(EXPECT);
         }
-        self.forwarded.apply(&mut parts.headers);
+        match &edited {
+            Some(labels) => self.edit_request(&labels.edits, &mut parts),
+            None => self.forwarded.apply(&mut parts.headers),
+        }
         count_down_forwards(&mut parts);
         if upgrade.is_some() {
             parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -229,7 +241,63 @@ impl Client {
         };
         let (response, exchange) = attempt.send(backend, request).await.map_err(Answer::failed)?;
         let took = started.elapsed();
-        self.finish(response, exchange, &method, upgrade, took)
+        let mut response = self.finish(response, exchange, &method, upgrade, took)?;
+        if let Some(labels) = edited {
+            labels.edits.edit_response(response.headers_mut(), &self.connection());
+        }
+        Ok(response)
+    }
+
+    /// Asks the backend's rules whether the request may go on; `Err`: what is answered instead.
+    async fn admit(&self, backend: &Backend, parts: &Parts) -> Result<(), Answer> {
+        let admission = &backend.labels.admission;
+        if admission.is_open() {
+            return Ok(());
+        }
+        let text = |name: HeaderName| parts.headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+        let facts = RequestFacts {
+            way: match self.entry {
+                Entry::ServicePort(_) => Way::ServicePort,
+                Entry::Hosts => Way::Hosts,
+                Entry::AppIds => Way::AppIds,
+            },
+            scheme: Scheme::Http,
+            client: self.address.ip(),
+            host: std::str::from_utf8(text(HOST)).unwrap_or_default(),
+            target: parts.uri.path_and_query().map_or("/", |target| target.as_str()),
+            authorization: parts.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes),
+            forwarded_proto: parts.headers.get(headers::X_FORWARDED_PROTO).map(HeaderValue::as_bytes),
+        };
+        let decided = match admission.admit(&facts) {
+            Admit::Verify(verification) => verification.run().await,
+            decided => decided,
+        };
+        match decided {
+            Admit::Continue => Ok(()),
+            Admit::Redirect { status, location } => Err(Answer::redirect(status, &location)),
+            Admit::Challenge(challenge) => Err(Answer::challenge(&challenge)),
+            Admit::Deny => {
+                self.shard().n_denied_requests.increment();
+                backend.series.of_worker(self.local.index).n_denied_requests.increment();
+                Err(Answer::denied())
+            }
+            Admit::Verify(_) => Err(Answer::denied()),
+        }
+    }
+
+    fn connection(&self) -> edits::Connection {
+        edits::Connection { scheme: Scheme::Http, client: self.address.ip(), local_port: self.local_port }
+    }
+
+    fn edit_request(&self, edits: &HeadEdits, parts: &mut Parts) {
+        if edits.forwarding == Forwarding::Standard {
+            self.forwarded.apply(&mut parts.headers);
+        }
+        edits.edit_request(&mut parts.headers, &self.connection());
+        let target = parts.uri.path_and_query().and_then(|target| edits.rewrite_target(target.as_str()));
+        if let Some(target) = target.and_then(|target| Uri::try_from(target).ok()) {
+            parts.uri = target;
+        }
     }
 
     fn finish(
@@ -324,6 +392,8 @@ struct Answer {
     reason: &'static str,
     text: String,
     closes: Closes,
+    /// A header that says more.
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -339,15 +409,36 @@ impl Answer {
             reason: "request-refused",
             text: refusal.reason.to_owned(),
             closes: Closes::Yes,
+            header: None,
         }
     }
 
+    fn new(status: StatusCode, reason: &'static str, text: String) -> Self {
+        Self { status, reason, text, closes: Closes::No, header: None }
+    }
+
     fn no_route(text: String) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, reason: "no-route", text, closes: Closes::No }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no-route", text)
     }
 
     fn options() -> Self {
-        Self { status: StatusCode::OK, reason: "max-forwards", text: String::new(), closes: Closes::No }
+        Self::new(StatusCode::OK, "max-forwards", String::new())
+    }
+
+    fn redirect(status: StatusCode, location: &str) -> Self {
+        let answer = Self::new(status, "redirect", location.to_owned());
+        Self { header: HeaderValue::from_str(location).ok().map(|value| (LOCATION, value)), ..answer }
+    }
+
+    fn challenge(challenge: &str) -> Self {
+        let text = "this service asks for a user and a password".to_owned();
+        let answer = Self::new(StatusCode::UNAUTHORIZED, "login", text);
+        Self { header: HeaderValue::from_str(challenge).ok().map(|v| (WWW_AUTHENTICATE, v)), ..answer }
+    }
+
+    fn denied() -> Self {
+        let text = "this service does not let your address in".to_owned();
+        Self::new(StatusCode::FORBIDDEN, "address-denied", text)
     }
 
     fn failed(error: ProxyError) -> Self {
@@ -361,7 +452,7 @@ impl Answer {
             ProxyError::ClientBody => "request-body",
         };
         let closes = if error.is_of_client() { Closes::Yes } else { Closes::No };
-        Self { status: error.status(), reason, text: error.to_string(), closes }
+        Self { closes, ..Self::new(error.status(), reason, error.to_string()) }
     }
 
     fn into_response(self) -> Response<ResponseBody> {
@@ -374,6 +465,9 @@ impl Answer {
         let headers = response.headers_mut();
         headers.insert(REASON, HeaderValue::from_static(self.reason));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if let Some((name, value)) = self.header {
+            headers.insert(name, value);
+        }
         if self.closes == Closes::Yes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -3,23 +3,59 @@
 //! The endpoint never sees the cookie; the client gets one only when it had no valid one. The value names a server of
 //! the table and nothing else: it can never lead to an address of the client's choice.
 
+use std::sync::Arc;
+
 use http::header::{CACHE_CONTROL, COOKIE, HeaderMap, HeaderValue, SET_COOKIE};
 use http::{Method, StatusCode};
 
 use crate::headers::Seen;
 
-pub(crate) const COOKIE_NAME: &str = "mesosphere_server_id";
+/// Marathon-LB's name.
+const COOKIE_NAME: &str = "mesosphere_server_id";
 
-/// The `Set-Cookie` line of a server: a session cookie for the whole site.
-pub(crate) fn set_cookie(value: &str) -> HeaderValue {
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(format!("{COOKIE_NAME}={value}; path=/")))
-        .expect("cookie values are hexadecimal digits")
+/// How a service's cookie is called, and what stands behind its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cookie {
+    name: Arc<str>,
+    attributes: Arc<str>,
 }
 
-/// Takes the cookie out of a request's headers. `None`: it had none. Of several the first counts.
-pub(crate) fn take_cookie(headers: &mut HeaderMap) -> Option<Vec<u8>> {
-    let is_in =
-        |line: &HeaderValue| line.as_bytes().windows(COOKIE_NAME.len()).any(|w| w == COOKIE_NAME.as_bytes());
+impl Default for Cookie {
+    /// A session cookie for the whole site.
+    fn default() -> Self {
+        Self { name: COOKIE_NAME.into(), attributes: "; path=/".into() }
+    }
+}
+
+impl Cookie {
+    /// `None`: no name for a cookie (RFC 6265 section 4.1.1).
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let is_token = !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&b));
+        is_token.then(|| Self { name: name.into(), ..Self::default() })
+    }
+
+    /// With one more attribute, e.g. `HttpOnly`. `None`: it would end the attribute or the header.
+    pub(crate) fn with(self, attribute: &str) -> Option<Self> {
+        let is_whole = attribute.bytes().all(|b| (b == b' ' || b.is_ascii_graphic()) && b != b';');
+        is_whole.then(|| Self { attributes: format!("{}; {attribute}", self.attributes).into(), ..self })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The `Set-Cookie` line of a server.
+    pub(crate) fn set(&self, value: &str) -> HeaderValue {
+        let line = format!("{}={value}{}", self.name, self.attributes);
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(line))
+            .expect("names and attributes are graphic ASCII")
+    }
+}
+
+/// Takes the cookie of this name out of a request's headers. `None`: it had none. Of several the first counts.
+pub(crate) fn take_cookie(headers: &mut HeaderMap, name: &str) -> Option<Vec<u8>> {
+    let is_in = |line: &HeaderValue| line.as_bytes().windows(name.len()).any(|w| w == name.as_bytes());
     if !headers.get_all(COOKIE).iter().any(is_in) {
         return None;
     }
@@ -32,7 +68,7 @@ pub(crate) fn take_cookie(headers: &mut HeaderMap) -> Option<Vec<u8>> {
         }
         let mut rest: Vec<u8> = Vec::with_capacity(line.len());
         for pair in line.as_bytes().split(|b| *b == b';').map(<[u8]>::trim_ascii) {
-            match value_of(pair) {
+            match value_of(pair, name) {
                 Some(value) => {
                     found.get_or_insert_with(|| value.to_vec());
                 }
@@ -57,8 +93,8 @@ pub(crate) fn take_cookie(headers: &mut HeaderMap) -> Option<Vec<u8>> {
     found
 }
 
-fn value_of(pair: &[u8]) -> Option<&[u8]> {
-    let rest = pair.strip_prefix(COOKIE_NAME.as_bytes())?.trim_ascii_start();
+fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let rest = pair.strip_prefix(name.as_bytes())?.trim_ascii_start();
     let value = rest.strip_prefix(b"=")?.trim_ascii_start();
     Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
 }
@@ -112,11 +148,26 @@ mod tests {
             for line in lines {
                 headers.append(COOKIE, HeaderValue::from_static(line));
             }
-            let taken = take_cookie(&mut headers);
+            let taken = take_cookie(&mut headers, COOKIE_NAME);
             assert_eq!(taken.as_deref(), found.map(str::as_bytes), "{lines:?}");
             let kept: Vec<_> = headers.get_all(COOKIE).iter().map(|v| v.to_str().unwrap()).collect();
             assert_eq!(kept, left, "{lines:?}");
         }
+    }
+
+    #[test]
+    fn a_cookie_has_the_name_and_attributes_that_it_is_given() {
+        let cookie =
+            Cookie::named("srv").and_then(|c| c.with("HttpOnly")).and_then(|c| c.with("Secure")).unwrap();
+        assert_eq!(cookie.set("0a"), "srv=0a; path=/; HttpOnly; Secure");
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, HeaderValue::from_static("mesosphere_server_id=x; srv=y"));
+        assert_eq!(take_cookie(&mut headers, cookie.name()).as_deref(), Some(&b"y"[..]));
+        assert_eq!(headers[COOKIE], "mesosphere_server_id=x");
+        for name in ["", "a b", "a;b", "a=b", "é"] {
+            assert_eq!(Cookie::named(name), None, "{name:?}");
+        }
+        assert_eq!(Cookie::default().with("x; Domain=evil"), None);
     }
 
     #[test]
@@ -134,7 +185,7 @@ mod tests {
             let seen = Seen::in_all(&headers);
             insert(
                 &mut headers,
-                &set_cookie("0a"),
+                &Cookie::default().set("0a"),
                 seen,
                 &Method::GET,
                 StatusCode::from_u16(status).unwrap(),

@@ -4,23 +4,24 @@
 //! Compiling costs what changed: apps whose `Arc` is the same keep their backends. Who listens where is not decided
 //! here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_watcher::catalog::{
-    App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Rotation, Service,
-    ServiceId, Snapshot,
+    App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Readiness, Rotation,
+    Service, ServiceId, Snapshot,
 };
 use http::HeaderValue;
 use l4_vip::pool::{EndpointState, Pool};
 use l4_vip::stats::Counters;
 
-use crate::labels::{self, Affinity, Mode, ServiceLabels};
+use crate::deployment::{self, Unit};
+use crate::labels::{self, Affinity, Mode, Panic, Reading, ServiceLabels};
 use crate::names;
 use crate::route::Routes;
 use crate::stats::{Series, Totals};
-use crate::sticky;
 
 #[derive(Debug)]
 pub struct Table {
@@ -30,7 +31,12 @@ pub struct Table {
     pub routes: Arc<Routes>,
     /// What is wrong with labels and routes, by app.
     pub problems: Arc<[Problem]>,
+    /// Host names of static servers that nobody here knows: to be looked up.
+    pub(crate) unknown_names: BTreeSet<Arc<str>>,
 }
+
+/// Addresses of host names that were looked up.
+pub(crate) type Names = BTreeMap<Arc<str>, IpAddr>;
 
 impl Table {
     pub fn backend(&self, service: &ServiceId) -> Option<&Arc<Backend>> {
@@ -55,6 +61,9 @@ pub struct Backend {
     /// What the forwarder counts of it in mode tcp.
     pub tcp: Arc<Counters>,
     pub standing: Standing,
+    /// Endpoints that are in rotation for their own sake, not because no other is.
+    pub n_healthy: usize,
+    static_address: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug)]
@@ -78,8 +87,12 @@ pub enum ServerStatus {
     Up,
     /// The app has no health checks.
     Unchecked,
+    /// The scheduler has not said yet.
+    Unknown,
     /// Being stopped: finishes what it has.
     Draining,
+    /// Taken out of use by a deployment: finishes what it has.
+    Disabled,
     /// The scheduler's health checks fail.
     Unhealthy,
 }
@@ -166,61 +179,141 @@ impl Backend {
 /// Compiles one snapshot after the other.
 #[derive(Debug)]
 pub struct Compiler {
-    groups: Vec<String>,
+    reading: Reading,
     n_workers: usize,
-    apps: BTreeMap<AppId, CompiledApp>,
+    units: BTreeMap<UnitId, CompiledUnit>,
     routes: Arc<Routes>,
     backends: Vec<Arc<Backend>>,
+    names: Names,
+}
+
+/// An app, or a deployment group, which may have the name of an app.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct UnitId {
+    id: AppId,
+    kind: UnitKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum UnitKind {
+    App,
+    Group,
 }
 
 #[derive(Debug)]
-struct CompiledApp {
-    app: Arc<App>,
+struct CompiledUnit {
+    /// What it was compiled from.
+    sources: Vec<Arc<App>>,
     backends: Vec<Arc<Backend>>,
     problems: Vec<Problem>,
 }
 
+impl CompiledUnit {
+    fn is_of(&self, sources: &[Arc<App>]) -> bool {
+        self.sources.len() == sources.len()
+            && self.sources.iter().zip(sources).all(|(known, new)| Arc::ptr_eq(known, new))
+    }
+}
+
 impl Compiler {
-    pub fn new(groups: Vec<String>, n_workers: usize) -> Self {
-        Self { groups, n_workers, apps: BTreeMap::new(), routes: Arc::default(), backends: Vec::new() }
+    pub fn new(reading: Reading, n_workers: usize) -> Self {
+        Self {
+            reading,
+            n_workers,
+            units: BTreeMap::new(),
+            routes: Arc::default(),
+            backends: Vec::new(),
+            names: Names::new(),
+        }
+    }
+
+    /// What is known about the names that a table asked for; the next table is compiled with it.
+    pub(crate) fn set_names(&mut self, names: Names) {
+        self.names = names;
     }
 
     pub fn compile(&mut self, snapshot: &Snapshot, now: Instant) -> Table {
-        for (_, gone) in self.apps.extract_if(.., |id, _| !snapshot.apps.contains_key(id)) {
+        let mut groups: BTreeMap<AppId, Vec<Arc<App>>> = BTreeMap::new();
+        let mut present: BTreeSet<UnitId> = BTreeSet::new();
+        let mut compile = |compiler: &mut Self, id: UnitId, sources: &[Arc<App>]| {
+            present.insert(id.clone());
+            compiler.compile_unit(id, sources, snapshot, now);
+        };
+        for (id, app) in snapshot.apps.iter() {
+            match deployment::group(app) {
+                Some(group) => groups.entry(group).or_default().push(Arc::clone(app)),
+                None => {
+                    let id = UnitId { id: id.clone(), kind: UnitKind::App };
+                    compile(self, id, std::slice::from_ref(app));
+                }
+            }
+        }
+        for (id, apps) in groups {
+            compile(self, UnitId { id, kind: UnitKind::Group }, &apps);
+        }
+        for (_, gone) in self.units.extract_if(.., |id, _| !present.contains(id)) {
             gone.backends.iter().for_each(|b| retire(b));
         }
-        for (id, app) in snapshot.apps.iter() {
-            if self.apps.get(id).is_some_and(|known| Arc::ptr_eq(&known.app, app)) {
-                continue;
-            }
-            let previous = self.apps.remove(id);
-            let compiled = self.compile_app(app, previous.as_ref(), now);
-            self.apps.insert(id.clone(), compiled);
-        }
         let backends: Vec<Arc<Backend>> =
-            self.apps.values().flat_map(|app| &app.backends).map(Arc::clone).collect();
+            self.units.values().flat_map(|unit| &unit.backends).map(Arc::clone).collect();
         if !self.routes_hold(&backends) {
-            self.routes = Arc::new(Routes::compile(&backends));
+            self.routes = Arc::new(Routes::compile(&backends, self.reading.compat));
         }
         self.backends.clone_from(&backends);
-        let problems = self.apps.values().flat_map(|app| &app.problems).chain(&self.routes.problems);
+        let problems = self.units.values().flat_map(|unit| &unit.problems).chain(&self.routes.problems);
+        let names = backends.iter().filter_map(|b| b.labels.static_server.as_ref().map(|s| &s.host));
         Table {
             generation: snapshot.generation,
             problems: problems.cloned().collect(),
             routes: Arc::clone(&self.routes),
+            unknown_names: names.filter(|name| own_address(name, snapshot).is_none()).cloned().collect(),
             backends,
         }
     }
 
-    fn compile_app(&self, app: &Arc<App>, previous: Option<&CompiledApp>, now: Instant) -> CompiledApp {
+    fn compile_unit(&mut self, id: UnitId, sources: &[Arc<App>], snapshot: &Snapshot, now: Instant) {
+        let known = self.units.get(&id);
+        let is_same = known.is_some_and(|known| {
+            known.is_of(sources)
+                && known.backends.iter().all(|b| b.static_address == self.static_address(&b.labels, snapshot))
+        });
+        if is_same {
+            return;
+        }
+        let previous = self.units.remove(&id);
+        let unit = match id.kind {
+            UnitKind::App => Unit { app: Arc::clone(&sources[0]), disabled: BTreeSet::new() },
+            UnitKind::Group => deployment::merge(&id.id, sources),
+        };
+        let known = previous.as_ref().map_or(&[][..], |p| &p.backends);
+        let (backends, problems) = self.compile_backends(&unit, known, snapshot, now);
+        self.units.insert(id, CompiledUnit { sources: sources.to_vec(), backends, problems });
+    }
+
+    fn compile_backends(
+        &self,
+        unit: &Unit,
+        known: &[Arc<Backend>],
+        snapshot: &Snapshot,
+        now: Instant,
+    ) -> (Vec<Arc<Backend>>, Vec<Problem>) {
+        let app = &unit.app;
         let mut problems = Vec::new();
-        let known = previous.map_or(&[][..], |p| &p.backends);
+        labels::vocabulary::check_names(app, &self.reading, &mut problems);
         let mut backends: Vec<Arc<Backend>> = Vec::new();
         for service in &app.services {
             let previous = known.iter().find(|b| b.service == service.id).map(|b| &**b);
-            match labels::read(app, service, &self.groups, &mut problems) {
+            match labels::read(app, service, &self.reading, &mut problems) {
                 Some(labels) => {
-                    let compile = CompileBackend { app, service, previous, n_workers: self.n_workers, now };
+                    let static_address = self.static_address(&labels, snapshot);
+                    let compile = CompileBackend {
+                        unit,
+                        service,
+                        previous,
+                        static_address,
+                        n_workers: self.n_workers,
+                        now,
+                    };
                     backends.push(Arc::new(compile.backend(labels)));
                 }
                 None => previous.into_iter().for_each(retire),
@@ -228,7 +321,14 @@ impl Compiler {
         }
         known.iter().filter(|b| app.service(b.service.port_index).is_none()).for_each(|b| retire(b));
         backends.sort_by_key(|b| b.labels.port);
-        CompiledApp { app: Arc::clone(app), backends, problems }
+        (backends, problems)
+    }
+
+    /// Where the static server that the labels name is. `None`: there is none, or its name is not known yet.
+    fn static_address(&self, labels: &ServiceLabels, snapshot: &Snapshot) -> Option<SocketAddr> {
+        let server = labels.static_server.as_ref()?;
+        let ip = own_address(&server.host, snapshot).or_else(|| self.names.get(&server.host).copied())?;
+        Some(SocketAddr::new(ip, server.port))
     }
 
     /// The routes of the last table are right for these backends, too. Versions only matter to who wins a conflict.
@@ -242,49 +342,78 @@ impl Compiler {
     }
 }
 
+/// The zone of named VIPs.
+const VIP_ZONE: &str = ".l4lb.thisdcos.directory";
+
+/// An address as such, or that of a named VIP.
+fn own_address(host: &str, snapshot: &Snapshot) -> Option<IpAddr> {
+    if let Ok(ip) = host.parse() {
+        return Some(ip);
+    }
+    let lower = host.to_ascii_lowercase();
+    let name = lower.trim_end_matches('.').strip_suffix(VIP_ZONE)?;
+    let (_, addresses) = snapshot.vips.names().find(|(known, _)| known.as_str() == name)?;
+    addresses.first().copied()
+}
+
 /// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
 fn retire(backend: &Backend) {
     Pool::new(backend.labels.balance, [], Some(&backend.pool));
 }
 
 struct CompileBackend<'a> {
-    app: &'a App,
+    unit: &'a Unit,
     service: &'a Service,
     previous: Option<&'a Backend>,
+    static_address: Option<SocketAddr>,
     n_workers: usize,
     now: Instant,
 }
 
+/// An endpoint on its way into a pool.
+struct Member<'a> {
+    instance: Option<&'a Instance>,
+    id: InstanceId,
+    address: SocketAddr,
+    rotation: Rotation,
+}
+
 impl CompileBackend<'_> {
     fn backend(&self, labels: ServiceLabels) -> Backend {
-        let index = self.service.id.port_index;
         let previous = self.previous;
         let labels = match previous {
             Some(previous) if *previous.labels == labels => Arc::clone(&previous.labels),
             _ => Arc::new(labels),
         };
-        let instances = &self.app.instances;
-        let members = instances.iter().filter_map(|instance| {
-            let endpoint = instance.endpoint(index)?;
-            Some((instance.id.clone(), endpoint.address, instance.rotation()))
-        });
-        let pool = Pool::new(labels.balance, members, previous.map(|p| &p.pool));
-        let instances: BTreeMap<&InstanceId, &Instance> = instances.iter().map(|i| (&i.id, &**i)).collect();
+        let mut members = self.members(&labels);
+        let n_healthy = members.iter().filter(|m| m.rotation == Rotation::In).count();
+        let healthy: BTreeSet<InstanceId> =
+            members.iter().filter(|m| m.rotation == Rotation::In).map(|m| m.id.clone()).collect();
+        if n_healthy == 0 && labels.panic == Panic::UseAll {
+            self.use_what_runs(&mut members);
+        }
+        let instances: BTreeMap<&InstanceId, &Instance> =
+            members.iter().filter_map(|m| Some((&m.id, m.instance?))).collect();
+        let of_pool = members.iter().map(|m| (m.id.clone(), m.address, m.rotation));
+        let pool = Pool::new(labels.balance, of_pool, previous.map(|p| &p.pool));
         let mut servers: Vec<Server> = Vec::with_capacity(pool.endpoints().len());
         for endpoint in pool.endpoints() {
-            let server = self.server(endpoint, instances.get(&endpoint.instance).copied(), &servers);
-            servers.push(server);
+            let instance = instances.get(&endpoint.instance).copied();
+            let is_up = healthy.contains(&endpoint.instance);
+            servers.push(self.server(endpoint, instance, is_up, &labels, &servers));
         }
         // A backend without any endpoint has just not been scaled up yet: that is down, but not a downtime.
-        let is_up = pool.n_usable() > 0;
+        let is_up = n_healthy > 0;
         let same_name = previous.filter(|p| p.labels.port == labels.port);
         Backend {
             service: self.service.id.clone(),
             name: match same_name {
                 Some(previous) => Arc::clone(&previous.name),
-                None => names::backend(&self.app.id, labels.port).into(),
+                None => names::backend(&self.unit.app.id, labels.port).into(),
             },
-            app_version: Arc::clone(&self.app.version),
+            app_version: Arc::clone(&self.unit.app.version),
+            n_healthy,
+            static_address: self.static_address,
             pool,
             servers: servers.into(),
             series: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.series)),
@@ -296,42 +425,93 @@ impl CompileBackend<'_> {
         }
     }
 
+    fn members(&self, labels: &ServiceLabels) -> Vec<Member<'_>> {
+        if let Some(server) = &labels.static_server {
+            let id = labels::static_instance(&server.name);
+            let member = |address| Member { instance: None, id, address, rotation: Rotation::In };
+            return self.static_address.map(member).into_iter().collect();
+        }
+        let members = self.unit.app.instances.iter().filter_map(|instance| {
+            let endpoint = instance.endpoint(self.service.id.port_index)?;
+            let rotation = match labels.require.rotation(instance) {
+                Rotation::In if self.unit.disabled.contains(&instance.id) => Rotation::Draining,
+                rotation => rotation,
+            };
+            let (id, address) = (instance.id.clone(), endpoint.address);
+            Some(Member { instance: Some(instance), id, address, rotation })
+        });
+        members.collect()
+    }
+
+    /// Nothing is healthy: those that nobody has judged yet are used, or else those that are judged to be ill. Never one
+    /// that is being stopped or says itself that it is not ready.
+    fn use_what_runs(&self, members: &mut [Member<'_>]) {
+        let runs = |member: &Member<'_>, health: Health| {
+            member.instance.is_some_and(|i| {
+                matches!(i.state, InstanceState::Running | InstanceState::Unreachable)
+                    && i.health == health
+                    && i.readiness != Readiness::NotReady
+                    && !self.unit.disabled.contains(&i.id)
+            })
+        };
+        for health in [Health::Unknown, Health::Unhealthy] {
+            if members.iter().any(|m| m.rotation == Rotation::In) {
+                return;
+            }
+            members.iter_mut().filter(|m| runs(m, health)).for_each(|m| m.rotation = Rotation::In);
+        }
+    }
+
+    fn status(&self, endpoint: &EndpointState, instance: Option<&Instance>) -> ServerStatus {
+        let Some(instance) = instance else { return ServerStatus::Unchecked };
+        if self.unit.disabled.contains(&instance.id) {
+            return ServerStatus::Disabled;
+        }
+        if instance.state == InstanceState::Killing {
+            return ServerStatus::Draining;
+        }
+        match instance.health {
+            Health::Unhealthy => ServerStatus::Unhealthy,
+            _ if endpoint.rotation() != Rotation::In => ServerStatus::Draining,
+            Health::Healthy => ServerStatus::Up,
+            Health::Unchecked => ServerStatus::Unchecked,
+            Health::Unknown => ServerStatus::Unknown,
+        }
+    }
+
     fn server(
         &self,
         endpoint: &Arc<EndpointState>,
         instance: Option<&Instance>,
+        is_up: bool,
+        labels: &ServiceLabels,
         others: &[Server],
     ) -> Server {
-        let status = match instance {
-            _ if endpoint.rotation() != Rotation::In => match instance {
-                Some(i) if i.state != InstanceState::Killing && i.health == Health::Unhealthy => {
-                    ServerStatus::Unhealthy
-                }
-                _ => ServerStatus::Draining,
-            },
-            Some(instance) if instance.health == Health::Healthy => ServerStatus::Up,
-            _ => ServerStatus::Unchecked,
-        };
-        let is_up = endpoint.is_usable();
+        let status = self.status(endpoint, instance);
         let known = self.previous.and_then(|p| p.servers.iter().find(|s| Arc::ptr_eq(&s.endpoint, endpoint)));
-        if let Some(known) = known {
+        let same_cookie = self.previous.is_some_and(|p| p.labels.cookie == labels.cookie);
+        if let Some(known) = known.filter(|_| same_cookie) {
             return Server { status, standing: known.standing.next(is_up, self.now), ..known.clone() };
         }
         let host = instance.map_or_else(|| endpoint.address.ip().to_string().into(), |i| Arc::clone(&i.host));
-        let name = names::server(&host, endpoint.address);
+        let name = match &labels.static_server {
+            Some(server) => (*server.name).to_owned(),
+            None => names::server(&host, endpoint.address),
+        };
         let known_ids = self.previous.map_or(&[][..], |p| &p.servers);
         let is_taken = |id| others.iter().chain(known_ids).any(|s| s.id == id && *s.name != *name);
         let cookie: Arc<str> = names::cookie_value(&name).into();
         Server {
             id: names::server_id(&name, is_taken),
-            set_cookie: sticky::set_cookie(&cookie),
+            set_cookie: labels.cookie.set(&cookie),
             cookie,
             name: name.into(),
             host,
             endpoint: Arc::clone(endpoint),
-            series: Series::new(self.n_workers),
+            series: known.map_or_else(|| Series::new(self.n_workers), |k| Arc::clone(&k.series)),
             status,
-            standing: Standing::new(is_up, self.now),
+            standing: known
+                .map_or_else(|| Standing::new(is_up, self.now), |k| k.standing.next(is_up, self.now)),
         }
     }
 }

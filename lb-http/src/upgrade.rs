@@ -20,7 +20,7 @@ use crate::worker::Local;
 /// Starts the tunnel; it begins when both sides have been told of the upgrade. The exchange counts as in flight until
 /// its end.
 pub(crate) fn spawn(local: &Local, client: OnUpgrade, server: OnUpgrade, exchange: Exchange) {
-    let idle = local.timeouts.tunnel_idle;
+    let idle = exchange.tunnel_timeout().unwrap_or(local.timeouts.tunnel_idle);
     local.tasks.spawn_local(async move {
         match tokio::try_join!(client, server) {
             Ok((client, server)) => {

@@ -92,9 +92,8 @@ impl Upstreams {
         server: &Server,
     ) -> Result<UpstreamConnection, ConnectError> {
         let connect = TcpStream::connect(server.endpoint.address);
-        let stream = tokio::time::timeout(self.connect_timeout, connect)
-            .await
-            .map_err(|_| ConnectError::TimedOut)??;
+        let limit = backend.labels.timeouts.connect.unwrap_or(self.connect_timeout);
+        let stream = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::TimedOut)??;
         stream.set_nodelay(true)?;
         let n_bytes_read = Arc::new(AtomicU64::new(0));
         let io = UpstreamIo {

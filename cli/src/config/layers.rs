@@ -45,6 +45,9 @@ impl Layer {
         layer.set_if("stats.listen", args.stats_listen);
         layer.set_list("dns.listen", &args.dns_listen);
         layer.set_list("vip.pool", &args.vip_pool);
+        layer.set_list("group", &args.group);
+        layer.set_if("strict.mode", args.strict_mode.then_some(true));
+        layer.set_if("compat", args.compat);
         layer.set_if("state.dir", args.state_dir.as_ref());
         layer.set_if("workers", args.workers);
         layer.set_if("ready.file", args.ready_file.as_ref());

@@ -3,8 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use event_watcher::catalog::VipPool;
+use lb_http::labels::{Compat, Reading, Unlabelled};
 use url::Url;
 
+use crate::args::CompatName;
 use crate::config::{Config, Upstreams};
 use crate::failure::Failure;
 
@@ -17,6 +19,7 @@ pub fn http(config: &Config) -> lb_http::Config {
         http_listen: Some(config.http.listen),
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
+        reading: reading(config),
         timeouts: lb_http::Timeouts {
             client_header: timeouts.client_header,
             client_body_idle: timeouts.client_body_idle,
@@ -35,6 +38,18 @@ pub fn http(config: &Config) -> lb_http::Config {
         },
         drain_timeout: config.drain_timeout,
         ..lb_http::Config::default()
+    }
+}
+
+/// How labels are read.
+pub fn reading(config: &Config) -> Reading {
+    Reading {
+        groups: config.group.clone(),
+        unlabelled: if config.strict.mode { Unlabelled::Ignored } else { Unlabelled::Served },
+        compat: match config.compat {
+            CompatName::None => Compat::None,
+            CompatName::MarathonLb => Compat::MarathonLb,
+        },
     }
 }
 

@@ -195,7 +195,7 @@ fn frontend(name: &Arc<str>, series: &Series, totals: &Totals, mode: Mode, iid: 
     row.number(Column::stot, totals.n_sessions);
     row.number(Column::bin, totals.bytes_in);
     row.number(Column::bout, totals.bytes_out);
-    row.number(Column::dreq, 0_u64);
+    row.number(Column::dreq, totals.n_denied_requests);
     row.number(Column::dresp, 0_u64);
     row.number(Column::ereq, totals.n_request_errors);
     row.word(Column::status, "OPEN");
@@ -227,13 +227,13 @@ fn backend(backend: &Backend, iid: usize, limit: u64, now: Instant) -> Row {
     row.traffic(&backend.series, &totals, backend.labels.mode, &backend.standing, now);
     row.number(Column::scur, backend.series.n_current());
     row.number(Column::slim, limit);
-    row.number(Column::dreq, 0_u64);
+    row.number(Column::dreq, totals.n_denied_requests);
     row.word(Column::status, if n_usable > 0 { "UP" } else { "DOWN" });
     row.number(Column::weight, n_usable);
     row.number(Column::act, n_usable);
     row.word(Column::algo, backend.labels.balance.to_string());
     if backend.is_sticky() {
-        row.word(Column::cookie, crate::sticky::COOKIE_NAME);
+        row.word(Column::cookie, backend.labels.cookie.name());
     }
     row
 }
@@ -273,9 +273,10 @@ fn status(server: &Server) -> &'static str {
     let is_ejected = |endpoint: &EndpointState| endpoint.is_usable() && endpoint.is_ejected();
     match server.status {
         ServerStatus::Draining => "DRAIN",
+        ServerStatus::Disabled => "MAINT",
         ServerStatus::Unhealthy => "DOWN",
         _ if is_ejected(&server.endpoint) => "DOWN",
         ServerStatus::Up => "UP",
-        ServerStatus::Unchecked => "no check",
+        ServerStatus::Unchecked | ServerStatus::Unknown => "no check",
     }
 }

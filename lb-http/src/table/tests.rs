@@ -62,7 +62,7 @@ struct Compiled {
 
 impl Compiled {
     fn new() -> Self {
-        Self { compiler: Compiler::new(vec!["*".to_owned()], 1), generation: 0 }
+        Self { compiler: Compiler::new(Reading::default(), 1), generation: 0 }
     }
 
     fn table(&mut self, apps: &[Arc<App>]) -> Table {
