@@ -41,6 +41,14 @@ pub enum Command {
     /// Ask Waymark's DNS
     #[command(subcommand)]
     Dns(DnsCommand),
+    /// What a URL would reach now, and why
+    #[command(subcommand)]
+    Route(RouteCommand),
+    /// Say what each label of app definitions will do, and what is wrong with them
+    Check(CheckArgs),
+    /// Replace an app by a new version of it, step by step
+    #[command(subcommand)]
+    Deploy(DeployCommand),
     /// State, freshness and problems of a running Waymark
     Status(ListArgs),
     /// Follow what changes, one line per event
@@ -375,6 +383,63 @@ pub enum DnsCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum RouteCommand {
+    /// Explain what a URL would reach
+    Explain {
+        #[command(flatten)]
+        list: ListArgs,
+        url: Url,
+        /// By app id (header X-Marathon-App-Id) instead of by host
+        #[arg(long, value_name = "ID")]
+        app: Option<String>,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// App definitions: one app, a list, or what /v2/apps answers; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
+    /// As the daemon's --group
+    #[arg(long, value_name = "GROUP", default_value = "*")]
+    pub group: Vec<String>,
+    /// As the daemon's --strict-mode
+    #[arg(long)]
+    pub strict_mode: bool,
+    /// As the daemon's --compat
+    #[arg(long, value_enum, value_name = "BALANCER", default_value = "none")]
+    pub compat: CompatName,
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DeployCommand {
+    /// Start the new version beside the old one, move traffic over, remove the old one; run again to resume
+    Bluegreen(BluegreenArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct BluegreenArgs {
+    /// The app's definition, with the labels HAPROXY_DEPLOYMENT_GROUP and HAPROXY_DEPLOYMENT_ALT_PORT
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub marathon: MarathonArgs,
+    #[command(flatten)]
+    pub stats: StatsArgs,
+    /// Instances of the new version to begin with
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub initial_instances: u64,
+    /// Give up on a step after this long
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub max_wait: Duration,
+    /// Go back: restore the old version and remove the new one
+    #[arg(long)]
+    pub abort: bool,
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct ExecArgs {
     #[command(flatten)]
@@ -428,6 +493,11 @@ mod tests {
             "vip show dcos-101app2.marathon",
             "dns lookup --short dcos-101app2.marathon.l4lb.thisdcos.directory",
             "dns lookup x SRV --server 127.0.0.1:8053",
+            "route explain http://a.test/x",
+            "check app.json other.json --json --compat marathon-lb --strict-mode --group external",
+            "deploy bluegreen app.json --max-wait 30s",
+            "deploy bluegreen app.json --abort",
+            "serve --marathon http://a:8080 --group external --group internal --strict-mode --compat marathon-lb",
             "status --json",
             "events",
             "exec -- curl -s http://x",

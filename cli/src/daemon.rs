@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Addresses, Admin, Plane, Sources};
-use crate::args::{Mode, PlaneName};
+use crate::args::{CompatName, Mode, PlaneName};
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::{output, planes, readiness, runtime, scheduler, shutdown};
@@ -146,6 +146,10 @@ impl Running {
         let admin = Admin::start(Sources {
             subscriber: self.subscriber.clone(),
             watcher: Some(watcher),
+            signals: match config.compat {
+                CompatName::None => admin::Signals::ByPost,
+                CompatName::MarathonLb => admin::Signals::ByGetToo,
+            },
             planes: work.parts,
             haproxy: work.haproxy,
             applied: self.applied.clone(),

@@ -19,6 +19,7 @@ pub mod watcher;
 
 pub use config::{Config, Credentials};
 pub use error::ConfigError;
+pub use sources::marathon::read_definition;
 pub use sources::marathon::stream::SeenEvent;
 pub use stats::StatsView;
 pub use watcher::{Handle, start};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -26,7 +26,7 @@ use crate::sources::marathon::client::{Base, Client, Found, OpenStream};
 use crate::sources::marathon::events;
 use crate::sources::marathon::list::{Answer, Entry, Reader, Surroundings};
 use crate::sources::marathon::stream::{Report, SeenEvent, StreamReader};
-use crate::sources::{InstanceRef, Verdict};
+use crate::sources::{InstanceRef, Signal, Verdict};
 use crate::stats::{Stats, StatsView};
 
 /// Signals that may wait while the watcher is busy with an answer. Beyond, a full read stands for all of them.
@@ -43,9 +43,15 @@ const FRAMEWORK_DEADLINE: Duration = Duration::from_secs(3);
 pub struct Handle {
     stats: Arc<Stats>,
     seen: broadcast::Sender<Arc<SeenEvent>>,
+    wanted: Arc<Notify>,
 }
 
 impl Handle {
+    /// Asks for everything to be read anew, now. Asking again before that has begun asks for nothing more.
+    pub fn resync(&self) {
+        self.wanted.notify_one();
+    }
+
     pub fn stats(&self) -> StatsView {
         self.stats.view()
     }
@@ -62,6 +68,7 @@ pub fn start(config: Config, publisher: Publisher, cancel: CancellationToken) ->
     let client = Client::new(&config)?;
     let stats = Arc::new(Stats::default());
     let (seen, _) = broadcast::channel(SEEN_EVENTS);
+    let wanted = Arc::new(Notify::new());
     let timing = Timing { resync: config.resync, coalesce: config.coalesce, poll: config.poll };
     let catalog =
         CatalogConfig { framework: Arc::clone(&config.framework), vip_pools: config.vip_pools.clone() };
@@ -76,6 +83,7 @@ pub fn start(config: Config, publisher: Publisher, cancel: CancellationToken) ->
         publisher,
         stats: Arc::clone(&stats),
         seen: seen.clone(),
+        wanted: Arc::clone(&wanted),
         running: FuturesUnordered::new(),
         stream: None,
         framework_known: false,
@@ -84,7 +92,7 @@ pub fn start(config: Config, publisher: Publisher, cancel: CancellationToken) ->
         config,
     };
     tokio::spawn(watcher.run(cancel));
-    Ok(Handle { stats, seen })
+    Ok(Handle { stats, seen, wanted })
 }
 
 struct Watcher {
@@ -101,6 +109,8 @@ struct Watcher {
     publisher: Publisher,
     stats: Arc<Stats>,
     seen: broadcast::Sender<Arc<SeenEvent>>,
+    /// Somebody asks for a full read.
+    wanted: Arc<Notify>,
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
     stream: Option<LiveStream>,
     framework_known: bool,
@@ -156,6 +166,7 @@ impl Watcher {
                 () = cancel.cancelled() => return,
                 () = receive(&mut self.stream, &mut reports) => self.take_reports(&mut reports),
                 Some(done) = self.running.next(), if !self.running.is_empty() => self.done(done),
+                () = self.wanted.notified() => self.step(Input::Signal(Signal::Everything), None),
                 () = until(deadline) => self.step(Input::Tick, None),
             }
             self.publish();

@@ -14,6 +14,7 @@ mod config;
 mod deployment;
 pub mod edits;
 mod error;
+pub mod explain;
 mod failover;
 mod guard;
 mod headers;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::BindError;
+use crate::explain::{self, Explanation, Question};
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
 use crate::static_names::StaticNames;
@@ -202,6 +203,11 @@ impl Plane {
     /// The newest table, for whoever explains a route.
     pub fn table(&self) -> Arc<Table> {
         self.shared.table.load_full()
+    }
+
+    /// What a request would reach now.
+    pub fn explain(&self, question: &Question<'_>) -> Explanation {
+        explain::explain(&self.shared.table.load(), question)
     }
 
     /// HAProxy's statistics as CSV, as behind `/haproxy?stats;csv`.

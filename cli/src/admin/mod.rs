@@ -1,6 +1,6 @@
 //! What the stats address answers: the page for people, Marathon-LB's endpoints, metrics, health, and JSON for tools.
 //!
-//! Everything here only reads. Counters come from the planes, state from the published snapshot; no plane waits for
+//! Everything here only reads, but for the signal to read everything anew. Counters come from the planes, state from the published snapshot; no plane waits for
 //! this server, and it runs on the control thread.
 //!
 //! Reading order: [`plane`] (what it reads of a plane), [`view`] (the shapes of its answers), [`server`].
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::PlaneName;
 
+pub use guard::Signals;
 pub use haproxy::Haproxy;
 pub use plane::{EndpointSample, Plane};
 pub use server::serve;
@@ -69,6 +70,7 @@ pub struct Sources {
     /// The effective configuration, for people.
     pub config: String,
     pub watcher: Option<event_watcher::Handle>,
+    pub signals: Signals,
     /// Cancelled when the process begins to stop: from then on it is not ready.
     pub stopping: CancellationToken,
     /// Cancelled when the planes have drained and this server ends, too.

@@ -3,10 +3,13 @@
 //! They speak HTTP and DNS to running programs; nothing here reaches into the daemon.
 
 mod app;
+mod check;
+mod deploy;
 mod deployment;
 mod inside;
 mod lookup;
 mod marathon;
+mod route;
 mod stats;
 mod status;
 mod vip;
@@ -17,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::args::{Command, CommandLine, DnsCommand};
+use crate::args::{Command, CommandLine, DeployCommand, DnsCommand};
 use crate::config::{Config, Environment};
 use crate::failure::Failure;
 use crate::{daemon, demo, output, runtime};
@@ -37,6 +40,9 @@ pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
             };
             wait_for(lookup::run(&stats, &name, &record_type, form, server))
         }
+        Command::Route(command) => wait_for(route::run(command)),
+        Command::Check(args) => check::run(&args),
+        Command::Deploy(DeployCommand::Bluegreen(args)) => wait_for(deploy::bluegreen::run(&args)),
         Command::Status(args) => wait_for(status::run(&args)),
         Command::Events(args) => wait_for(status::events(&args)),
         Command::Exec(args) => inside::exec(&args.stats, &args.command),
