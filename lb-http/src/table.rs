@@ -205,6 +205,8 @@ struct CompiledUnit {
     /// What it was compiled from.
     sources: Vec<Arc<App>>,
     backends: Vec<Arc<Backend>>,
+    /// Those that labels have switched off: what they have counted goes on when they are switched on again.
+    asleep: Vec<Arc<Backend>>,
     problems: Vec<Problem>,
 }
 
@@ -285,9 +287,14 @@ impl Compiler {
             UnitKind::App => Unit { app: Arc::clone(&sources[0]), disabled: BTreeSet::new() },
             UnitKind::Group => deployment::merge(&id.id, sources),
         };
-        let known = previous.as_ref().map_or(&[][..], |p| &p.backends);
-        let (backends, problems) = self.compile_backends(&unit, known, snapshot, now);
-        self.units.insert(id, CompiledUnit { sources: sources.to_vec(), backends, problems });
+        let known: Vec<Arc<Backend>> = previous.map(|p| [p.backends, p.asleep].concat()).unwrap_or_default();
+        let (backends, problems) = self.compile_backends(&unit, &known, snapshot, now);
+        let is_off = |b: &Arc<Backend>| {
+            unit.app.service(b.service.port_index).is_some()
+                && backends.iter().all(|on| on.service != b.service)
+        };
+        let asleep = known.into_iter().filter(is_off).collect();
+        self.units.insert(id, CompiledUnit { sources: sources.to_vec(), backends, asleep, problems });
     }
 
     fn compile_backends(

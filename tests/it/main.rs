@@ -3,6 +3,9 @@
 mod architecture;
 mod bad_input;
 mod browser;
+mod compat_clients;
+mod compat_deploy;
+mod compat_marathon_lb;
 mod exec;
 mod failover;
 mod restart;

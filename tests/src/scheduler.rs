@@ -78,6 +78,18 @@ impl ScriptedScheduler {
         lock(&self.shared.apps).insert(id.to_owned(), app);
     }
 
+    /// Defines an app as `/v2/apps` would answer it, or changes it. Tells nobody.
+    pub fn set_definition(&self, app: Value) {
+        let id = app["id"].as_str().unwrap_or_default().to_owned();
+        lock(&self.shared.apps).insert(id, app);
+    }
+
+    /// Tells that an app has changed, so that a watcher looks at it again.
+    pub fn app_changed(&self, id: &str) -> anyhow::Result<()> {
+        let event = json!({"eventType": "api_post_event", "timestamp": VERSION, "appDefinition": {"id": id}});
+        self.event("api_post_event", &event).map(|_| ())
+    }
+
     pub async fn stream_opened(&self) {
         let mut n_streams = self.shared.n_streams.subscribe();
         let _ = n_streams.wait_for(|n| *n > 0).await;

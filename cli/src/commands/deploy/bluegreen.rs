@@ -122,9 +122,10 @@ impl Deployment<'_> {
                 (self.marathon.existing_app(old).await?, self.marathon.existing_app(new).await?);
             let (n_old, n_new, wanted) = (instances(&old_app), instances(&new_app), target(&new_app));
             let servers = Servers::of_group(&self.stats, self.group).await?;
-            let state = (n_old, n_new, servers.up.len(), servers.drained.len(), servers.draining.len());
-            if seen != Some(state) {
-                (seen, step_began) = (Some(state), Instant::now());
+            // Instances that come and go without staying are no progress.
+            let n_up = servers.up.len().max(seen.map_or(0, |(_, _, n_up)| n_up));
+            if seen != Some((n_old, n_new, n_up)) {
+                (seen, step_began) = (Some((n_old, n_new, n_up)), Instant::now());
             }
             self.progress.say(&format!(
                 "{new}: {n_new} of {wanted} instances; {old}: {n_old}; {} up, {} draining",
