@@ -7,7 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use l4_vip::kernel::PlaneChoice;
+use l4_vip::policy::Policy;
 use url::Url;
 
 /// Where a Marathon-like scheduler answers when nothing else is said; `waymark dev` listens there.
@@ -51,6 +54,8 @@ pub enum Command {
     Deploy(DeployCommand),
     /// State, freshness and problems of a running Waymark
     Status(ListArgs),
+    /// Have everything read again from the schedulers, now
+    Sync(SyncArgs),
     /// Follow what changes, one line per event
     Events(ListArgs),
     /// Run a command inside the cluster: its DNS is Waymark's (needs root)
@@ -89,6 +94,21 @@ pub struct DaemonArgs {
     /// DNS over UDP and TCP (repeatable)
     #[arg(long, value_name = "ADDRESS")]
     pub dns_listen: Vec<SocketAddr>,
+    /// Mesos-DNS's HTTP API and DNS over HTTPS
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_http_listen: Option<SocketAddr>,
+    /// dcos-net's HTTP API
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_dcos_listen: Option<SocketAddr>,
+    /// Who is asked for foreign names: IP[:PORT], ZONE=IP[:PORT], ZONE=none, or none (repeatable)
+    #[arg(long, value_name = "[ZONE=]ADDRESS")]
+    pub dns_upstreams: Vec<String>,
+    /// Whose peculiarities DNS keeps
+    #[arg(long, value_name = "SERVER")]
+    pub dns_compat: Option<DnsCompat>,
+    /// Make Waymark the host's resolver while it runs
+    #[arg(long)]
+    pub dns_install: bool,
     /// Network that named VIPs get their addresses from (repeatable)
     #[arg(long, value_name = "CIDR")]
     pub vip_pool: Vec<String>,
@@ -98,9 +118,36 @@ pub struct DaemonArgs {
     /// Serve only ports whose label HAPROXY_{n}_ENABLED is true
     #[arg(long)]
     pub strict_mode: bool,
-    /// Behave as another balancer where Waymark differs on purpose
-    #[arg(long, value_enum, value_name = "BALANCER")]
-    pub compat: Option<CompatName>,
+    /// Behave as another program where Waymark differs on purpose (repeatable)
+    #[arg(long, value_enum, value_name = "PROGRAM", value_delimiter = ',')]
+    pub compat: Vec<Compat>,
+    /// What serves VIPs; auto takes the best that works: ebpf, nft, userspace
+    #[arg(long, value_name = "PLANE", value_parser = vip_plane())]
+    pub vip_plane: Option<PlaneChoice>,
+    /// Control group (cgroup2) whose processes reach VIPs by eBPF; the root when absent
+    #[arg(long, value_name = "DIR")]
+    pub vip_cgroup: Option<PathBuf>,
+    /// Remove everything from the kernel at the end; otherwise VIPs go on working without Waymark
+    #[arg(long)]
+    pub flush_on_exit: bool,
+    /// File of apps with fixed endpoints, TOML or JSON (repeatable)
+    #[arg(long = "static", value_name = "[NAME=]FILE")]
+    pub static_files: Vec<String>,
+    /// How VIPs pick where their labels do not say: roundrobin, leastconn, random, source, maglev, p2c
+    #[arg(long, value_name = "POLICY")]
+    pub vip_policy: Option<Policy>,
+    /// How long a client stays with its endpoint where labels do not say; 0 is not at all
+    #[arg(long, value_name = "TIME")]
+    pub vip_affinity: Option<String>,
+    /// Cut TCP connections through VIPs that are silent for this long; 0 is never
+    #[arg(long, value_name = "TIME")]
+    pub vip_tcp_idle: Option<String>,
+    /// Forget UDP clients of VIPs that are silent for this long
+    #[arg(long, value_name = "TIME")]
+    pub vip_udp_idle: Option<String>,
+    /// UDP clients of VIPs that are remembered at most
+    #[arg(long, value_name = "N")]
+    pub vip_udp_flows: Option<usize>,
     /// Where state is kept across restarts
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -128,9 +175,21 @@ pub struct DevArgs {
 pub struct ServeArgs {
     #[command(flatten)]
     pub daemon: DaemonArgs,
-    /// The scheduler's addresses
-    #[arg(long, value_name = "URL[,URL…]", value_delimiter = ',')]
+    /// The scheduler's addresses (repeatable with a name for each of several schedulers)
+    #[arg(long, value_name = "[NAME=]URL[,URL…]", value_delimiter = ',')]
     pub marathon: Vec<String>,
+    /// PEM file with the authorities that sign the scheduler's certificate, instead of the system's
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub watch_ca: Vec<String>,
+    /// File with USER:PASSWORD for the scheduler
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub watch_credentials: Vec<String>,
+    /// File with a DC/OS authentication token
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub watch_token_file: Vec<String>,
+    /// DC/OS service account file (uid, private_key, login_endpoint)
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub watch_service_account: Vec<String>,
     /// Which planes to run
     #[arg(long, value_name = "PLANE[,PLANE…]", value_delimiter = ',')]
     pub planes: Vec<PlaneName>,
@@ -146,6 +205,14 @@ pub enum PlaneName {
     Dns,
 }
 
+/// Servers whose peculiarities can be kept for clients that rely on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnsCompat {
+    None,
+    MesosDns,
+}
+
 impl PlaneName {
     pub fn as_str(self) -> &'static str {
         match self {
@@ -156,12 +223,12 @@ impl PlaneName {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+/// Programs whose behaviour can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum CompatName {
-    #[default]
-    None,
+pub enum Compat {
     MarathonLb,
+    MesosDns,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -202,6 +269,15 @@ pub struct ListArgs {
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SyncArgs {
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// Believe the schedulers even when most of what ran is missing
+    #[arg(long)]
+    pub accept: bool,
 }
 
 /// What every command that changes an app takes.
@@ -380,7 +456,46 @@ pub enum DnsCommand {
         /// The server to ask; learnt from the running Waymark when absent
         #[arg(long, value_name = "ADDRESS", env = "WAYMARK_DNS", value_parser = parse_dns_server)]
         server: Option<SocketAddr>,
+        /// Say where the answer comes from, and why there is none
+        #[arg(long, conflicts_with_all = ["short", "server"])]
+        trace: bool,
     },
+    /// Make Waymark the resolver of this host, or take that back
+    Install(InstallArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub struct InstallArgs {
+    #[command(flatten)]
+    pub stats: StatsArgs,
+    /// Show what would be written, and write nothing
+    #[arg(long, group = "what")]
+    pub print: bool,
+    /// Write it, keeping what was there
+    #[arg(long, group = "what")]
+    pub apply: bool,
+    /// Put back what was there
+    #[arg(long, group = "what")]
+    pub remove: bool,
+    /// Waymark's DNS address with port 53 (repeatable); learnt from the running Waymark when absent
+    #[arg(long, value_name = "IP")]
+    pub address: Vec<IpAddr>,
+    /// Who resolves names on this host; found out when absent
+    #[arg(long, value_enum)]
+    pub style: Option<ResolverStyle>,
+    /// The root directory of the host
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// Stay, and put back what was there when this process has ended
+    #[arg(long, value_name = "PID", requires = "apply")]
+    pub until_exit_of: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResolverStyle {
+    Resolved,
+    ResolvConf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -408,8 +523,8 @@ pub struct CheckArgs {
     #[arg(long)]
     pub strict_mode: bool,
     /// As the daemon's --compat
-    #[arg(long, value_enum, value_name = "BALANCER", default_value = "none")]
-    pub compat: CompatName,
+    #[arg(long, value_enum, value_name = "PROGRAM", value_delimiter = ',')]
+    pub compat: Vec<Compat>,
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,
@@ -449,6 +564,11 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
+fn vip_plane() -> impl TypedValueParser<Value = PlaneChoice> {
+    PossibleValuesParser::new(["auto", "ebpf", "nft", "userspace"])
+        .try_map(|word| word.parse::<PlaneChoice>())
+}
+
 /// `IP` or `IP:PORT`; the port is 53 unless said.
 fn parse_dns_server(text: &str) -> Result<SocketAddr, String> {
     text.parse()
@@ -472,7 +592,7 @@ mod tests {
         for line in [
             "dev --no-demo --scheduler-listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --service-address 127.0.0.1 \
              --appid-listen 127.0.0.1:0 --stats-listen 127.0.0.1:0 --dns-listen 127.0.0.1:0 --dns-listen [::1]:0 \
-             --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
+             --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --vip-plane auto --vip-cgroup /x --flush-on-exit --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
             "serve --marathon http://a:8080,http://b:8080 --planes http,vip,dns",
             "app list --json --marathon http://h:1",
             "app show /dcos-101/app2",
@@ -498,8 +618,17 @@ mod tests {
             "deploy bluegreen app.json --max-wait 30s",
             "deploy bluegreen app.json --abort",
             "serve --marathon http://a:8080 --group external --group internal --strict-mode --compat marathon-lb",
+            "dns lookup x SRV --trace --json",
+            "dns install --print",
+            "dns install --apply --address 198.51.100.1 --root /tmp/x --style resolv-conf --until-exit-of 1",
+            "dns install --remove",
+            "serve --marathon http://a:8080 --compat mesos-dns --dns-http-listen 127.0.0.1:0 --dns-dcos-listen 127.0.0.1:0 \
+             --dns-upstreams 10.0.0.1 --dns-upstreams corp.example=10.0.0.2 --dns-install",
             "status --json",
             "events",
+            "sync",
+            "sync --accept --json",
+            "serve --marathon one=http://a:8080,http://b:8080 --marathon two=https://c --watch-ca two=/x --static legacy=/y",
             "exec -- curl -s http://x",
             "exec curl -s http://x",
             "shell",
@@ -526,9 +655,16 @@ mod tests {
 
     #[test]
     fn wrong_lines_are_usage_errors() {
-        for line in
-            ["", "frobnicate", "app scale web x", "app list --nope", "dev --http-listen nowhere", "exec"]
-        {
+        for line in [
+            "",
+            "frobnicate",
+            "dns install",
+            "dns install --apply --remove",
+            "app scale web x",
+            "app list --nope",
+            "dev --http-listen nowhere",
+            "exec",
+        ] {
             let words = std::iter::once("waymark").chain(line.split_whitespace());
             let error = CommandLine::try_parse_from(words).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

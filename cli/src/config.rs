@@ -4,36 +4,48 @@
 //! wiring in `daemon` turns it into each crate's own configuration.
 
 mod layers;
+mod sources;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use event_watcher::catalog::VipPool;
+use l4_vip::kernel::PlaneChoice;
+use l4_vip::policy::Policy;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{CompatName, DaemonArgs, DevArgs, Mode, PlaneName, ServeArgs};
+use crate::args::{Compat, DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
 use crate::failure::Failure;
 
 pub use layers::Environment;
+pub use sources::{Credentials, Sources, WatchedScheduler};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-/// DC/OS's own resolver address on every node.
-const DCOS_RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+/// DC/OS's own resolver addresses, the same on every node.
+pub const DCOS_RESOLVERS: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2)),
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 3)),
+    IpAddr::V6(Ipv6Addr::new(0xfd01, 0xd, 0, 0, 0, 0, 0xc633, 0x6401)),
+];
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     #[serde(skip)]
     pub mode: Mode,
-    /// The scheduler's addresses (`serve`); `dev` brings its own scheduler.
+    /// The schedulers' addresses (`serve`), `NAME=URL` where a scheduler of its own begins; `dev` brings its own.
     pub marathon: Vec<String>,
+    /// Files of apps with fixed endpoints.
+    #[serde(rename = "static")]
+    pub static_files: Vec<String>,
     pub planes: Vec<PlaneName>,
     /// Apps of these groups are served over HTTP; `*` is all.
     pub group: Vec<String>,
     /// Whose behaviour counts where ours is different on purpose.
-    pub compat: CompatName,
+    pub compat: Vec<Compat>,
     /// 0: one per core.
     pub workers: usize,
     /// How long a shutdown waits for what is in flight.
@@ -85,6 +97,9 @@ pub struct HttpTimeouts {
     pub server_body_idle: Duration,
     #[serde(with = "humantime_text")]
     pub tunnel_idle: Duration,
+    /// From a request's first byte to the last of its response; `0s`: no limit.
+    #[serde(with = "humantime_text")]
+    pub request: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,10 +134,58 @@ pub struct Stats {
 #[serde(default, deny_unknown_fields)]
 pub struct Dns {
     pub listen: Vec<SocketAddr>,
-    /// Where foreign names are asked. Absent: the system's own servers.
+    /// Where foreign names are asked: `IP`, `IP:PORT`, or `ZONE=IP`. Absent: the system's own servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstreams: Option<Upstreams>,
     pub udp_payload_bytes: u16,
+    /// Of the cluster's names.
+    #[serde(with = "humantime_text")]
+    pub ttl: Duration,
+    pub compat: DnsCompat,
+    pub http: DnsHttp,
+    pub dcos: DnsDcos,
+    /// `thisnode.thisdcos.directory`; empty: found out.
+    pub node_addresses: Vec<IpAddr>,
+    /// `public.thisnode.thisdcos.directory`.
+    pub public_addresses: Vec<IpAddr>,
+    /// `<id>.dcos.directory` stands for `thisdcos.directory`.
+    pub cluster_ids: Vec<String>,
+    /// What `dig +nsid` shows; absent: the host's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nsid: Option<String>,
+    /// 32 hexadecimal digits that nodes of one address share; absent: a random secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cookie_secret: Option<String>,
+    pub rate_limit_per_sec: u32,
+    pub rate_limit_slip: u32,
+    /// Networks that are not rate limited and may have foreign names resolved; empty: all private ones.
+    pub local_networks: Vec<String>,
+    pub cache_bytes: usize,
+    #[serde(with = "humantime_text")]
+    pub serve_stale: Duration,
+    /// Make this server the host's resolver while it runs.
+    pub install: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DnsHttp {
+    /// Mesos-DNS's HTTP API and DNS over HTTPS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// PEM files; absent: a certificate that is made at each start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DnsDcos {
+    /// dcos-net's HTTP API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[]` and `"none"` both mean: answer nothing but our own names.
@@ -143,6 +206,44 @@ pub enum NoUpstreams {
 #[serde(default, deny_unknown_fields)]
 pub struct Vip {
     pub pool: Vec<String>,
+    pub plane: PlaneChoice,
+    /// For eBPF. Absent: the root of the cgroup2 hierarchy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+    /// Leave nothing in the kernel at the end.
+    pub flush_on_exit: bool,
+    /// Of VIPs whose labels do not say.
+    pub policy: Policy,
+    /// The same: how long a client without a connection stays with its endpoint. 0: it does not.
+    #[serde(with = "humantime_text")]
+    pub affinity: Duration,
+    pub tcp: VipTcp,
+    pub udp: VipUdp,
+}
+
+/// Of VIPs that the userspace plane serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VipTcp {
+    /// 0: idle connections live for ever.
+    #[serde(with = "humantime_text")]
+    pub idle: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VipUdp {
+    /// At least a second.
+    #[serde(with = "humantime_text")]
+    pub idle: Duration,
+    /// Flows of all workers together.
+    pub flows: usize,
+}
+
+impl Default for VipUdp {
+    fn default() -> Self {
+        Self { idle: l4_vip::UDP_IDLE, flows: l4_vip::UDP_FLOWS }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -152,6 +253,11 @@ pub struct Watch {
     pub resync: Duration,
     #[serde(with = "humantime_text")]
     pub stream_deadline: Duration,
+    /// Files, each for one scheduler (`NAME=FILE`) or for all.
+    pub ca: Vec<String>,
+    pub credentials: Vec<String>,
+    pub token_file: Vec<String>,
+    pub service_account: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -179,21 +285,22 @@ impl Config {
     pub fn defaults(mode: Mode) -> Self {
         let (address, http_port, dns, pool) = match mode {
             Mode::Dev => {
-                (LOCALHOST, 9080, SocketAddr::new(LOCALHOST, 8053), vec!["127.11.0.0/16".to_owned()])
+                (LOCALHOST, 9080, vec![SocketAddr::new(LOCALHOST, 8053)], vec!["127.11.0.0/16".to_owned()])
             }
             Mode::Serve => (
                 ANY,
                 80,
-                SocketAddr::new(DCOS_RESOLVER, 53),
+                DCOS_RESOLVERS.map(|ip| SocketAddr::new(ip, 53)).to_vec(),
                 vec!["11.0.0.0/8".to_owned(), "fd01:c::/64".to_owned()],
             ),
         };
         Self {
             mode,
             marathon: Vec::new(),
+            static_files: Vec::new(),
             planes: vec![PlaneName::Http, PlaneName::Vip, PlaneName::Dns],
             group: vec!["*".to_owned()],
-            compat: CompatName::default(),
+            compat: Vec::new(),
             workers: 0,
             // On a node, most requests and downloads end within it; at a desk, Ctrl-C must not feel stuck.
             drain_timeout: match mode {
@@ -210,10 +317,52 @@ impl Config {
             appid: AppId { listen: SocketAddr::new(address, 9091) },
             stats: Stats { listen: SocketAddr::new(address, 9090) },
             // 1,232 bytes pass every path unfragmented (DNS flag day 2020).
-            dns: Dns { listen: vec![dns], upstreams: None, udp_payload_bytes: 1232 },
-            vip: Vip { pool },
+            dns: Dns {
+                listen: dns,
+                upstreams: None,
+                udp_payload_bytes: 1232,
+                ttl: dns::config::DEFAULT_TTL,
+                compat: DnsCompat::None,
+                http: DnsHttp { listen: Some(SocketAddr::new(LOCALHOST, 8123)), ..DnsHttp::default() },
+                dcos: DnsDcos {
+                    // DC/OS's own port, for programs that read it on every node.
+                    listen: (mode == Mode::Serve).then_some(SocketAddr::new(LOCALHOST, 62080)),
+                },
+                node_addresses: Vec::new(),
+                public_addresses: Vec::new(),
+                cluster_ids: Vec::new(),
+                nsid: None,
+                cookie_secret: None,
+                rate_limit_per_sec: dns::config::DEFAULT_RATE_LIMIT_PER_SEC,
+                rate_limit_slip: dns::config::DEFAULT_RATE_LIMIT_SLIP,
+                local_networks: Vec::new(),
+                cache_bytes: dns::config::DEFAULT_CACHE_BYTES,
+                serve_stale: dns::config::DEFAULT_SERVE_STALE,
+                install: false,
+            },
+            vip: Vip {
+                pool,
+                // A desk's VIPs are loopback addresses, which userspace serves without any right.
+                plane: match mode {
+                    Mode::Dev => PlaneChoice::Userspace,
+                    Mode::Serve => PlaneChoice::Auto,
+                },
+                cgroup: None,
+                flush_on_exit: false,
+                policy: Policy::default(),
+                affinity: Duration::ZERO,
+                tcp: VipTcp::default(),
+                udp: VipUdp::default(),
+            },
             // Marathon sends a heartbeat every 10 s, so 15 s without a byte is a dead stream.
-            watch: Watch { resync: Duration::from_secs(30), stream_deadline: Duration::from_secs(15) },
+            watch: Watch {
+                resync: Duration::from_secs(30),
+                stream_deadline: Duration::from_secs(15),
+                ca: Vec::new(),
+                credentials: Vec::new(),
+                token_file: Vec::new(),
+                service_account: Vec::new(),
+            },
             strict: Strict::default(),
             state: State { dir: default_state_dir(mode) },
             ready: Ready::default(),
@@ -233,8 +382,12 @@ impl Config {
         let mut flags = layers::Layer::of_daemon(&args.daemon);
         flags.set_list("marathon", &args.marathon);
         flags.set_list("planes", &args.planes);
+        flags.set_list("watch.ca", &args.watch_ca);
+        flags.set_list("watch.credentials", &args.watch_credentials);
+        flags.set_list("watch.token_file", &args.watch_token_file);
+        flags.set_list("watch.service_account", &args.watch_service_account);
         let config = Self::layered(Mode::Serve, &args.daemon, environment, flags)?;
-        if config.marathon.is_empty() {
+        if config.marathon.is_empty() && config.static_files.is_empty() {
             return Err(Failure::usage("no scheduler to watch")
                 .hint("waymark serve --marathon http://HOST:8080, or waymark dev to try it without one"));
         }
@@ -262,8 +415,8 @@ impl Config {
 
     /// TOML with every key that the mode reads.
     pub fn to_toml(&self) -> Result<String, Failure> {
-        let mut table =
-            toml::Table::try_from(self).map_err(|e| Failure::chain("cannot write the configuration", &e))?;
+        let mut table = toml::Table::try_from(self.without_secrets())
+            .map_err(|e| Failure::chain("cannot write the configuration", &e))?;
         // The other mode's keys say nothing here.
         table.remove(match self.mode {
             Mode::Dev => "marathon",
@@ -286,14 +439,7 @@ impl Config {
 
     fn check(&self) -> Result<(), Failure> {
         self.vip_pools()?;
-        for url in &self.marathon {
-            let good =
-                url::Url::parse(url).is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
-            if !good {
-                return Err(Failure::usage(format!("bad scheduler address {url:?}"))
-                    .hint("write it as http://HOST:PORT"));
-            }
-        }
+        self.sources()?;
         if self.planes.is_empty() {
             return Err(Failure::usage("no plane is enabled").hint("planes are http, vip and dns"));
         }
@@ -334,6 +480,7 @@ impl Default for HttpTimeouts {
             server_head: Duration::from_secs(60),
             server_body_idle: Duration::from_secs(30),
             tunnel_idle: Duration::from_secs(3600),
+            request: Duration::ZERO,
         }
     }
 }

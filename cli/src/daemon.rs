@@ -5,7 +5,10 @@
 
 mod bind;
 mod dev;
-pub(crate) mod plane_config;
+mod loopback;
+mod node;
+mod plane_config;
+mod resolver;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -20,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Addresses, Admin, Plane, Sources};
-use crate::args::{CompatName, Mode, PlaneName};
+use crate::args::{Compat, Mode, PlaneName};
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::{output, planes, readiness, runtime, scheduler, shutdown};
@@ -37,16 +40,20 @@ pub struct Running {
     /// The stats server tells that the process stops until the planes have drained.
     drained: CancellationToken,
     scheduler: Option<(scheduler::Running, CancellationToken)>,
+    /// It may have to put the kernel in order before the process ends.
+    vip_plane: Option<l4_vip::Plane>,
     demo: bool,
 }
 
 /// Binds and starts everything on the current runtime; the workers get threads of their own.
-pub async fn build(config: Config) -> Result<Running, Failure> {
+pub async fn build(mut config: Config) -> Result<Running, Failure> {
     let n_workers = runtime::n_workers(config.workers);
     let vip_pools = config.vip_pools()?;
+    let resolver_addresses = resolver::addresses(&mut config);
     let dns_config = plane_config::dns(&config)?;
     bind::probe(&config)?;
     let shutdown = CancellationToken::new();
+    tokio::spawn(resolver_addresses.keep(shutdown.clone()));
     // Whatever was started when a later part fails stops with this.
     let started = shutdown.clone().drop_guard();
     let (publisher, subscriber) = publish::channel();
@@ -60,11 +67,17 @@ pub async fn build(config: Config) -> Result<Running, Failure> {
     addresses.stats = stats.local_addr().ok();
 
     let (mut vip_workers, mut http_workers, mut dns_workers) = (Vec::new(), Vec::new(), Vec::new());
-    let mut vips_applied = None;
+    let (mut vips_applied, mut vip_plane, mut vip_traffic) = (None, None, None);
     if config.runs(PlaneName::Vip) {
         let vip = plane_config::vip(&config, vip_pools.clone());
-        let (plane, workers) = l4_vip::start(vip, publisher.subscribe(), n_workers, shutdown.clone());
+        let chosen = l4_vip::kernel::choose(plane_config::vip_choice(&config, vip_pools.clone()))
+            .map_err(|e| Failure::chain("the VIP plane did not start", &e).hint(e.hint))?;
+        let on_exit = plane_config::vip_on_exit(&config);
+        let (plane, workers) =
+            l4_vip::start_on(chosen, on_exit, vip, publisher.subscribe(), n_workers, shutdown.clone());
+        vip_plane = Some(plane.clone());
         vips_applied = Some(plane.applied());
+        vip_traffic = Some(planes::vip_traffic(plane.clone()));
         vip_workers = workers;
         parts.push((PlaneName::Vip, Arc::new(planes::Vip(plane))));
     }
@@ -88,6 +101,10 @@ pub async fn build(config: Config) -> Result<Running, Failure> {
         let (plane, workers) =
             started.await.map_err(|e| Failure::chain("the DNS plane did not start", &e).hint(e.hint()))?;
         addresses.dns = plane.addresses().to_vec();
+        addresses.dns_http = plane.http_address();
+        if let Some(traffic) = vip_traffic {
+            plane.set_vip_traffic(traffic);
+        }
         addresses.dns53 = addresses.dns.iter().copied().find(|address| address.port() == 53);
         dns_workers = workers;
         parts.push((PlaneName::Dns, Arc::new(planes::Dns(plane))));
@@ -113,6 +130,7 @@ pub async fn build(config: Config) -> Result<Running, Failure> {
         workers: Vec::with_capacity(n_workers),
         drained: CancellationToken::new(),
         scheduler,
+        vip_plane,
         demo,
     };
     let work = Work { stats, parts, haproxy, publisher, vip_pools, vip_workers, http_workers, dns_workers };
@@ -146,12 +164,16 @@ impl Running {
         let admin = Admin::start(Sources {
             subscriber: self.subscriber.clone(),
             watcher: Some(watcher),
-            signals: match config.compat {
-                CompatName::None => admin::Signals::ByPost,
-                CompatName::MarathonLb => admin::Signals::ByGetToo,
+            signals: match config.compat.contains(&Compat::MarathonLb) {
+                true => admin::Signals::ByGetToo,
+                false => admin::Signals::ByPost,
             },
             planes: work.parts,
             haproxy: work.haproxy,
+            vips: self
+                .vip_plane
+                .clone()
+                .map(|plane| Arc::new(planes::Vip(plane)) as Arc<dyn admin::VipPlane>),
             applied: self.applied.clone(),
             addresses: self.addresses.clone(),
             config: config.to_toml()?,
@@ -211,6 +233,9 @@ impl Running {
         if !matches!(joined.await, Ok(true)) {
             tracing::error!("a worker thread ended badly");
         }
+        if let Some(plane) = self.vip_plane {
+            plane.ended().await;
+        }
         self.drained.cancel();
         if let Some((scheduler, stop)) = self.scheduler {
             stop.cancel();
@@ -226,10 +251,14 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
     runtime::single_threaded("control")?.block_on(async {
         let stop = shutdown::on_signals()?;
         let ready_file = config.ready.file.clone();
-        let mode = config.mode;
+        let (mode, install) = (config.mode, config.dns.install);
         let running = build(config).await?;
+        let mut installed = None;
         let ready = async {
             running.ready().await;
+            if install {
+                installed = Some(resolver::install(&running.addresses)?);
+            }
             if let Some(path) = &ready_file {
                 write_ready_file(path, &running.addresses)?;
             }
@@ -247,6 +276,8 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
         if outcome.is_ok() {
             stop.cancelled().await;
         }
+        // Before names stop being answered.
+        drop(installed);
         running.stop().await;
         if let Some(path) = &ready_file {
             // Whoever reads it later would look for a process that is gone.

@@ -9,7 +9,7 @@ use event_watcher::catalog::{Problem, VipKey};
 use event_watcher::publish::Applied;
 use serde::Serialize;
 
-use crate::admin::{EndpointSample, Haproxy, Plane};
+use crate::admin::{EndpointSample, Haproxy, Plane, VipPlane};
 
 pub struct Http(pub lb_http::Plane);
 
@@ -155,8 +155,31 @@ impl Plane for Vip {
         family("unreachable_total", "counter", &|vip| vip.counters.n_unreachable);
         family("resets_total", "counter", &|vip| vip.counters.n_resets);
         family("connect_failures_total", "counter", &|vip| vip.counters.n_connect_failures);
+        family("idle_total", "counter", &|vip| vip.counters.n_idle);
         family("bytes_in_total", "counter", &|vip| vip.counters.bytes_in);
         family("bytes_out_total", "counter", &|vip| vip.counters.bytes_out);
+        let choice = self.0.choice();
+        let failed = u8::from(choice.failure.is_some());
+        let _ = write!(
+            text,
+            "# TYPE waymark_vip_plane_info gauge\nwaymark_vip_plane_info{{wanted=\"{}\",active=\"{}\"}} 1\n\
+             # TYPE waymark_vip_plane_failing gauge\nwaymark_vip_plane_failing {failed}\n\
+             # TYPE waymark_vip_plane_repaired_total counter\nwaymark_vip_plane_repaired_total {}\n",
+            choice.wanted,
+            choice.active.as_str(),
+            choice.n_repaired,
+        );
+        let totals = self.0.totals();
+        for (name, n) in [
+            ("accept_pauses", totals.n_accept_pauses),
+            ("refused_for_descriptors", totals.n_refused_for_descriptors),
+            ("moved", totals.n_moved),
+            ("flows_evicted", totals.n_flows_evicted),
+            ("datagrams_dropped", totals.n_datagrams_dropped),
+            ("datagrams_refused", totals.n_datagrams_refused),
+        ] {
+            let _ = writeln!(text, "# TYPE waymark_vip_{name}_total counter\nwaymark_vip_{name}_total {n}");
+        }
     }
 
     fn totals(&self) -> Vec<(&'static str, u64)> {
@@ -167,6 +190,16 @@ impl Plane for Vip {
             ("connections", vips.iter().map(|vip| vip.counters.n_connections).sum()),
             ("open", totals.n_in_flight),
         ]
+    }
+}
+
+impl VipPlane for Vip {
+    fn choice(&self) -> l4_vip::kernel::ChoiceView {
+        self.0.choice()
+    }
+
+    fn vips(&self) -> Vec<l4_vip::stats::VipView> {
+        self.0.vips()
     }
 }
 
@@ -185,31 +218,7 @@ impl Plane for Dns {
     fn endpoints(&self, _each: &mut dyn FnMut(EndpointSample)) {}
 
     fn metrics(&self, text: &mut String) {
-        let statistics = self.0.statistics();
-        let mut family = |name: &str, label: &str, values: &[(&str, u64)]| {
-            let _ = writeln!(text, "# TYPE waymark_dns_{name}_total counter");
-            for (value, n) in values {
-                let _ = writeln!(text, "waymark_dns_{name}_total{{{label}=\"{value}\"}} {n}");
-            }
-        };
-        let pairs = |map: &std::collections::BTreeMap<&'static str, u64>| -> Vec<(&'static str, u64)> {
-            map.iter().map(|(k, v)| (*k, *v)).collect()
-        };
-        family(
-            "queries",
-            "transport",
-            &[("udp", statistics.n_queries_udp), ("tcp", statistics.n_queries_tcp)],
-        );
-        family("queries_by_type", "type", &pairs(&statistics.n_queries_by_type));
-        family("answers", "rcode", &pairs(&statistics.n_answers_by_rcode));
-        family("dropped", "reason", &pairs(&statistics.n_dropped));
-        family("forwarded", "outcome", &pairs(&statistics.n_forwarded));
-        let _ = writeln!(text, "# TYPE waymark_dns_names gauge\nwaymark_dns_names {}", statistics.n_names);
-        let _ = writeln!(
-            text,
-            "# TYPE waymark_dns_truncated_total counter\nwaymark_dns_truncated_total {}",
-            statistics.n_truncated
-        );
+        self.0.metrics(text);
     }
 
     fn totals(&self) -> Vec<(&'static str, u64)> {
@@ -219,9 +228,35 @@ impl Plane for Dns {
             ("names", statistics.n_names as u64),
             ("queries over UDP", statistics.n_queries_udp),
             ("queries over TCP", statistics.n_queries_tcp),
+            ("queries over HTTPS", statistics.n_queries_https),
+            ("from the cache", statistics.n_answers_by_source.get("cache").copied().unwrap_or_default()),
+            ("from upstreams", statistics.n_answers_by_source.get("upstream").copied().unwrap_or_default()),
         ]
         .into_iter()
         .chain(answers)
         .collect()
     }
+}
+
+/// What the networking API of DNS shows of the VIPs' traffic.
+pub fn vip_traffic(vips: l4_vip::Plane) -> dns::VipTrafficSource {
+    let traffic = move || {
+        let of_vip = |vip: l4_vip::stats::VipView| dns::VipTraffic {
+            n_connections: vip.counters.n_connections,
+            n_failures: vip.counters.n_no_endpoint + vip.counters.n_unreachable,
+            backends: vip
+                .endpoints
+                .iter()
+                .map(|endpoint| dns::BackendTraffic {
+                    address: endpoint.address,
+                    n_in_flight: endpoint.n_in_flight.into(),
+                    n_connections: endpoint.n_picked,
+                    n_failures: endpoint.n_connect_failures,
+                })
+                .collect(),
+            key: VipKey { target: vip.vip, protocol: vip.protocol, port: vip.port },
+        };
+        vips.vips().into_iter().map(of_vip).collect()
+    };
+    dns::VipTrafficSource(Box::new(traffic))
 }

@@ -4,17 +4,18 @@
 //! It does not wait for anybody: `follow` decides what is applied when.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use event_watcher::catalog::{App, AppId, Delta, Protocol, Snapshot, VipName, VipTarget, Vips};
 use foldhash::fast::FixedState;
 
+use crate::authority::Authority;
 use crate::config::Config;
-use crate::names::{WireName, fragment};
-use crate::records::{DCOS, Data, Facts, MESOS, Tier, of_app, of_vip};
-use crate::zone::{Authority, Node, ServiceRecord, Zone};
+use crate::names::WireName;
+use crate::records::{Data, Facts, Tier, of_agents, of_app, of_cluster, of_vip};
+use crate::zone::{Node, ServiceRecord, Zone};
 
 /// Who says something about a name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +71,6 @@ pub(crate) struct Compiler {
 impl Compiler {
     /// Knows the names that do not depend on the scheduler.
     pub fn new(config: &Config) -> Self {
-        let seconds = |ttl: Duration| u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
         let mut compiler = Self {
             config: config.clone(),
             entries: HashMap::default(),
@@ -81,7 +81,7 @@ impl Compiler {
             agents: BTreeMap::new(),
             vips: BTreeMap::new(),
             snapshot: Snapshot::default(),
-            zone: Zone::new(Authority::new(seconds(config.ttl), seconds(config.mesos_ttl))),
+            zone: Zone::new(Authority::new(config)),
         };
         compiler.set_cluster("");
         compiler
@@ -102,15 +102,13 @@ impl Compiler {
         let apps: Vec<&Arc<App>> =
             if renamed { snapshot.apps.values().collect() } else { delta.changed.iter().collect() };
         for app in apps {
-            self.set(Source::App(app.id.clone()), of_app(app, &snapshot.framework));
+            self.set(Source::App(app.id.clone()), of_app(app, &snapshot.framework, self.config.compat));
             let agents = app.instances.iter().filter_map(|i| i.host_address).collect();
             agents_changed |= self.set_agents(&app.id, agents);
         }
         if agents_changed {
             let agents: Vec<IpAddr> = self.agents.keys().copied().collect();
-            let mut facts = Facts::default();
-            facts.addresses(&format!("slave.{MESOS}"), Tier::Preferred, &agents);
-            self.set(Source::Agents, facts);
+            self.set(Source::Agents, of_agents(&agents));
         }
 
         let vips_differ = !Arc::ptr_eq(&self.snapshot.vips, &snapshot.vips);
@@ -154,32 +152,9 @@ impl Compiler {
 
     /// Names of the cluster as a whole.
     fn set_cluster(&mut self, framework: &str) {
-        let mut facts = Facts::default();
+        let mut facts = of_cluster(&self.config, framework);
         for apex in &self.zone.authority().apexes {
             facts.exists(&apex.name.to_string());
-        }
-        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        facts.addresses("localhost", Tier::Preferred, &loopback);
-        facts.addresses("ready.spartan", Tier::Preferred, &loopback[..1]);
-        let own: Vec<IpAddr> =
-            self.config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).collect();
-        for name in ["ns.spartan", &format!("ns1.{MESOS}")] {
-            facts.exists(name);
-            facts.addresses(name, Tier::Preferred, &own);
-        }
-        let masters = self.config.masters.clone();
-        let mut names = ["leader", "master"].map(|n| format!("{n}.{MESOS}")).to_vec();
-        names.extend(["leader", "master"].map(|n| format!("{n}.{DCOS}")));
-        let framework = fragment(framework);
-        if !framework.is_empty() {
-            names.push(format!("{framework}.{MESOS}"));
-        }
-        for name in &names {
-            facts.exists(name);
-            facts.addresses(name, Tier::Preferred, &masters);
-        }
-        for (i, master) in masters.iter().enumerate() {
-            facts.addresses(&format!("master{i}.{MESOS}"), Tier::Preferred, &[*master]);
         }
         self.set(Source::Cluster, facts);
     }
@@ -318,6 +293,10 @@ fn node(apex: usize, facts: &[(u32, Tier, Data)]) -> Node {
         }),
         services: best(facts, |data| match data {
             Data::Service { port, target } => Some(ServiceRecord { target: target.clone(), port: *port }),
+            _ => None,
+        }),
+        pointers: best(facts, |data| match data {
+            Data::Pointer(name) => Some(name.clone()),
             _ => None,
         }),
     }

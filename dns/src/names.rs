@@ -34,6 +34,11 @@ impl WireName {
         (wire.len() <= MAX_NAME).then(|| Self(wire.into()))
     }
 
+    /// A well-formed name in lower case.
+    pub fn from_wire(wire: &[u8]) -> Self {
+        Self(wire.into())
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -106,15 +111,21 @@ pub(crate) fn fragment(text: &str) -> String {
 /// The label that tells one instance from its siblings, `<task>-<hash of the task id>-<last field of the agent id>`.
 /// A task label that leaves no room for the rest is shortened.
 pub(crate) fn canonical(task: &str, instance: &str, agent: Option<&str>) -> String {
+    let tail = canonical_tail(instance, agent);
+    let room = MAX_LABEL - tail.len();
+    let task = task.get(..room).unwrap_or(task).trim_end_matches('-');
+    format!("{task}{tail}")
+}
+
+/// What `canonical` puts behind the task's name; at most a label long.
+pub(crate) fn canonical_tail(instance: &str, agent: Option<&str>) -> String {
     let mut tail = format!("-{}", instance_hash(instance));
     let field = agent.and_then(|a| a.rsplit('-').next()).map(label).filter(|f| !f.is_empty());
     if let Some(field) = field.filter(|f| f.len() < MAX_LABEL - tail.len()) {
         tail.push('-');
         tail.push_str(&field);
     }
-    let room = MAX_LABEL - tail.len();
-    let task = task.get(..room).unwrap_or(task).trim_end_matches('-');
-    format!("{task}{tail}")
+    tail
 }
 
 /// The first 25 bits of SHA-1 in zbase32, as Mesos-DNS abbreviates a task id.

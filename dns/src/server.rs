@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::error::Error;
 use crate::forward::Forwarder;
-use crate::handler::{Recursion, Responder};
+use crate::handler::{Responder, Terms};
 use crate::stats::{Counters, Transport};
 use crate::tcp::{self, Connections};
 use crate::udp;
@@ -107,7 +107,7 @@ fn find_taken(address: SocketAddr, transport: Transport) -> io::Result<()> {
 fn socket(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     let (kind, protocol) = match transport {
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
-        Transport::Tcp => (Type::STREAM, Protocol::TCP),
+        Transport::Tcp | Transport::Https => (Type::STREAM, Protocol::TCP),
     };
     let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
     if address.is_ipv6() {
@@ -120,7 +120,7 @@ fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     let socket = socket(address, transport)?;
     socket.set_reuse_port(true)?;
     match transport {
-        Transport::Tcp => socket.set_reuse_address(true)?,
+        Transport::Tcp | Transport::Https => socket.set_reuse_address(true)?,
         Transport::Udp => {
             socket.set_recv_buffer_size(UDP_RECEIVE_BYTES)?;
             if address.ip().is_unspecified() {
@@ -157,6 +157,7 @@ fn tell_destination(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 pub(crate) struct Context {
     pub config: Arc<Config>,
     pub zone: Arc<ArcSwap<Zone>>,
+    pub terms: Arc<Terms>,
     pub forwarder: Arc<Forwarder>,
     pub counters: Arc<Counters>,
     pub cancel: CancellationToken,
@@ -166,14 +167,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub fn responder(&self) -> Responder {
-        let recursion =
-            if self.forwarder.upstreams().is_empty() { Recursion::Unavailable } else { Recursion::Private };
-        Responder::new(
-            Arc::clone(&self.zone),
-            Arc::clone(&self.counters),
-            self.config.udp_payload_bytes,
-            recursion,
-        )
+        Responder::new(Arc::clone(&self.zone), Arc::clone(&self.counters), Arc::clone(&self.terms))
     }
 }
 
@@ -183,6 +177,7 @@ pub struct Worker {
     pub(crate) sockets: Sockets,
     pub(crate) config: Arc<Config>,
     pub(crate) zone: Arc<ArcSwap<Zone>>,
+    pub(crate) terms: Arc<Terms>,
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) cancel: CancellationToken,
@@ -198,6 +193,7 @@ impl Worker {
         let context = Rc::new(Context {
             config: self.config,
             zone: self.zone,
+            terms: self.terms,
             forwarder: self.forwarder,
             counters: self.counters,
             cancel: self.cancel,

@@ -1,4 +1,4 @@
-//! Serves DNS over TCP (RFC 7766): any number of queries on a connection, answered in order, however their bytes arrive.
+//! Serves DNS over TCP (RFC 7766): any number of queries on a connection, however their bytes arrive.
 //!
 //! A connection that says nothing costs a place that others may need, so places are limited: see `Connections`.
 
@@ -14,8 +14,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use crate::forward::{Foreign, Pending};
 use crate::handler::Outcome;
 use crate::server::Context;
 use crate::stats::Transport;
@@ -23,6 +25,8 @@ use crate::wire::HEADER;
 
 /// Much more than a query needs. A longer one is somebody who does not speak DNS.
 const QUERY_BYTES: usize = 4096;
+/// Questions to upstreams that one connection may have open; the next query waits for one of them.
+const N_FORWARDS: usize = 32;
 /// Replies are sent at the latest when so much has gathered.
 const FLUSH_BYTES: usize = 64 * 1024;
 /// Without file descriptors there is nothing to accept with until some connection ends.
@@ -77,27 +81,36 @@ fn start(stream: TcpStream, client: IpAddr, context: &Rc<Context>) {
     });
 }
 
-async fn converse(mut stream: TcpStream, connection: &Connection, context: &Context) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, connection: &Connection, context: &Rc<Context>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut responder = context.responder();
     let mut received = Vec::new();
     let mut replies = Vec::new();
+    // What upstreams are asked for does not hold up what comes behind it (RFC 7766 section 6.2.1.1).
+    let mut forwards = JoinSet::new();
     let mut cancelled = pin!(context.cancel.cancelled());
+    let mut more = More::Expected;
     loop {
         let mut at = 0;
-        while let Some(query) = next_query(&received[at..])? {
+        while forwards.len() < N_FORWARDS
+            && let Some(query) = next_query(&received[at..])?
+        {
             at += 2 + query.len();
             let length_at = replies.len();
             replies.extend_from_slice(&[0, 0]);
             match responder.respond(query, Transport::Tcp, connection.client, &mut replies) {
-                Outcome::Reply => {}
+                Outcome::Reply => finish_frame(&mut replies, length_at),
                 Outcome::Silence => return Ok(()),
                 Outcome::Forward(foreign) => {
-                    context.forwarder.answer(&foreign, &context.counters, &mut replies).await;
+                    match context.forwarder.begin(&foreign, &context.counters, &mut replies) {
+                        None => finish_frame(&mut replies, length_at),
+                        Some(pending) => {
+                            replies.truncate(length_at);
+                            forwards.spawn_local(forward(pending, foreign, Rc::clone(context)));
+                        }
+                    }
                 }
             }
-            let length = u16::try_from(replies.len() - length_at - 2).unwrap_or(u16::MAX);
-            replies[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
             connection.last_active.set(Instant::now());
             if replies.len() > FLUSH_BYTES {
                 flush(&mut stream, &mut replies, context).await?;
@@ -105,20 +118,48 @@ async fn converse(mut stream: TcpStream, connection: &Connection, context: &Cont
         }
         received.drain(..at);
         flush(&mut stream, &mut replies, context).await?;
-
-        let deadline = connection.last_active.get() + context.config.tcp_idle;
-        let n = tokio::select! {
-            biased;
-            read = timeout_at(deadline, stream.read_buf(&mut received)) => match read {
-                Ok(read) => read?,
-                Err(_) => return Ok(()),
-            },
-            () = &mut cancelled => return Ok(()),
-        };
-        if n == 0 {
+        if more == More::None && forwards.is_empty() {
             return Ok(());
         }
+
+        let deadline = connection.last_active.get() + context.config.tcp_idle;
+        let may_read = more == More::Expected && forwards.len() < N_FORWARDS;
+        tokio::select! {
+            biased;
+            Some(reply) = forwards.join_next() => {
+                connection.last_active.set(Instant::now());
+                replies.extend_from_slice(&reply.map_err(io::Error::other)?);
+            }
+            read = stream.read_buf(&mut received), if may_read => {
+                if read? == 0 {
+                    more = More::None;
+                }
+            }
+            () = sleep_until(deadline), if forwards.is_empty() => return Ok(()),
+            () = &mut cancelled, if more == More::Expected => more = More::None,
+        }
     }
+}
+
+/// Whether the client may send another query.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    Expected,
+    None,
+}
+
+/// The reply, framed.
+async fn forward(pending: Pending, foreign: Foreign, context: Rc<Context>) -> Vec<u8> {
+    let mut reply = vec![0, 0];
+    context.forwarder.finish(pending, &foreign, &context.counters, &mut reply).await;
+    finish_frame(&mut reply, 0);
+    reply
+}
+
+/// Writes the length of the message that ends `replies` before it.
+fn finish_frame(replies: &mut [u8], length_at: usize) {
+    let length = u16::try_from(replies.len() - length_at - 2).unwrap_or(u16::MAX);
+    replies[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
 }
 
 /// The first whole query; `None` while it is still arriving.

@@ -53,12 +53,14 @@ pub(crate) async fn serve(socket: StdUdpSocket, context: Rc<Context>) {
                 continue;
             };
             let (packet, reply) = batch.packet_and_reply(slot);
-            if let Outcome::Forward(foreign) = responder.respond(packet, Transport::Udp, client, reply) {
+            if let Outcome::Forward(foreign) = responder.respond(packet, Transport::Udp, client, reply)
+                && let Some(pending) = context.forwarder.begin(&foreign, &context.counters, reply)
+            {
                 let (socket, context, peer) =
                     (Rc::clone(&socket), Rc::clone(&context), batch.slots[slot].peer.clone());
                 context.tasks.clone().spawn_local(async move {
                     let mut reply = Vec::new();
-                    context.forwarder.answer(&foreign, &context.counters, &mut reply).await;
+                    context.forwarder.finish(pending, &foreign, &context.counters, &mut reply).await;
                     send_one(&socket, &context, &peer, &reply).await;
                 });
             }

@@ -1,6 +1,6 @@
 //! The zone: an immutable map from names to what is answered for them, in shards that generations share.
 //!
-//! It does not know apps (`records`), how it comes to be (`compile`), nor what a packet looks like (`handler`).
+//! It does not know which zones there are (`authority`), apps (`records`), how it comes to be (`compile`), nor what a packet looks like (`handler`).
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -10,8 +10,10 @@ use std::sync::Arc;
 use event_watcher::catalog::Generation;
 use foldhash::fast::FixedState;
 
-use crate::names::{MAX_NAME, WireName, labels, suffixes};
-use crate::records::{DCOS, L4LB, MESOS};
+pub(crate) use crate::authority::BeforeSync;
+use crate::authority::{Alias, Apex, Authority};
+use crate::names::{MAX_NAME, WireName, labels};
+use crate::stats::Source;
 
 /// So many parts that a change copies little (a name's shard holds some hundred of 100,000 names), so few that a
 /// generation is cheap to publish (one pointer each).
@@ -38,84 +40,21 @@ pub(crate) struct Node {
     pub v4: Box<[Ipv4Addr]>,
     pub v6: Box<[Ipv6Addr]>,
     pub services: Box<[ServiceRecord]>,
+    /// Names of the address that this name is the reverse of.
+    pub pointers: Box<[WireName]>,
+}
+
+impl Node {
+    /// The name exists and has no record: an empty non-terminal, or an app without a running instance.
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty() && self.services.is_empty() && self.pointers.is_empty()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ServiceRecord {
     pub target: WireName,
     pub port: u16,
-}
-
-/// The top of a zone that this server answers for.
-#[derive(Debug)]
-pub(crate) struct Apex {
-    pub name: WireName,
-    /// Of the records below it, in seconds.
-    pub ttl: u32,
-    pub name_server: WireName,
-    pub contact: WireName,
-    pub before_sync: BeforeSync,
-}
-
-/// What an apex's names answer while nothing has been heard from the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BeforeSync {
-    Fail,
-    Answer,
-}
-
-/// The zones that are served, and the names they go by.
-#[derive(Debug)]
-pub(crate) struct Authority {
-    pub apexes: Vec<Apex>,
-    /// Suffixes that stand for another one, longest first. The other one is an apex or above all apexes it serves.
-    aliases: Vec<Alias>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Alias {
-    pub alias: WireName,
-    pub stands_for: WireName,
-}
-
-impl Authority {
-    pub fn new(ttl: u32, mesos_ttl: u32) -> Self {
-        let name = |text: &str| WireName::parse(text).expect("a constant name is well-formed");
-        let apex = |zone: &str, ttl, ns: &str, before_sync| Apex {
-            name: name(zone),
-            ttl,
-            name_server: name(ns),
-            contact: name(&format!("root.{ns}")),
-            before_sync,
-        };
-        let alias =
-            |(alias, stands_for): (&str, &str)| Alias { alias: name(alias), stands_for: name(stands_for) };
-        Self {
-            apexes: vec![
-                apex(MESOS, mesos_ttl, "ns1.mesos", BeforeSync::Fail),
-                apex(L4LB, ttl, "ns.spartan", BeforeSync::Fail),
-                apex(DCOS, ttl, "ns.spartan", BeforeSync::Fail),
-                // Ours as a whole, so that a name of the cluster is never asked for outside.
-                apex("thisdcos.directory", ttl, "ns.spartan", BeforeSync::Fail),
-                apex("spartan", ttl, "ns.spartan", BeforeSync::Fail),
-                apex("localhost", ttl, "ns.spartan", BeforeSync::Answer),
-            ],
-            aliases: [
-                ("mesos.thisdcos.directory", MESOS),
-                ("dclb.thisdcos.directory", L4LB),
-                ("mesos.thisdcos.global", MESOS),
-                ("dclb.thisdcos.global", L4LB),
-                ("thisdcos.global", "thisdcos.directory"),
-            ]
-            .map(alias)
-            .into(),
-        }
-    }
-
-    /// The closest apex at or above a name.
-    pub fn apex_of(&self, name: &[u8]) -> Option<usize> {
-        suffixes(name).find_map(|suffix| self.apexes.iter().position(|apex| apex.name.as_bytes() == suffix))
-    }
 }
 
 /// What there is to say about a name.
@@ -128,6 +67,18 @@ pub(crate) struct Found<'z> {
     pub alias: Option<&'z Alias>,
     /// The name is the apex itself.
     pub at_apex: bool,
+}
+
+impl Found<'_> {
+    /// What the answer is counted as.
+    pub fn counted(&self) -> (usize, Source) {
+        (self.apex.counted_as, if self.alias.is_some() { Source::Alias } else { Source::Zone })
+    }
+
+    /// Of the answer's records, in seconds.
+    pub fn ttl(&self) -> u32 {
+        self.alias.and_then(Alias::ttl).unwrap_or(self.apex.ttl)
+    }
 }
 
 impl Zone {
@@ -177,20 +128,11 @@ impl Zone {
             let at_apex = apex.name.as_bytes().len() == name.len();
             return Some(Found { apex, node: Some(node), alias: None, at_apex });
         }
-        let alias = suffixes(name)
-            .find_map(|suffix| self.authority.aliases.iter().find(|a| a.alias.as_bytes() == suffix));
+        let alias = self.authority.alias_of(name);
         let mut space = [0; MAX_NAME];
         let canonical = match alias {
             None => name,
-            Some(Alias { alias, stands_for }) => {
-                let own = name.len() - alias.as_bytes().len();
-                let length = own + stands_for.as_bytes().len();
-                // A name that grows beyond the limit cannot exist: it is looked up cut, and not found.
-                let length = length.min(MAX_NAME);
-                space[..own].copy_from_slice(&name[..own]);
-                space[own..length].copy_from_slice(&stands_for.as_bytes()[..length - own]);
-                &space[..length]
-            }
+            Some(alias) => alias.canonical(name, &mut space),
         };
         let apex = match alias {
             None => self.authority.apex_of(name)?,
@@ -223,8 +165,18 @@ impl Zone {
         self.node(&kept)
     }
 
+    /// All names with what is known of them, in no order.
+    pub fn nodes(&self) -> impl Iterator<Item = (&WireName, &Node)> {
+        self.shards.iter().flat_map(|shard| shard.iter().map(|(name, node)| (name, &**node)))
+    }
+
     pub fn n_names(&self) -> usize {
         self.shards.iter().map(|shard| shard.len()).sum()
+    }
+
+    /// A number that stands for a name, in this process.
+    pub fn hash(&self, name: &[u8]) -> u64 {
+        self.hasher.hash_one(name)
     }
 
     fn shard_of(&self, name: &[u8]) -> usize {

@@ -163,7 +163,7 @@ fn vips_and_their_aliases() {
 fn apexes_the_cluster_and_other_zones() {
     let config = Config {
         upstreams: Some(vec![]),
-        masters: vec!["10.0.0.8".parse().unwrap(), "10.0.0.9".parse().unwrap()],
+        masters: vec!["10.0.0.8:8080".parse().unwrap(), "10.0.0.9:8080".parse().unwrap()],
         ..Config::default()
     };
     let mut server = Server::unsynced(config, None);

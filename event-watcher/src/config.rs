@@ -1,4 +1,4 @@
-//! What the watcher must be told: where the scheduler is, and how patient to be.
+//! What the watcher must be told: where apps come from, and how patient to be.
 //!
 //! Parsing flags, files and environment is the caller's work; [`Config::new`] has the defaults.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::catalog::VipPool;
+use crate::catalog::{Reserved, VipPool};
 
 /// Marathon's own default for `--framework_name`; used until `/v2/info` tells the real one.
 pub const DEFAULT_FRAMEWORK: &str = "marathon";
@@ -21,6 +21,10 @@ pub const DEFAULT_STREAM_DEADLINE: Duration = Duration::from_secs(15);
 pub const DEFAULT_COALESCE: Duration = Duration::from_millis(50);
 /// How often the whole list is read when the scheduler has no event stream.
 pub const DEFAULT_POLL: Duration = Duration::from_secs(5);
+/// How often the files of a static source are looked at.
+pub const DEFAULT_FILE_POLL: Duration = Duration::from_secs(1);
+/// The name of the only scheduler when nobody gave it one.
+pub const DEFAULT_SOURCE: &str = "marathon";
 /// Also the time within which a scheduler must begin to answer; a deadlocked one accepts and stays silent.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The whole of one answer; a 50 MB list over a slow link fits.
@@ -30,14 +34,39 @@ pub const DEFAULT_MAX_ANSWER_BYTES: usize = 256 << 20;
 /// The longest event that is read. Heavy deployment events carry whole groups.
 pub const DEFAULT_MAX_EVENT_BYTES: usize = 1 << 20;
 
+/// Everything that is watched, merged into one catalog.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// In the order in which they win when two have an app of the same id. Names are unique.
+    pub sources: Vec<Source>,
+    pub vip_pools: Vec<VipPool>,
+    /// Addresses that no VIP may have on this node.
+    pub reserved: Vec<Reserved>,
+}
+
+/// Something that apps come from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub name: Arc<str>,
+    pub kind: SourceKind,
+}
+
+#[derive(Clone, Debug)]
+pub enum SourceKind {
+    Marathon(Marathon),
+    Static(Static),
+}
+
+/// One scheduler, with all its members.
+#[derive(Clone, Debug)]
+pub struct Marathon {
     /// Addresses of the members of one scheduler, in the order in which they are tried. A path prefix is kept.
     pub schedulers: Vec<Url>,
     pub credentials: Option<Credentials>,
+    /// PEM file with the only authorities that are trusted. `None`: the system's.
+    pub ca_file: Option<PathBuf>,
     /// The framework's name until the scheduler tells its own.
     pub framework: Arc<str>,
-    pub vip_pools: Vec<VipPool>,
     pub resync: Duration,
     pub stream_deadline: Duration,
     pub coalesce: Duration,
@@ -46,17 +75,36 @@ pub struct Config {
     pub request_deadline: Duration,
     pub max_answer_bytes: usize,
     pub max_event_bytes: usize,
-    /// Where the last good list is kept for a start without a scheduler. `None`: it is not kept.
+    /// Where the last good state is kept for a start without a scheduler. `None`: it is not kept.
     pub state_file: Option<PathBuf>,
 }
 
+/// Apps with fixed endpoints, from files.
+#[derive(Clone, Debug)]
+pub struct Static {
+    /// TOML, or JSON when the name ends in `.json`.
+    pub file: PathBuf,
+    pub poll: Duration,
+}
+
 impl Config {
+    pub fn new(sources: Vec<Source>) -> Self {
+        Self { sources, vip_pools: Vec::new(), reserved: Vec::new() }
+    }
+
+    /// One scheduler under the usual name.
+    pub fn of_one(marathon: Marathon) -> Self {
+        Self::new(vec![Source { name: DEFAULT_SOURCE.into(), kind: SourceKind::Marathon(marathon) }])
+    }
+}
+
+impl Marathon {
     pub fn new(schedulers: Vec<Url>) -> Self {
         Self {
             schedulers,
             credentials: None,
+            ca_file: None,
             framework: DEFAULT_FRAMEWORK.into(),
-            vip_pools: Vec::new(),
             resync: DEFAULT_RESYNC,
             stream_deadline: DEFAULT_STREAM_DEADLINE,
             coalesce: DEFAULT_COALESCE,
@@ -70,6 +118,12 @@ impl Config {
     }
 }
 
+impl Static {
+    pub fn new(file: PathBuf) -> Self {
+        Self { file, poll: DEFAULT_FILE_POLL }
+    }
+}
+
 /// How the watcher proves who it is. Sent to configured addresses only; never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
@@ -79,13 +133,19 @@ pub enum Credentials {
     },
     /// A DC/OS authentication token, sent as `Authorization: token=…`.
     Token(String),
+    /// A file that holds such a token. Read again when the token is refused.
+    TokenFile(PathBuf),
+    /// A DC/OS service account file: who to log in as, with which key, and where.
+    ServiceAccountFile(PathBuf),
 }
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Basic { .. } => "Basic(…)",
-            Self::Token(_) => "Token(…)",
-        })
+        match self {
+            Self::Basic { .. } => f.write_str("Basic(…)"),
+            Self::Token(_) => f.write_str("Token(…)"),
+            Self::TokenFile(path) => write!(f, "TokenFile({})", path.display()),
+            Self::ServiceAccountFile(path) => write!(f, "ServiceAccountFile({})", path.display()),
+        }
     }
 }

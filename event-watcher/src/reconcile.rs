@@ -6,6 +6,9 @@
 //! and the app is fetched again. An ending told by an event holds against every answer whose fetch began before it.
 //! It parses nothing, holds no catalog, and never reads a clock.
 
+mod guard;
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +17,12 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::catalog::AppId;
-use crate::publish::Freshness;
-use crate::sources::{InstanceRef, Signal, Urgency, Verdict};
+use crate::sources::{InstanceRef, News, Signal, Urgency, Verdict};
+
+use guard::{CONFIRM_EVERY, Guard, Verdict as Judgement};
+pub(crate) use guard::{Contents, Survey};
+pub use state::Cause;
+pub(crate) use state::State;
 
 /// Lists are read at most this often, whatever the events say.
 const LIST_INTERVAL: Duration = Duration::from_millis(200);
@@ -36,6 +43,8 @@ const MAX_SINGLE_FETCHES: usize = 16;
 const MAX_CONCURRENT_FETCHES: usize = 8;
 /// Fetches of one app that may follow each other at once; a deployment's events come in bursts.
 const APP_BURST: u32 = 10;
+/// Streams in a row that fell silent before a proxy that holds events back is what it looks like.
+const SILENT_STREAMS: u32 = 2;
 /// More endings than this during one fetch: its answer is not worth correcting.
 const MAX_ENDINGS: usize = 256;
 
@@ -44,6 +53,7 @@ pub(crate) struct Timing {
     pub resync: Duration,
     pub coalesce: Duration,
     pub poll: Duration,
+    pub stream_deadline: Duration,
 }
 
 /// The place of a fetch's begin in the order of everything.
@@ -55,6 +65,10 @@ pub(crate) enum FailureKind {
     Auth,
     /// The scheduler has no event stream.
     NoStream,
+    /// The stream was open and nothing came.
+    Silent,
+    /// The members do not agree on who leads them.
+    SplitBrain,
     Other,
 }
 
@@ -72,6 +86,7 @@ pub(crate) enum Input {
     ListFetched {
         ticket: Ticket,
         ids: Vec<AppId>,
+        survey: Survey,
     },
     AppFetched {
         ticket: Ticket,
@@ -89,6 +104,10 @@ pub(crate) enum Input {
     AppFailed {
         id: AppId,
     },
+    /// Read everything now.
+    Resync,
+    /// Read everything now, and believe it.
+    Believe,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -119,6 +138,8 @@ pub(crate) struct Reconcile {
     counter: u64,
     stream: Stream,
     n_stream_failures: u32,
+    n_silent_streams: u32,
+    /// The list is read often, because the stream cannot be counted on.
     polling: bool,
     list: Option<Ticket>,
     list_due: Option<Instant>,
@@ -128,7 +149,16 @@ pub(crate) struct Reconcile {
     /// Apps with a fetch due.
     dirty: BTreeSet<AppId>,
     n_in_flight: usize,
-    trust: Trust,
+    state: State,
+    guard: Guard,
+    listed: Listed,
+}
+
+/// Whether the scheduler has answered with a list since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listed {
+    Never,
+    Once,
 }
 
 #[derive(Debug)]
@@ -137,13 +167,6 @@ enum Stream {
     Connecting,
     Attaching { deadline: Instant },
     Up { since: Instant },
-}
-
-#[derive(Debug)]
-enum Trust {
-    Nothing { reason: Arc<str> },
-    Live,
-    Stale { since: Instant, reason: Arc<str> },
 }
 
 /// What has to be remembered about an app while something about it is under way.
@@ -169,6 +192,7 @@ impl Reconcile {
             counter: 0,
             stream: Stream::Down { due: now },
             n_stream_failures: 0,
+            n_silent_streams: 0,
             polling: false,
             list: None,
             list_due: None,
@@ -177,34 +201,45 @@ impl Reconcile {
             tracks: BTreeMap::new(),
             dirty: BTreeSet::new(),
             n_in_flight: 0,
-            trust: Trust::Nothing { reason: "no answer from the scheduler yet".into() },
+            state: State::new(),
+            guard: Guard::default(),
+            listed: Listed::Never,
         }
     }
 
-    /// A list that an earlier run kept is being served.
-    pub(crate) fn restored(&mut self, now: Instant, reason: &str) {
-        self.trust = Trust::Stale { since: now, reason: reason.into() };
+    /// What an earlier run kept is being served; it was the present at `since`.
+    pub(crate) fn restored(&mut self, since: Instant, reason: &str) {
+        self.state.known_as_of(since, Cause::Restored, reason);
     }
 
-    pub(crate) fn freshness(&self) -> Freshness {
-        match &self.trust {
-            Trust::Nothing { reason } => Freshness::Unsynced { reason: Arc::clone(reason) },
-            Trust::Live => Freshness::Live,
-            Trust::Stale { since, reason } => Freshness::Stale { since: *since, reason: Arc::clone(reason) },
-        }
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Instances that are held although the scheduler no longer lists them, by app.
+    pub(crate) fn held(&self) -> Option<&BTreeMap<AppId, usize>> {
+        self.guard.held()
     }
 
     pub(crate) fn handle(&mut self, now: Instant, input: Input) -> Vec<Action> {
+        let before = self.state.clone();
+        let actions = self.take(now, input);
+        debug_assert!(self.state.may_follow(&before, now), "{before:?} to {:?} at {now:?}", self.state);
+        actions
+    }
+
+    fn take(&mut self, now: Instant, input: Input) -> Vec<Action> {
         let mut actions = Vec::new();
         match input {
             Input::Tick => {}
             Input::StreamUp => {
-                self.polling = false;
                 self.stream = Stream::Attaching { deadline: now + ATTACH_DEADLINE };
             }
             Input::StreamDown { kind, reason } => self.stream_down(now, kind, &reason),
             Input::Signal(signal) => self.signal(now, signal, &mut actions),
-            Input::ListFetched { ticket, ids } => self.list_fetched(now, ticket, ids, &mut actions),
+            Input::ListFetched { ticket, ids, survey } => {
+                self.list_fetched(now, ticket, ids, survey, &mut actions);
+            }
             Input::AppFetched { ticket, id } => {
                 self.app_answered(now, ticket, id, Action::TakeApp, &mut actions)
             }
@@ -216,7 +251,19 @@ impl Reconcile {
                 self.list = None;
                 let delay = self.fetch_backoff(kind);
                 self.list_due = Some(now + delay);
-                self.distrust(now, &reason);
+                let cause = match kind {
+                    FailureKind::Auth => Cause::Auth,
+                    FailureKind::SplitBrain => Cause::SplitBrain,
+                    _ => Cause::Fetch,
+                };
+                self.state.lost(now, cause, &reason);
+            }
+            Input::Resync => self.want_list(now),
+            Input::Believe => {
+                self.guard.believe_next();
+                // A list under way began before it was told to be believed.
+                self.counter += 1;
+                self.want_list(now);
             }
             Input::AppFailed { id } => {
                 self.app_landed(&id);
@@ -229,6 +276,14 @@ impl Reconcile {
             && deadline <= now
         {
             self.attached(now);
+        }
+        if self.polling
+            && let Stream::Up { since } = self.stream
+            && now.duration_since(since) > self.proven_after()
+        {
+            // Heartbeats come through.
+            self.polling = false;
+            self.n_silent_streams = 0;
         }
         self.begin_due(now, &mut actions);
         actions
@@ -255,8 +310,11 @@ impl Reconcile {
                 self.counter += 1;
                 self.want_list(now);
             }
-            Signal::Touched { apps, urgency } => {
+            Signal::Touched { apps, urgency, news } => {
                 for app in apps {
+                    if news == News::Plan {
+                        self.guard.explain(now, app.clone());
+                    }
                     self.touch(now, app, urgency);
                 }
             }
@@ -299,6 +357,7 @@ impl Reconcile {
 
     fn attached(&mut self, now: Instant) {
         self.stream = Stream::Up { since: now };
+        self.guard.arm(now);
         // What was read before missed the events between then and now.
         self.counter += 1;
         self.want_list(now);
@@ -307,8 +366,14 @@ impl Reconcile {
     fn stream_down(&mut self, now: Instant, kind: FailureKind, reason: &str) {
         if let Stream::Up { since } = self.stream
             && now.duration_since(since) >= STREAM_PROVEN
+            && kind != FailureKind::Silent
         {
             self.n_stream_failures = 0;
+        }
+        if let Stream::Up { since } = self.stream
+            && now.duration_since(since) > self.proven_after()
+        {
+            self.n_silent_streams = 0;
         }
         let mut delay = self.backoff(self.n_stream_failures);
         self.n_stream_failures = self.n_stream_failures.saturating_add(1);
@@ -319,34 +384,68 @@ impl Reconcile {
                 self.want_list(now);
             }
             FailureKind::Auth => delay = delay.max(AUTH_BACKOFF),
-            FailureKind::Other => {}
+            FailureKind::Silent => {
+                self.n_silent_streams = self.n_silent_streams.saturating_add(1);
+                if self.n_silent_streams >= SILENT_STREAMS {
+                    self.polling = true;
+                    delay = STREAM_RETRY;
+                    self.want_list(now);
+                }
+            }
+            FailureKind::SplitBrain | FailureKind::Other => {}
         }
         self.stream = Stream::Down { due: now + delay };
         if !self.polling {
-            self.distrust(now, reason);
+            let cause = if kind == FailureKind::Auth { Cause::Auth } else { Cause::Stream };
+            self.state.lost(now, cause, reason);
         }
         // A list may be had where a stream is not. The first one is worth asking for at once.
-        let first = matches!(self.trust, Trust::Nothing { .. }) && self.n_list_failures == 0;
+        let first = !self.state.is_synced() && self.n_list_failures == 0;
         self.want_list(if first { now } else { now + self.interval() });
     }
 
-    fn list_fetched(&mut self, now: Instant, ticket: Ticket, ids: Vec<AppId>, actions: &mut Vec<Action>) {
+    fn list_fetched(
+        &mut self,
+        now: Instant,
+        ticket: Ticket,
+        ids: Vec<AppId>,
+        survey: Survey,
+        actions: &mut Vec<Action>,
+    ) {
         self.list = None;
+        if self.listed == Listed::Never || self.n_list_failures > 0 {
+            self.guard.arm(now);
+        }
+        self.listed = Listed::Once;
         self.n_list_failures = 0;
+        let lost: Vec<AppId> = survey.lost.keys().cloned().collect();
+        let n_before = survey.n_before;
+        let judgement = self.guard.judge(now, survey);
         self.want_list(now + self.interval());
-        self.trust = match (&self.stream, self.polling) {
-            (Stream::Up { .. }, _) | (_, true) => Trust::Live,
+        match (&self.stream, self.polling) {
+            (Stream::Up { .. }, _) | (_, true) => self.state.confirmed(),
             _ => {
-                let reason = match &self.trust {
-                    Trust::Nothing { reason } | Trust::Stale { reason, .. } => Arc::clone(reason),
-                    Trust::Live => "the event stream is being opened".into(),
+                let (cause, reason) = match (self.state.cause(), self.state.reason()) {
+                    (Some(cause), Some(reason)) => (cause, Arc::clone(reason)),
+                    _ => (Cause::Stream, "the event stream is being opened".into()),
                 };
-                Trust::Stale { since: now, reason }
+                self.state.known_as_of(now, cause, &reason);
             }
-        };
+        }
+        let mut keep = BTreeSet::new();
+        if judgement == Judgement::Hold {
+            let held = self.guard.held().map_or(0, |held| held.values().sum::<usize>());
+            let reason = format!(
+                "the scheduler no longer lists {held} of {n_before} instances, right after a change of its leader or \
+                 connection; they keep serving until that is confirmed (waymark sync --accept)"
+            );
+            self.state.lost(now, Cause::HeldDrop, &reason);
+            self.want_list(now + CONFIRM_EVERY);
+            let held = self.guard.held();
+            keep.extend(lost.into_iter().filter(|app| held.is_some_and(|held| held.contains_key(app))));
+        }
         self.counter += 1;
         let ids: BTreeSet<AppId> = ids.into_iter().collect();
-        let mut keep = BTreeSet::new();
         let mut endings = Vec::new();
         for (id, track) in &mut self.tracks {
             if track.known > ticket.0 {
@@ -360,7 +459,7 @@ impl Reconcile {
                 self.dirty.remove(id);
             }
             let told = std::mem::take(&mut track.endings);
-            if ids.contains(id) {
+            if ids.contains(id) && !keep.contains(id) {
                 endings.extend(unknown_endings(id, told, ticket));
             }
         }
@@ -447,7 +546,7 @@ impl Reconcile {
 
     /// Before the first list there is nothing that a single app could be put into.
     fn may_fetch_apps(&self) -> bool {
-        matches!(self.trust, Trust::Live | Trust::Stale { .. }) && self.n_in_flight < MAX_CONCURRENT_FETCHES
+        self.state.is_synced() && self.n_in_flight < MAX_CONCURRENT_FETCHES
     }
 
     fn next_app(&self) -> Option<(Instant, &AppId)> {
@@ -477,13 +576,9 @@ impl Reconcile {
         if self.polling { self.timing.poll } else { self.timing.resync }
     }
 
-    fn distrust(&mut self, now: Instant, reason: &str) {
-        let reason: Arc<str> = reason.into();
-        self.trust = match &self.trust {
-            Trust::Nothing { .. } => Trust::Nothing { reason },
-            Trust::Live => Trust::Stale { since: now, reason },
-            Trust::Stale { since, .. } => Trust::Stale { since: *since, reason },
-        };
+    /// A stream that lived longer than this has brought a heartbeat.
+    fn proven_after(&self) -> Duration {
+        2 * self.timing.stream_deadline
     }
 
     fn fetch_backoff(&mut self, kind: FailureKind) -> Duration {
@@ -491,7 +586,7 @@ impl Reconcile {
         self.n_list_failures = self.n_list_failures.saturating_add(1);
         match kind {
             FailureKind::Auth => delay.max(AUTH_BACKOFF),
-            FailureKind::NoStream | FailureKind::Other => delay.max(FETCH_BACKOFF_FLOOR),
+            _ => delay.max(FETCH_BACKOFF_FLOOR),
         }
     }
 

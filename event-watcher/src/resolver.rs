@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -18,12 +19,11 @@ const KEEP_FAILURE: Duration = Duration::from_secs(30);
 /// More names than any cluster has agents: names are the scheduler's input, so there is a bound.
 const MAX_NAMES: usize = 100_000;
 
-#[derive(Debug, Default)]
-pub(crate) struct Resolver {
-    names: HashMap<String, Known>,
-}
+/// What is known of host names. A copy costs nothing until something new is learnt.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names(Arc<HashMap<String, Known>>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     address: Option<IpAddr>,
     until: Instant,
@@ -32,9 +32,9 @@ struct Known {
 /// What a look-up brought, name by name.
 pub(crate) type Lookups = Vec<(String, Option<IpAddr>)>;
 
-impl Resolver {
+impl Names {
     pub(crate) fn resolve(&self, host: &str, now: Instant) -> Resolved {
-        match self.names.get(host) {
+        match self.0.get(host) {
             Some(known) if known.until > now => known.address.map_or(Resolved::Failed, Resolved::Address),
             _ => Resolved::Unasked,
         }
@@ -43,12 +43,13 @@ impl Resolver {
     /// Takes what a look-up brought, and says whether a known address changed. A name that fails keeps the address
     /// that it had.
     pub(crate) fn learn(&mut self, lookups: Lookups, now: Instant) -> Changed {
-        if self.names.len() + lookups.len() > MAX_NAMES {
-            self.names.clear();
+        let names = Arc::make_mut(&mut self.0);
+        if names.len() + lookups.len() > MAX_NAMES {
+            names.clear();
         }
         let mut changed = Changed::No;
         for (host, address) in lookups {
-            let before = self.names.get(&host).and_then(|known| known.address);
+            let before = names.get(&host).and_then(|known| known.address);
             let (address, keep) = match address {
                 Some(address) => (Some(address), KEEP),
                 None => (before, KEEP_FAILURE),
@@ -56,7 +57,7 @@ impl Resolver {
             if before != address {
                 changed = Changed::Yes;
             }
-            self.names.insert(host, Known { address, until: now + keep });
+            names.insert(host, Known { address, until: now + keep });
         }
         changed
     }
@@ -88,7 +89,7 @@ mod tests {
 
     #[test]
     fn names_are_kept_and_a_failure_keeps_the_old_address() {
-        let (mut resolver, now) = (Resolver::default(), Instant::now());
+        let (mut resolver, now) = (Names::default(), Instant::now());
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         assert_eq!(resolver.resolve("a", now), Resolved::Unasked);
         assert_eq!(resolver.learn(vec![("a".into(), Some(address)), ("b".into(), None)], now), Changed::Yes);

@@ -1,4 +1,4 @@
-//! The control side of the userspace plane: follows snapshots, keeps one listener per VIP address and worker open,
+//! The control side of the userspace plane: follows snapshots, keeps one socket per VIP address and worker open,
 //! and answers what the plane does.
 //!
 //! It forwards nothing itself: sockets go to the workers. It never talks to the scheduler.
@@ -9,18 +9,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use event_watcher::catalog::{Problem, Protocol, Snapshot};
+use event_watcher::catalog::{Problem, Snapshot};
 use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::addresses;
 use crate::config::Config;
+use crate::forward::descriptors::Ceiling;
 use crate::forward::tcp::Options;
-use crate::stats::{Counter, PlaneTotals, VipView};
+use crate::kernel::driver::Ticked;
+use crate::kernel::serving::{Serving, Told};
+use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit};
+use crate::stats::{Counter, PlaneTotals, UdpCounters, VipView};
 use crate::table::{self, VipState, Vips};
-use crate::worker::{Listen, Worker};
+use crate::worker::{Counts, Listen, Socket, UdpOptions, Worker};
 
 /// Addresses that could not be opened are tried again after this, and with every snapshot.
 const RETRY: Duration = Duration::from_secs(5);
@@ -39,14 +42,19 @@ pub struct Plane {
 struct Shared {
     state: ArcSwap<State>,
     problems: ArcSwap<Arc<[Problem]>>,
-    n_accept_pauses: Arc<Counter>,
+    counts: Arc<Counts>,
+    udp: Arc<UdpCounters>,
+    n_moved: Counter,
+    kernel: Arc<ArcSwap<Told>>,
+    /// Cancelled when the control task has done its last work.
+    ended: CancellationToken,
 }
 
 /// What is compiled and open, as of the generation that was applied last.
 #[derive(Clone, Debug, Default)]
 struct State {
     vips: Arc<Vips>,
-    open: Arc<BTreeMap<SocketAddr, Open>>,
+    open: Arc<BTreeMap<Frontend, Open>>,
 }
 
 /// An address that is listened on.
@@ -56,28 +64,53 @@ struct Open {
     stop: CancellationToken,
 }
 
-/// Starts the plane: spawns its control task on the current runtime and returns one [`Worker`] per worker thread.
-/// Nothing is bound yet: VIPs come with snapshots, and what cannot be bound then is among [`Plane::problems`].
+/// Starts the userspace plane, see [`start_on`].
 pub fn start(
     config: Config,
     subscriber: Subscriber,
     n_workers: usize,
     cancel: CancellationToken,
 ) -> (Plane, Vec<Worker>) {
+    start_on(Chosen::userspace(), OnExit::Keep, config, subscriber, n_workers, cancel)
+}
+
+/// Starts the plane that was chosen: spawns its control task on the current runtime and returns one [`Worker`] per
+/// worker thread. Nothing is in force yet: VIPs come with snapshots, and what cannot be served then is among
+/// [`Plane::problems`].
+pub fn start_on(
+    chosen: Chosen,
+    on_exit: OnExit,
+    config: Config,
+    subscriber: Subscriber,
+    n_workers: usize,
+    cancel: CancellationToken,
+) -> (Plane, Vec<Worker>) {
     let (mark, applied) = applied();
+    let serving = Serving::new(chosen, on_exit);
+    let ended = CancellationToken::new();
     let shared = Arc::new(Shared {
         state: ArcSwap::default(),
         problems: ArcSwap::from_pointee(Arc::from([])),
-        n_accept_pauses: Arc::default(),
+        counts: Arc::default(),
+        udp: Arc::default(),
+        n_moved: Counter::default(),
+        kernel: serving.told(),
+        ended: ended.clone(),
     });
+    let ceiling = Ceiling::of_process();
     let (senders, workers) = (0..n_workers)
         .map(|_| {
             let (sender, listeners) = mpsc::channel(QUEUE);
             let worker = Worker {
                 listeners,
-                options: Options { connect_timeout: config.connect_timeout },
+                options: Options { connect_timeout: config.connect_timeout, idle_timeout: config.tcp_idle },
+                udp: UdpOptions {
+                    max_flows: config.max_udp_flows.div_ceil(n_workers),
+                    counters: Arc::clone(&shared.udp),
+                },
+                ceiling,
                 drain_timeout: config.drain_timeout,
-                n_accept_pauses: Arc::clone(&shared.n_accept_pauses),
+                counts: Arc::clone(&shared.counts),
                 cancel: cancel.clone(),
             };
             (sender, worker)
@@ -90,9 +123,15 @@ pub fn start(
         shared: Arc::clone(&shared),
         snapshot: Arc::default(),
         state: State::default(),
-        closed: Vec::new(),
+        closed: false,
+        look_at: None,
+        frontends: BTreeMap::new(),
+        serving,
     };
-    tokio::spawn(follower.follow(subscriber, mark));
+    tokio::spawn(async move {
+        let _ended = ended.drop_guard();
+        follower.follow(subscriber, mark).await;
+    });
     (Plane { shared, applied }, workers)
 }
 
@@ -109,12 +148,31 @@ impl Plane {
 
     /// Every VIP with its endpoints and counters, in key order.
     pub fn vips(&self) -> Vec<VipView> {
-        let state = self.shared.state.load();
-        state.vips.values().map(|vip| vip.view(&|address| state.open.contains_key(&address))).collect()
+        let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
+        let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
+        let view = |vip: &Arc<VipState>| {
+            let mut view = vip.view(&serves);
+            view.plane = kernel.choice.active;
+            for frontend in vip.frontends() {
+                kernel.add_counters(&mut view, &frontend);
+            }
+            view
+        };
+        state.vips.values().map(view).collect()
     }
 
-    /// The addresses that are listened on.
-    pub fn listening(&self) -> Vec<SocketAddr> {
+    /// Which plane serves, and why no better one does.
+    pub fn choice(&self) -> ChoiceView {
+        self.shared.kernel.load().choice.clone()
+    }
+
+    /// Waits, after the plane was cancelled, until the kernel is as it should be left.
+    pub async fn ended(&self) {
+        self.shared.ended.cancelled().await;
+    }
+
+    /// What is listened on, old addresses of VIPs that moved included.
+    pub fn listening(&self) -> Vec<Frontend> {
         self.shared.state.load().open.keys().copied().collect()
     }
 
@@ -124,7 +182,12 @@ impl Plane {
             n_vips: vips.len(),
             n_listening: vips.iter().map(|vip| vip.listening.len()).sum(),
             n_in_flight: vips.iter().map(|vip| u64::from(vip.n_in_flight)).sum(),
-            n_accept_pauses: self.shared.n_accept_pauses.value(),
+            n_accept_pauses: self.shared.counts.n_accept_pauses.value(),
+            n_refused_for_descriptors: self.shared.counts.n_refused_for_descriptors.value(),
+            n_moved: self.shared.n_moved.value(),
+            n_flows_evicted: self.shared.udp.n_evicted.value(),
+            n_datagrams_dropped: self.shared.udp.n_dropped.value(),
+            n_datagrams_refused: self.shared.udp.n_refused.value(),
         }
     }
 }
@@ -136,95 +199,158 @@ struct Follower {
     shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
     state: State,
-    /// Addresses that could not be opened.
-    closed: Vec<SocketAddr>,
+    /// Some address could not be opened.
+    closed: bool,
+    /// When the old address of a VIP that moved has been served for long enough.
+    look_at: Option<Instant>,
+    /// What should be served, by whom.
+    frontends: BTreeMap<Frontend, Arc<VipState>>,
+    serving: Serving,
 }
 
 impl Follower {
-    async fn follow(mut self, mut subscriber: Subscriber, mark: AppliedMark) {
+    async fn follow(mut self, subscriber: Subscriber, mark: AppliedMark) {
+        self.follow_until_cancelled(subscriber, mark).await;
+        self.serving.stop().await;
+    }
+
+    async fn follow_until_cancelled(&mut self, mut subscriber: Subscriber, mark: AppliedMark) {
         let cancel = self.cancel.clone();
+        let mut unmarked = None;
         let mut newest = Some(subscriber.latest()).filter(|snapshot| snapshot.is_synced());
         let mut retry_at = Instant::now() + RETRY;
         loop {
             if let Some(snapshot) = newest.take() {
                 let generation = snapshot.generation;
-                let vips = table::compile(&self.state.vips, &self.snapshot, &snapshot, self.config.policy);
-                self.snapshot = snapshot;
-                let is_new = !Arc::ptr_eq(&vips, &self.state.vips);
+                let (vips, outcome) =
+                    table::compile(&self.state.vips, &self.snapshot, &snapshot, &self.config);
+                let old = std::mem::replace(&mut self.snapshot, snapshot);
                 self.state.vips = vips;
-                if is_new || !self.closed.is_empty() {
-                    self.listen().await;
+                if outcome.n_moved > 0 {
+                    tracing::warn!(n_moved = outcome.n_moved, "VIPs were given other addresses");
+                    self.shared.n_moved.add(outcome.n_moved);
                 }
-                mark.set(generation);
+                if outcome.differs || self.closed {
+                    self.serve().await;
+                } else if self.serving.is_kernel() {
+                    self.update(&old).await;
+                }
+                self.serving.take_over(&self.frontends).await;
+                unmarked = Some(generation);
                 retry_at = Instant::now() + RETRY;
             }
+            // What the kernel has not taken yet is not applied.
+            if self.serving.is_applied()
+                && let Some(generation) = unmarked.take()
+            {
+                mark.set(generation);
+            }
+            let kernel_at = self.serving.next();
             tokio::select! {
                 changed = subscriber.changed() => match changed {
                     Ok(snapshot) => newest = Some(snapshot),
                     // What is open stays open; only the end of the process ends it.
                     Err(_) => return cancel.cancelled().await,
                 },
-                () = tokio::time::sleep_until(retry_at), if !self.closed.is_empty() => {
-                    self.listen().await;
+                () = tokio::time::sleep_until(retry_at), if self.closed => {
+                    self.serve().await;
                     retry_at = Instant::now() + RETRY;
+                }
+                () = tokio::time::sleep_until(self.look_at.unwrap_or(retry_at)), if self.look_at.is_some() => {
+                    self.serve().await;
+                }
+                () = tokio::time::sleep_until(kernel_at.unwrap_or(retry_at)), if kernel_at.is_some() => {
+                    if self.serving.tick().await == Ticked::Differs {
+                        self.tell(self.serving.problems(&self.frontends));
+                    }
                 }
                 () = cancel.cancelled() => return,
             }
         }
     }
 
+    /// Makes the addresses that VIPs have now, and no others, served.
+    async fn serve(&mut self) {
+        (self.frontends, self.look_at) = table::frontends(&self.state.vips);
+        if self.serving.is_kernel() {
+            let services = self.frontends.iter().map(|(frontend, vip)| vip.service(*frontend)).collect();
+            let mut gone = self.serving.frontends();
+            gone.retain(|frontend| !self.frontends.contains_key(frontend));
+            self.serving.set(services, gone).await;
+            self.shared.state.store(Arc::new(self.state.clone()));
+            self.tell(self.serving.problems(&self.frontends));
+        } else {
+            self.listen().await;
+        }
+    }
+
+    /// Tells the kernel the endpoints of the VIPs whose endpoints are not those of `old`.
+    async fn update(&mut self, old: &Snapshot) {
+        let is_its_own = |frontend: &Frontend, vip| {
+            self.frontends.get(frontend).is_some_and(|owner| Arc::ptr_eq(owner, vip))
+        };
+        let services = table::touched(&self.state.vips, old, &self.snapshot)
+            .flat_map(|vip| vip.frontends().into_iter().map(move |frontend| (frontend, vip)))
+            .filter(|(frontend, vip)| is_its_own(frontend, vip))
+            .map(|(frontend, vip)| vip.service(frontend))
+            .collect();
+        self.serving.set(services, Vec::new()).await;
+        self.tell(self.serving.problems(&self.frontends));
+    }
+
+    /// `found` are the plane's own; the VIPs' stand beside them.
+    fn tell(&self, found: Vec<Problem>) {
+        let of_vips = self.state.vips.values().flat_map(|vip| vip.problems());
+        let problems: Vec<Problem> = of_vips.chain(found).collect();
+        if ***self.shared.problems.load() != *problems {
+            self.shared.problems.store(Arc::new(problems.into()));
+        }
+    }
+
     /// Opens what should be open and is not, then closes what should not be, and tells what could not be done.
     async fn listen(&mut self) {
-        let mut problems = Vec::new();
         let mut open = BTreeMap::new();
-        self.closed.clear();
-        for vip in self.state.vips.values() {
-            for address in vip.socket_addresses() {
-                if vip.key.protocol == Protocol::Udp {
+        self.closed = false;
+        let mut problems = Vec::new();
+        for (frontend, vip) in self.frontends.clone() {
+            if let Some(known) = self.state.open.get(&frontend).filter(|o| Arc::ptr_eq(&o.vip, &vip)) {
+                open.insert(frontend, known.clone());
+                continue;
+            }
+            match Socket::open(frontend, self.workers.len()) {
+                Ok(sockets) => {
+                    let stop = self.cancel.child_token();
+                    for (socket, worker) in sockets.into_iter().zip(&self.workers) {
+                        let listen = Listen { socket, vip: Arc::clone(&vip), stop: stop.clone() };
+                        // A worker that has stopped takes nothing any more; the plane is stopping with it.
+                        let _ = worker.send(listen).await;
+                    }
+                    open.insert(frontend, Open { vip, stop });
+                }
+                Err(error) => {
+                    let hint = error.hint(&self.config.pools);
                     problems.push(not_served(
-                        vip,
-                        address,
-                        "UDP is not served by the userspace plane yet".into(),
-                        "use a TCP port, or a kernel plane once there is one".into(),
+                        &vip,
+                        frontend.address,
+                        format!("{error}: {}", error.source),
+                        hint,
                     ));
-                    continue;
-                }
-                if let Some(known) = self.state.open.get(&address).filter(|o| Arc::ptr_eq(&o.vip, vip)) {
-                    open.insert(address, known.clone());
-                    continue;
-                }
-                match addresses::listen(address, self.workers.len()) {
-                    Ok(sockets) => {
-                        let stop = self.cancel.child_token();
-                        for (socket, worker) in sockets.into_iter().zip(&self.workers) {
-                            let listen = Listen { socket, vip: Arc::clone(vip), stop: stop.clone() };
-                            // A worker that has stopped takes nothing any more; the plane is stopping with it.
-                            let _ = worker.send(listen).await;
-                        }
-                        open.insert(address, Open { vip: Arc::clone(vip), stop });
-                    }
-                    Err(error) => {
-                        let hint = error.hint(&self.config.pools);
-                        problems.push(not_served(vip, address, format!("{error}: {}", error.source), hint));
-                        self.closed.push(address);
-                    }
+                    self.closed = true;
                 }
             }
         }
-        for (address, old) in self.state.open.iter() {
-            if !open.get(address).is_some_and(|new| Arc::ptr_eq(&new.vip, &old.vip)) {
+        for (frontend, old) in self.state.open.iter() {
+            if !open.get(frontend).is_some_and(|new| Arc::ptr_eq(&new.vip, &old.vip)) {
                 old.stop.cancel();
             }
         }
         self.state.open = Arc::new(open);
         self.shared.state.store(Arc::new(self.state.clone()));
-        if ***self.shared.problems.load() != *problems {
-            self.shared.problems.store(Arc::new(problems.into()));
-        }
+        self.tell(problems);
     }
 }
 
-fn not_served(vip: &VipState, address: SocketAddr, what: String, hint: String) -> Problem {
+pub(crate) fn not_served(vip: &VipState, address: SocketAddr, what: String, hint: String) -> Problem {
     Problem {
         app: vip.first_service().map(|service| service.app),
         at: format!("VIP {} at {address} ({})", vip.key.target, vip.key.protocol),

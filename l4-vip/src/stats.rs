@@ -40,6 +40,8 @@ pub struct Counters {
     pub n_connect_failures: Counter,
     /// Connects that failed for a reason of this host: no descriptors, no ports, no memory.
     pub n_local_failures: Counter,
+    /// Reset because nothing moved for too long.
+    pub n_idle: Counter,
     /// From clients to endpoints.
     pub bytes_in: Counter,
     /// From endpoints to clients.
@@ -54,6 +56,7 @@ pub struct CountersView {
     pub n_resets: u64,
     pub n_connect_failures: u64,
     pub n_local_failures: u64,
+    pub n_idle: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
 }
@@ -67,17 +70,41 @@ impl Counters {
             n_resets: self.n_resets.value(),
             n_connect_failures: self.n_connect_failures.value(),
             n_local_failures: self.n_local_failures.value(),
+            n_idle: self.n_idle.value(),
             bytes_in: self.bytes_in.value(),
             bytes_out: self.bytes_out.value(),
         }
     }
 }
 
+/// What happened to the datagrams of all VIPs, beside what each VIP counts.
+#[derive(Debug, Default)]
+pub struct UdpCounters {
+    /// Flows that made room for another because the table was full or descriptors were short.
+    pub n_evicted: Counter,
+    /// Datagrams that a socket did not take at once.
+    pub n_dropped: Counter,
+    /// Clients told by ICMP that nobody takes their datagrams.
+    pub n_refused: Counter,
+}
+
 /// Which plane serves a VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PlaneKind {
+    Ebpf,
+    Nft,
     Userspace,
+}
+
+impl PlaneKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Nft => "nft",
+            Self::Userspace => "userspace",
+        }
+    }
 }
 
 /// One VIP at one moment.
@@ -92,6 +119,8 @@ pub struct VipView {
     pub listening: Vec<IpAddr>,
     pub plane: PlaneKind,
     pub policy: Policy,
+    /// How long a client without a new connection or flow stays with its endpoint; absent without session affinity.
+    pub affinity_seconds: Option<u64>,
     pub services: Vec<ServiceId>,
     /// In rotation or draining, then those that left the scheduler's list but still have connections.
     pub endpoints: Vec<EndpointView>,
@@ -110,4 +139,11 @@ pub struct PlaneTotals {
     pub n_in_flight: u64,
     /// Pauses in accepting because no descriptor or memory was left.
     pub n_accept_pauses: u64,
+    /// Connections reset at once because only the descriptors that others need were left.
+    pub n_refused_for_descriptors: u64,
+    /// VIPs that were given another address while they were served.
+    pub n_moved: u64,
+    pub n_flows_evicted: u64,
+    pub n_datagrams_dropped: u64,
+    pub n_datagrams_refused: u64,
 }

@@ -1,6 +1,6 @@
-//! One worker thread's share of the plane: it accepts on its own listeners and forwards.
+//! One worker thread's share of the plane: it accepts on its own sockets and forwards.
 //!
-//! It opens no addresses and compiles nothing: listeners come from the control thread, and each carries its VIP.
+//! It decides no addresses and compiles nothing: sockets come from the control thread, and each carries its VIP.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -9,13 +9,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use event_watcher::catalog::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::addresses;
 use crate::drain::Tasks;
+use crate::error::ListenError;
+use crate::forward::descriptors::Ceiling;
 use crate::forward::tcp::{Forwarder, Options};
-use crate::stats::Counter;
+use crate::forward::udp::Relay;
+use crate::kernel::Frontend;
+use crate::stats::{Counter, UdpCounters};
 use crate::table::VipState;
 
 /// Pauses between attempts to accept when the host has run out of something. Long enough for connections to end,
@@ -23,10 +30,44 @@ use crate::table::VipState;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A listening socket on its way to the worker that will accept on it.
+/// A VIP's socket.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(std::net::TcpListener),
+    Udp(std::net::UdpSocket),
+}
+
+impl Socket {
+    /// One for each worker.
+    pub(crate) fn open(frontend: Frontend, n_workers: usize) -> Result<Vec<Self>, ListenError> {
+        Ok(match frontend.protocol {
+            Protocol::Tcp => {
+                addresses::listen(frontend.address, n_workers)?.into_iter().map(Self::Tcp).collect()
+            }
+            Protocol::Udp => {
+                addresses::listen_udp(frontend.address, n_workers)?.into_iter().map(Self::Udp).collect()
+            }
+        })
+    }
+}
+
+/// What all workers count together.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) n_accept_pauses: Counter,
+    pub(crate) n_refused_for_descriptors: Counter,
+}
+
+#[derive(Debug)]
+pub(crate) struct UdpOptions {
+    pub(crate) max_flows: usize,
+    pub(crate) counters: Arc<UdpCounters>,
+}
+
+/// A socket on its way to the worker that will serve it.
 #[derive(Debug)]
 pub(crate) struct Listen {
-    pub(crate) socket: std::net::TcpListener,
+    pub(crate) socket: Socket,
     pub(crate) vip: Arc<VipState>,
     /// Cancelled when the VIP goes or the plane stops.
     pub(crate) stop: CancellationToken,
@@ -37,8 +78,10 @@ pub(crate) struct Listen {
 pub struct Worker {
     pub(crate) listeners: mpsc::Receiver<Listen>,
     pub(crate) options: Options,
+    pub(crate) udp: UdpOptions,
+    pub(crate) ceiling: Ceiling,
     pub(crate) drain_timeout: Duration,
-    pub(crate) n_accept_pauses: Arc<Counter>,
+    pub(crate) counts: Arc<Counts>,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -46,13 +89,19 @@ impl Worker {
     /// Serves until the plane is cancelled, then lets established connections end for as long as the configuration
     /// says. Connections that have not ended by then are reset.
     pub async fn run(self) {
-        let Self { mut listeners, options, drain_timeout, n_accept_pauses, cancel } = self;
+        let Self { mut listeners, options, udp, ceiling, drain_timeout, counts, cancel } = self;
         let server =
-            Rc::new(Server { forwarder: Forwarder::new(options), tasks: Rc::default(), n_accept_pauses });
+            Rc::new(Server { forwarder: Forwarder::new(options), tasks: Rc::default(), ceiling, counts });
+        let mut datagrams = Datagrams { options: udp, ceiling, relay: None, tasks: JoinSet::new() };
         loop {
             tokio::select! {
                 listen = listeners.recv() => match listen {
-                    Some(listen) => server.tasks.spawn(accept(listen, Rc::clone(&server))),
+                    Some(Listen { socket: Socket::Tcp(socket), vip, stop }) => {
+                        server.tasks.spawn(accept(socket, vip, stop, Rc::clone(&server)));
+                    }
+                    Some(Listen { socket: Socket::Udp(socket), vip, stop }) => {
+                        datagrams.serve(socket, vip, stop);
+                    }
                     None => break,
                 },
                 () = cancel.cancelled() => break,
@@ -70,14 +119,50 @@ impl Worker {
 struct Server {
     forwarder: Forwarder,
     tasks: Rc<Tasks>,
-    n_accept_pauses: Arc<Counter>,
+    ceiling: Ceiling,
+    counts: Arc<Counts>,
+}
+
+/// The UDP side, which most workers never need.
+struct Datagrams {
+    options: UdpOptions,
+    ceiling: Ceiling,
+    relay: Option<Rc<Relay>>,
+    /// They end when this is dropped.
+    tasks: JoinSet<()>,
+}
+
+impl Datagrams {
+    fn serve(&mut self, socket: std::net::UdpSocket, vip: Arc<VipState>, stop: CancellationToken) {
+        let relay = match &self.relay {
+            Some(relay) => Rc::clone(relay),
+            None => {
+                let made =
+                    Relay::new(self.options.max_flows, self.ceiling, Arc::clone(&self.options.counters));
+                let relay = match made {
+                    Ok(relay) => Rc::new(relay),
+                    Err(error) => {
+                        tracing::error!(%error, vip = %vip.key.target, "cannot forward datagrams");
+                        return;
+                    }
+                };
+                let (answers, sweeper) = (Rc::clone(&relay), Rc::clone(&relay));
+                self.tasks.spawn_local(async move { answers.answer().await });
+                self.tasks.spawn_local(async move { sweeper.sweep().await });
+                self.relay = Some(Rc::clone(&relay));
+                relay
+            }
+        };
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.spawn_local(async move { relay.serve(socket, vip, stop).await });
+    }
 }
 
 impl Server {
     fn serve(self: &Rc<Self>, client: TcpStream, peer: IpAddr, vip: &Arc<VipState>) {
         let (server, vip) = (Rc::clone(self), Arc::clone(vip));
         self.tasks.spawn(async move {
-            let pool = vip.pool.load_full();
+            let pool = vip.pool(peer).load_full();
             let outcome = server.forwarder.forward(client, peer, &pool, &vip.counters).await;
             tracing::trace!(%peer, vip = %vip.key.target, port = vip.key.port, ?outcome, "connection ended");
         });
@@ -85,8 +170,12 @@ impl Server {
 }
 
 /// Accepts until told to stop, then takes what is still in the backlog, so that nobody who got a SYN-ACK is reset.
-async fn accept(listen: Listen, server: Rc<Server>) {
-    let Listen { socket, vip, stop } = listen;
+async fn accept(
+    socket: std::net::TcpListener,
+    vip: Arc<VipState>,
+    stop: CancellationToken,
+    server: Rc<Server>,
+) {
     let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => {
@@ -96,19 +185,30 @@ async fn accept(listen: Listen, server: Rc<Server>) {
     };
     let mut stopped = pin!(stop.cancelled());
     let mut pause = FIRST_PAUSE;
+    let mut refuses = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = &mut stopped => break,
         };
         match accepted {
+            Ok((client, _)) if server.ceiling.is_reached_by(&client) => {
+                if !refuses {
+                    tracing::warn!(vip = %vip.key.target, "file descriptors are short: connections are refused");
+                }
+                refuses = true;
+                server.counts.n_refused_for_descriptors.add(1);
+                // It fails only on a socket that is already dead.
+                let _ = client.set_zero_linger();
+            }
             Ok((client, peer)) => {
                 pause = FIRST_PAUSE;
+                refuses = false;
                 server.serve(client, peer.ip(), &vip);
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                server.n_accept_pauses.add(1);
+                server.counts.n_accept_pauses.add(1);
                 tracing::warn!(%error, vip = %vip.key.target, ?pause, "cannot accept; waiting");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}

@@ -81,7 +81,7 @@ impl Apps {
         self.generation += 1;
         let snapshot = Snapshot {
             generation: Generation(self.generation),
-            apps: Arc::new(self.apps.clone()),
+            apps: self.apps.iter().map(|(id, app)| (id.clone(), Arc::clone(app))).collect(),
             ..Snapshot::default()
         };
         self.compiler.compile(&snapshot, Instant::now())

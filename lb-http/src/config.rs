@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::http1::scan::HeadLimits;
 use crate::labels::Reading;
 
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
@@ -40,6 +41,8 @@ pub struct Timeouts {
     pub server_body_idle: Duration,
     /// Without a byte in either direction of an upgraded connection.
     pub tunnel_idle: Duration,
+    /// From a request's first byte to the last of its response. `None`: as long as it takes.
+    pub request: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +89,18 @@ impl Default for Timeouts {
             server_body_idle: Duration::from_secs(30),
             // As HAProxy's tunnel time-out in Marathon-LB's configuration.
             tunnel_idle: Duration::from_secs(3600),
+            // Event streams and large downloads have no natural end; a body that stands still has its own limit.
+            request: None,
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn head(&self) -> HeadLimits {
+        HeadLimits {
+            line_bytes: self.request_line_bytes,
+            field_bytes: self.header_bytes,
+            n_fields: self.header_count,
         }
     }
 }
@@ -96,12 +111,9 @@ impl Default for Limits {
             // RFC 9112 section 3 asks for at least 8,000.
             request_line_bytes: 16 * 1024,
             header_bytes: 32 * 1024,
-            header_count: DEFAULT_HEADER_COUNT,
+            header_count: 100,
             connections_per_listener: 20_000,
             connections_per_client: 512,
         }
     }
 }
-
-/// The parser keeps this many without allocating.
-pub(crate) const DEFAULT_HEADER_COUNT: usize = 100;

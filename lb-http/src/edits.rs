@@ -1,15 +1,16 @@
 //! What a service changes in the heads of its requests and responses: headers set, added, removed; paths and locations
 //! rewritten.
 //!
-//! Values are compiled once; applying an edit copies a counted reference. What every request gets whatever its labels
+//! Compiled once per service; a request of a service that edits nothing costs nothing here. What every request gets whatever its labels
 //! say (hop-by-hop, forwarded headers) is not here.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use http::header::{HeaderName, HeaderValue};
 
 use crate::access::Scheme;
+use crate::http1::serialize::{self, Edits};
 
 /// Empty: heads stay as they are.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -99,20 +100,27 @@ impl HeadEdits {
             && self.location.is_none()
     }
 
-    pub fn edit_request(&self, headers: &mut HeaderMap, connection: &Connection) {
+    /// What is left out of and added to the head of a request.
+    pub(crate) fn of_request(&self, connection: &Connection) -> Edits {
+        let mut edits = Edits::default();
         if let Some(host) = &self.host {
-            headers.insert(HOST, host.clone());
+            edits.remove.push(b"host".as_slice().into());
+            serialize::line(&mut edits.add, b"Host", host.as_bytes());
         }
-        apply(&self.request, headers, connection);
+        collect(&self.request, &mut edits, connection);
+        edits
     }
 
-    pub fn edit_response(&self, headers: &mut HeaderMap, connection: &Connection) {
-        if let Some(rewrite) = &self.location
-            && let Some(location) = headers.get(LOCATION).and_then(|l| rewrite.of(l))
-        {
-            headers.insert(LOCATION, location);
+    /// The same of a response. `location`: what it has there.
+    pub(crate) fn of_response(&self, connection: &Connection, location: Option<&[u8]>) -> Edits {
+        let mut edits = Edits::default();
+        let moved = location.and_then(|location| self.location.as_ref()?.of(location));
+        if let Some(location) = moved {
+            edits.remove.push(b"location".as_slice().into());
+            serialize::line(&mut edits.add, b"Location", location.as_bytes());
         }
-        apply(&self.response, headers, connection);
+        collect(&self.response, &mut edits, connection);
+        edits
     }
 
     /// The target (path and query) that the endpoint is asked for, when it is another one. The prefix is found
@@ -127,7 +135,7 @@ impl HeadEdits {
     }
 }
 
-fn apply(edits: &[Edit], headers: &mut HeaderMap, connection: &Connection) {
+fn collect(edits: &[Edit], into: &mut Edits, connection: &Connection) {
     for edit in edits {
         let holds = match edit.when {
             When::Always => true,
@@ -137,34 +145,33 @@ fn apply(edits: &[Edit], headers: &mut HeaderMap, connection: &Connection) {
         if !holds {
             continue;
         }
+        let name = edit.name.as_str().as_bytes();
         match &edit.change {
             Change::Set(value) => {
-                headers.insert(edit.name.clone(), value.of(connection));
+                into.remove.push(name.into());
+                value.write(name, &mut into.add, connection);
             }
-            Change::Add(value) => {
-                headers.append(edit.name.clone(), value.of(connection));
-            }
-            Change::Remove => {
-                headers.remove(&edit.name);
-            }
+            Change::Add(value) => value.write(name, &mut into.add, connection),
+            Change::Remove => into.remove.push(name.into()),
         }
     }
 }
 
 impl Value {
-    fn of(&self, connection: &Connection) -> HeaderValue {
+    fn write(&self, name: &[u8], out: &mut Vec<u8>, connection: &Connection) {
         match self {
-            Self::Text(text) => text.clone(),
-            Self::ClientAddress => HeaderValue::try_from(connection.client.to_canonical().to_string())
-                .expect("an address is printable"),
-            Self::LocalPort => HeaderValue::from(connection.local_port),
+            Self::Text(text) => serialize::line(out, name, text.as_bytes()),
+            Self::ClientAddress => {
+                serialize::line(out, name, connection.client.to_canonical().to_string().as_bytes());
+            }
+            Self::LocalPort => serialize::number_line(out, name, connection.local_port.into()),
         }
     }
 }
 
 impl LocationRewrite {
-    fn of(&self, location: &HeaderValue) -> Option<HeaderValue> {
-        let location = location.to_str().ok()?;
+    fn of(&self, location: &[u8]) -> Option<String> {
+        let location = std::str::from_utf8(location).ok()?;
         let path = match location.split_once("://") {
             Some(("http" | "https", rest)) => {
                 let (authority, path) = rest.split_at(rest.find('/')?);
@@ -177,12 +184,11 @@ impl LocationRewrite {
         };
         let below = self.path.trim_end_matches('/');
         let is_there = path.strip_prefix(below).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let moved = match self.tail {
+        Some(match self.tail {
             Tail::Dropped => (*self.path).to_owned(),
             Tail::Kept if is_there && !below.is_empty() => path.to_owned(),
             Tail::Kept => format!("{below}{path}"),
-        };
-        HeaderValue::try_from(moved).ok()
+        })
     }
 }
 
@@ -213,22 +219,13 @@ mod tests {
             host: Some(HeaderValue::from_static("b.test")),
             ..HeadEdits::default()
         };
-        let mut headers = HeaderMap::new();
-        for (name, value) in [("host", "a.test"), ("x-set", "1"), ("x-add", "1"), ("x-remove", "1")] {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
-        edits.edit_request(&mut headers, &CONNECTION);
-        let all = |name: &str| headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
-        for (name, expect) in [
-            ("host", &["b.test"][..]),
-            ("x-set", &["2"]),
-            ("x-add", &["1", "2"]),
-            ("x-remove", &[]),
-            ("x-client", &["10.0.0.1"]),
-            ("x-port", &["10000"]),
-        ] {
-            assert_eq!(all(name), expect, "{name}");
-        }
+        let compiled = edits.of_request(&CONNECTION);
+        let removed: Vec<_> = compiled.remove.iter().map(|name| String::from_utf8_lossy(name)).collect();
+        assert_eq!(removed, ["host", "x-set", "x-remove", "x-client", "x-port"]);
+        assert_eq!(
+            String::from_utf8_lossy(&compiled.add),
+            "Host: b.test\r\nx-set: 2\r\nx-add: 2\r\nx-client: 10.0.0.1\r\nx-port: 10000\r\n"
+        );
     }
 
     #[test]
@@ -259,8 +256,7 @@ mod tests {
             ("login", None, None),
             ("http://a.test", None, None),
         ] {
-            let value = HeaderValue::from_static(location);
-            let of = |tail| rewrite(tail).of(&value).map(|v| v.to_str().unwrap().to_owned());
+            let of = |tail| rewrite(tail).of(location.as_bytes());
             assert_eq!(of(Tail::Kept).as_deref(), kept, "{location}");
             assert_eq!(of(Tail::Dropped).as_deref(), dropped, "{location}");
         }

@@ -5,7 +5,8 @@
 use std::io;
 use std::net::SocketAddr;
 
-use http::StatusCode;
+use crate::http1::refusal::Refusal;
+use crate::http1::response::BadResponse;
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} for {purpose}: {hint}")]
@@ -34,7 +35,7 @@ impl BindError {
 }
 
 /// Why a request got no response of an endpoint.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ProxyError {
     #[error("no endpoint accepted a connection")]
     Connect,
@@ -42,29 +43,44 @@ pub(crate) enum ProxyError {
     NoEndpoint,
     #[error("the endpoint closed the connection without a response")]
     NoResponse,
-    #[error("the endpoint sent an invalid response")]
-    BadResponse,
+    #[error("the endpoint sent an invalid response: {0}")]
+    BadResponse(BadResponse),
     #[error("the endpoint did not respond in time")]
     ServerTimeout,
-    #[error("the request body did not arrive in time")]
-    ClientTimeout,
-    #[error("the request body ended early or is malformed")]
-    ClientBody,
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("the client left")]
+    ClientGone,
 }
 
 impl ProxyError {
-    pub(crate) fn status(&self) -> StatusCode {
+    /// `None`: there is nobody to tell.
+    pub(crate) fn status(self) -> Option<u16> {
+        Some(match self {
+            Self::Connect | Self::NoEndpoint => 503,
+            Self::NoResponse | Self::BadResponse(_) => 502,
+            Self::ServerTimeout => 504,
+            Self::Refused(refusal) => refusal.status(),
+            Self::ClientGone => return None,
+        })
+    }
+
+    /// A word for programs.
+    pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Connect | Self::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NoResponse | Self::BadResponse => StatusCode::BAD_GATEWAY,
-            Self::ServerTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::ClientBody => StatusCode::BAD_REQUEST,
+            Self::Connect => "connect-failed",
+            Self::NoEndpoint => "no-endpoint",
+            Self::NoResponse => "no-response",
+            Self::BadResponse(_) => "bad-response",
+            Self::ServerTimeout => "response-timeout",
+            Self::Refused(Refusal::BodyTime | Refusal::Time) => "request-timeout",
+            Self::Refused(_) => "request-body",
+            Self::ClientGone => "client-gone",
         }
     }
 
     /// The connection cannot be used for another request, because of the client's body.
-    pub(crate) fn is_of_client(&self) -> bool {
-        matches!(self, Self::ClientTimeout | Self::ClientBody)
+    pub(crate) fn is_of_client(self) -> bool {
+        matches!(self, Self::Refused(_) | Self::ClientGone)
     }
 }

@@ -1,29 +1,23 @@
 //! How a request gets to an endpoint: the pick, the attempt, and the next one when it could not be sent.
 //!
-//! A request is sent again only when nothing of it was written, or when it has no body, is idempotent and nothing of a
-//! response was seen (RFC 9110 section 9.2.2).
+//! A request is sent again only when nothing of it was written, or when it is idempotent, all of it is still here and
+//! nothing of a response was seen (RFC 9110 section 9.2.2).
 
-use std::future::{Future, poll_fn};
-use std::net::IpAddr;
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use hyper::body::Incoming;
-use l4_vip::policy::Policy;
 use l4_vip::pool::{Choices, InFlight, Pool};
 
-use crate::body::RequestBody;
-use crate::client::{Phase, Wait};
 use crate::error::ProxyError;
-use crate::headers::Seen;
+use crate::exchange::{Call, CookieDue, Exchange, Failure, Front};
+use crate::http1::response::Response;
+use crate::http1::scan::Scan;
 use crate::stats::{ResponseClass, Session, Shard};
-use crate::sticky;
 use crate::table::{Backend, Server};
-use crate::upstream::UpstreamConnection;
+use crate::upstream::{Certainty, Upstream};
+use crate::wait::{Phase, Wait};
 use crate::worker::Local;
 
 /// Attempts end after so many connect time-outs: the client has waited long enough.
@@ -34,42 +28,19 @@ const MOST_TABLES: usize = 3;
 pub(crate) struct Attempt<'a> {
     pub(crate) local: &'a Rc<Local>,
     pub(crate) wait: &'a Wait,
-    pub(crate) client: IpAddr,
+    /// What the request has in common with those that should go to the same endpoint, for policies that go by it.
+    pub(crate) affinity: Option<u64>,
     /// The value of the sticky cookie that came with the request.
     pub(crate) cookie: Option<&'a [u8]>,
-}
-
-/// A request that an endpoint has answered, until the end of its response.
-pub(crate) struct Exchange {
-    local: Rc<Local>,
-    backend: Arc<Backend>,
-    server: usize,
-    in_flight: InFlight,
-    _session: Session,
-    connection: UpstreamConnection,
-    cookie: CookieDue,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum CookieDue {
-    No,
-    Yes,
 }
 
 enum Failed {
     /// The request is whole and may go elsewhere.
     Unsent {
-        request: Box<Request<RequestBody>>,
         stale: Stale,
         error: ProxyError,
     },
     Final(ProxyError),
-}
-
-impl Failed {
-    fn unsent(request: Request<RequestBody>, stale: Stale, error: ProxyError) -> Self {
-        Self::Unsent { request: Box::new(request), stale, error }
-    }
 }
 
 /// Whether it failed on a connection that had been idle, which says little about the endpoint.
@@ -89,8 +60,8 @@ impl Attempt<'_> {
     pub(crate) async fn send(
         &self,
         mut backend: Arc<Backend>,
-        mut request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Exchange), ProxyError> {
+        front: &mut impl Front,
+    ) -> Result<Exchange, ProxyError> {
         let shard = backend.series.of_worker(self.local.index);
         shard.n_sessions.increment();
         shard.n_requests.increment();
@@ -98,14 +69,14 @@ impl Attempt<'_> {
         let mut session = Some(series.begin());
         let mut error = ProxyError::NoEndpoint;
         for _ in 0..MOST_TABLES {
-            match self.send_to(&backend, request, &mut session).await {
-                Ok(done) => return Ok(done),
+            match self.send_to(&backend, front, &mut session).await {
+                Ok(exchange) => return Ok(exchange),
                 Err(Failed::Final(last)) => {
                     error = last;
                     break;
                 }
-                Err(Failed::Unsent { request: unsent, error: last, .. }) => {
-                    (request, error) = (*unsent, last);
+                Err(Failed::Unsent { error: last, .. }) => {
+                    error = last;
                     let newest =
                         self.local.with_table(|table| table.backend(&backend.service).map(Arc::clone));
                     match newest {
@@ -115,27 +86,29 @@ impl Attempt<'_> {
                 }
             }
         }
-        series.of_worker(self.local.index).responded(ResponseClass::of(error.status()));
+        let shard = series.of_worker(self.local.index);
+        match error.status() {
+            Some(status) => shard.responded(ResponseClass::of_number(status)),
+            None => shard.n_client_aborts.increment(),
+        }
         Err(error)
     }
 
     async fn send_to(
         &self,
         backend: &Arc<Backend>,
-        mut request: Request<RequestBody>,
+        front: &mut impl Front,
         session: &mut Option<Session>,
-    ) -> Result<(Response<Incoming>, Exchange), Failed> {
+    ) -> Result<Exchange, Failed> {
         let wanted = self.cookie.and_then(|cookie| backend.server_of_cookie(cookie));
         let of_cookie = wanted.filter(|i| !backend.servers[*i].endpoint.is_ejected());
-        let affinity = match backend.labels.balance {
-            Policy::Source => {
-                let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
-                backend.labels.hash_on.of(self.client, target, request.headers())
-            }
-            _ => None,
+        let mut candidates = Candidates {
+            next: of_cookie,
+            pool: &backend.pool,
+            affinity: self.affinity,
+            walk: None,
+            wanted: of_cookie,
         };
-        let mut candidates =
-            Candidates { next: of_cookie, pool: &backend.pool, affinity, walk: None, wanted: of_cookie };
         let shard = backend.series.of_worker(self.local.index);
         let mut failures = Failures::default();
         loop {
@@ -159,116 +132,114 @@ impl Attempt<'_> {
             }
             // After one idle connection turned out to be dead others may be, too.
             let which = if again || failures.first.is_some() { Use::New } else { Use::IdleOrNew };
-            match self.try_server(backend, index, request, which).await {
-                Ok((response, in_flight, connection)) => {
-                    let session = session.take().unwrap_or_else(|| backend.series.begin());
+            match self.try_server(backend, index, front, which).await {
+                Ok((response, in_flight, upstream)) => {
                     let due = backend.is_sticky() && wanted != Some(index);
-                    let exchange = Exchange {
+                    return Ok(Exchange {
                         local: Rc::clone(self.local),
                         backend: Arc::clone(backend),
                         server: index,
                         in_flight,
-                        _session: session,
-                        connection,
+                        _session: session.take().unwrap_or_else(|| backend.series.begin()),
+                        upstream,
+                        response,
                         cookie: if due { CookieDue::Yes } else { CookieDue::No },
-                    };
-                    return Ok((response, exchange));
+                    });
                 }
-                Err(Failed::Unsent { request: unsent, stale, error }) => {
-                    request = *unsent;
-                    failures.note(index, stale, wanted, error);
-                }
+                Err(Failed::Unsent { stale, error }) => failures.note(index, stale, wanted, error),
                 Err(failed) => return Err(failed),
             }
         }
-        Err(Failed::unsent(request, Stale::No, failures.error.unwrap_or(ProxyError::NoEndpoint)))
+        Err(Failed::Unsent { stale: Stale::No, error: failures.error.unwrap_or(ProxyError::NoEndpoint) })
     }
 
     async fn try_server(
         &self,
         backend: &Backend,
         index: usize,
-        request: Request<RequestBody>,
+        front: &mut impl Front,
         which: Use,
-    ) -> Result<(Response<Incoming>, InFlight, UpstreamConnection), Failed> {
+    ) -> Result<(Response, InFlight, Upstream), Failed> {
         let server = &backend.servers[index];
         let in_flight = server.endpoint.begin();
         server.series.saw_current(server.endpoint.n_in_flight());
         let shards = Shards::of(backend, server, self.local.index);
         shards.server.n_sessions.increment();
+        let is_idempotent = front.method().is_idempotent();
         let idle = match which {
-            Use::IdleOrNew => self.local.upstreams.reuse(&server.endpoint),
+            Use::IdleOrNew => {
+                let certainty =
+                    if is_idempotent && front.is_whole() { Certainty::Known } else { Certainty::Asked };
+                self.local.upstreams.reuse(&server.endpoint, certainty)
+            }
             Use::New => None,
         };
-        let (mut connection, stale) = match idle {
+        let (mut upstream, stale) = match idle {
             Some(idle) => {
                 shards.each(|s| s.n_reuses.increment());
                 (idle, Stale::Yes)
             }
             None => match self.connect(backend, server, shards).await {
                 Some(new) => (new, Stale::No),
-                None => return Err(Failed::unsent(request, Stale::No, ProxyError::Connect)),
+                None => return Err(Failed::Unsent { stale: Stale::No, error: ProxyError::Connect }),
             },
         };
-        let kept = Kept::of(&request, self.local);
-        let n_read = connection.n_bytes_read();
-        self.wait.enter(request.body().phase());
-        let mut failed = match unless_expired(self.wait, connection.sender.try_send_request(request)).await {
-            Some(Ok(response)) => {
-                shards.server.n_requests.increment();
-                if let Some(kept) = kept {
-                    kept.forget(self.local);
-                }
-                return Ok((response, in_flight, connection));
-            }
-            Some(Err(failed)) => failed,
-            None if self.wait.phase() == Phase::RequestBody => {
-                return Err(Failed::Final(ProxyError::ClientTimeout));
-            }
-            None => {
-                shards.each(|s| s.n_response_errors.increment());
-                return Err(Failed::Final(ProxyError::ServerTimeout));
-            }
+        let (own, timeouts) = (&backend.labels.timeouts, &self.local.timeouts);
+        self.wait.enter(Phase::RequestBody, own.client.unwrap_or(timeouts.client_body_idle));
+        let mut call = Call {
+            front: &mut *front,
+            upstream: &mut upstream,
+            local: self.local,
+            wait: self.wait,
+            server_head: own.server.unwrap_or(timeouts.server_head),
+            is_sent: false,
+            scan: Scan::default(),
+            n_interim: 0,
         };
-        if let Some(request) = failed.take_message() {
-            return Err(Failed::unsent(request, stale, ProxyError::NoResponse));
-        }
-        let error = failed.into_error();
-        tracing::debug!(backend = %backend.name, server = %server.name, %error, "no response");
-        if error.is_user() || error.is_body_write_aborted() {
-            return Err(Failed::Final(ProxyError::ClientBody));
-        }
-        shards.each(|s| s.n_response_errors.increment());
-        if error.is_parse() && !error.is_incomplete_message() {
-            return Err(Failed::Final(ProxyError::BadResponse));
-        }
-        match kept {
-            Some(kept) if connection.n_bytes_read() == n_read => {
-                Err(Failed::unsent(kept.into_request(), stale, ProxyError::NoResponse))
+        let failure = match poll_fn(|cx| call.poll(cx)).await {
+            Ok(response) => {
+                shards.server.n_requests.increment();
+                return Ok((response, in_flight, upstream));
             }
-            _ => Err(Failed::Final(ProxyError::NoResponse)),
+            Err(failure) => failure,
+        };
+        let error = match failure {
+            Failure::Connection => ProxyError::NoResponse,
+            Failure::Proxy(error) => error,
+        };
+        tracing::debug!(backend = %backend.name, server = %server.name, %error, "no response");
+        let is_again_possible =
+            front.is_whole() && upstream.n_read() == 0 && (is_idempotent || upstream.n_written() == 0);
+        if matches!(error, ProxyError::NoResponse) && is_again_possible {
+            front.rewind();
+            if stale == Stale::No {
+                shards.each(|s| s.n_response_errors.increment());
+            }
+            return Err(Failed::Unsent { stale, error });
         }
+        if !error.is_of_client() {
+            shards.each(|s| s.n_response_errors.increment());
+        }
+        Err(Failed::Final(error))
     }
 
-    async fn connect(
-        &self,
-        backend: &Backend,
-        server: &Server,
-        shards: Shards<'_>,
-    ) -> Option<UpstreamConnection> {
+    async fn connect(&self, backend: &Backend, server: &Server, shards: Shards<'_>) -> Option<Upstream> {
         shards.each(|s| s.n_connects.increment());
-        match self.local.upstreams.connect(backend, server).await {
-            Ok(connection) => {
+        let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
+        self.wait.enter(Phase::Connect, limit);
+        match self.wait.unless_expired(self.local.upstreams.connect(backend, server)).await {
+            Some(Ok(connection)) => {
                 server.endpoint.connect_succeeded();
-                Some(connection)
+                return Some(connection);
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::debug!(backend = %backend.name, server = %server.name, %error, "connect failed");
-                server.endpoint.connect_failed();
-                shards.each(|s| s.n_connect_errors.increment());
-                None
             }
+            None => tracing::debug!(backend = %backend.name, server = %server.name, "connect timed out"),
         }
+        server.endpoint.connect_failed();
+        shards.each(|s| s.n_connect_errors.increment());
+        None
     }
 }
 
@@ -339,104 +310,5 @@ impl Failures {
 
     fn is_too_late(&self, local: &Local) -> bool {
         self.began.is_some_and(|began| began.elapsed() > local.timeouts.connect * MOST_CONNECT_TIMEOUTS)
-    }
-}
-
-/// A request without a body, to be sent again when the first sending leaves no trace. A list of fields, because a map
-/// of headers costs several times as much to copy, and nearly every copy is thrown away.
-struct Kept {
-    method: Method,
-    uri: Uri,
-    fields: Fields,
-}
-
-/// Reused by one request after the other.
-pub(crate) type Fields = Vec<(HeaderName, HeaderValue)>;
-
-impl Kept {
-    /// `None`: it must not be sent again.
-    fn of(request: &Request<RequestBody>, local: &Local) -> Option<Self> {
-        if !request.body().is_empty() || !request.method().is_idempotent() {
-            return None;
-        }
-        let mut fields = local.spare_fields.take().unwrap_or_default();
-        fields.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
-        Some(Self { method: request.method().clone(), uri: request.uri().clone(), fields })
-    }
-
-    fn forget(mut self, local: &Local) {
-        self.fields.clear();
-        local.spare_fields.set(Some(self.fields));
-    }
-
-    fn into_request(self) -> Request<RequestBody> {
-        let mut request = Request::new(RequestBody::Empty);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        for (name, value) in self.fields {
-            request.headers_mut().append(name, value);
-        }
-        request
-    }
-}
-
-async fn unless_expired<F: Future>(wait: &Wait, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending if wait.is_expired() => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
-    })
-    .await
-}
-
-impl Exchange {
-    fn server(&self) -> &Server {
-        &self.backend.servers[self.server]
-    }
-
-    /// Of the service, when it has one of its own.
-    pub(crate) fn tunnel_timeout(&self) -> Option<Duration> {
-        self.backend.labels.timeouts.tunnel
-    }
-
-    fn shards(&self) -> Shards<'_> {
-        Shards::of(&self.backend, self.server(), self.local.index)
-    }
-
-    pub(crate) fn responded(&self, status: StatusCode, took: Duration) {
-        self.shards().each(|shard| {
-            shard.responded(ResponseClass::of(status));
-            shard.took(took);
-        });
-    }
-
-    /// Gives the client its cookie when it has no valid one.
-    pub(crate) fn mark(&self, headers: &mut HeaderMap, seen: Seen, method: &Method, status: StatusCode) {
-        if self.cookie == CookieDue::Yes {
-            sticky::insert(headers, &self.server().set_cookie, seen, method, status);
-        }
-    }
-
-    pub(crate) fn bad_response(self) {
-        self.shards().each(|s| {
-            s.n_response_errors.increment();
-            s.responded(ResponseClass::of(StatusCode::BAD_GATEWAY));
-        });
-    }
-
-    /// The response has ended as it should.
-    pub(crate) fn ended(self) {
-        self.local.upstreams.give_back(self.in_flight.endpoint(), self.connection);
-    }
-
-    /// The endpoint broke the response off.
-    pub(crate) fn broken(self) {
-        self.shards().each(|s| s.n_server_aborts.increment());
-    }
-
-    /// The client left before the end.
-    pub(crate) fn given_up(self) {
-        self.shards().each(|s| s.n_client_aborts.increment());
     }
 }

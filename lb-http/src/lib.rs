@@ -1,35 +1,35 @@
 //! The HTTP balancer: service ports, virtual hosts and app ids to the instances of an app.
 //!
 //! Reading order: [`labels`] (what an app's labels ask for), [`table`] (what a snapshot compiles to), [`route`] (which
-//! backend a request is for), `proxy` (the path of a request; the HTTP/1.1 message path stands behind its seam),
-//! `failover` and `upstream` (how it reaches an endpoint), [`stats`] (what was counted).
+//! backend a request is for), `proxy` (what is decided about a request), `failover`, `exchange` and `upstream` (how it
+//! reaches an endpoint), [`http1`] (how it comes from a client, and everything that is bytes), [`stats`] (what was
+//! counted).
 //!
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;
 //! counters never go back while an app exists; a bad label never drops an app.
 
 pub mod access;
-mod body;
-mod client;
 mod config;
 mod deployment;
 pub mod edits;
 mod error;
+mod exchange;
 pub mod explain;
 mod failover;
-mod guard;
-mod headers;
+pub mod http1;
 pub mod labels;
 mod listeners;
 pub mod names;
 mod plane;
 mod proxy;
+mod request_id;
 pub mod route;
 mod static_names;
 pub mod stats;
 mod sticky;
 pub mod table;
-mod upgrade;
 mod upstream;
+mod wait;
 mod worker;
 
 pub use config::{Config, Limits, Timeouts};

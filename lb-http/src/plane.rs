@@ -149,9 +149,13 @@ impl Follower {
 
     async fn compile(&mut self) {
         let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
-        self.shared.table.store(Arc::clone(&table));
+        let before = self.shared.table.swap(Arc::clone(&table));
         self.names.want(&table.unknown_names);
-        self.listen(&table).await;
+        let same =
+            Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
+        if !same || self.listeners.has_failed() {
+            self.listen(&table).await;
+        }
     }
 
     async fn listen(&mut self, table: &Table) {

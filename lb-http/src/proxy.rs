@@ -1,47 +1,26 @@
-//! The path of a request: from an accepted connection to the last byte of its response.
+//! What a request is for and what is said about it: the policy between a client's protocol and the endpoints.
 //!
-//! [`serve`] is the seam: it is given a socket and what the listener knows about it, and everything that speaks
-//! HTTP/1.1 is behind it. Choosing among endpoints is `failover`'s, connections to them `upstream`'s.
+//! Whatever speaks to a client calls, in this order: [`route`] (which backend), [`before_pick`] (may the request go there;
+//! rules of a service that refuse, redirect or answer belong here), [`request_edits`] and [`response_edits`] (what the
+//! serializer leaves out of a head and adds to it), then `failover::Attempt::send`. Nothing here reads or writes.
 
-use std::convert::Infallible;
-use std::future::poll_fn;
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::rc::Rc;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::header::{
-    ALLOW, AUTHORIZATION, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, LOCATION,
-    MAX_FORWARDS, TRANSFER_ENCODING, WWW_AUTHENTICATE,
-};
-use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::{Body, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use tokio::net::TcpStream;
+use http::StatusCode;
 
-use crate::access::{Admit, RequestFacts, Scheme, Way};
-use crate::body::{RequestBody, ResponseBody, UpstreamBody};
-use crate::client::{ClientIo, Phase, Registered, Wait};
-use crate::config::{DEFAULT_HEADER_COUNT, Limits};
-use crate::edits::{self, Forwarding, HeadEdits};
+use crate::access::{Admit, RequestFacts, Verification, Way};
+use crate::edits::{self, Connection};
 use crate::error::ProxyError;
-use crate::failover::{self, Exchange};
-use crate::guard::{self, Refusal, Verdict};
-use crate::headers::{self, Forwarded, Seen};
-use crate::stats::{ResponseClass, Session, Shard};
-use crate::sticky;
-use crate::table::Backend;
-use crate::upgrade;
-use crate::worker::{Local, Permit};
-
-/// Why the balancer itself answered.
-pub(crate) const REASON: HeaderName = HeaderName::from_static("waymark-reason");
-const APP_ID: HeaderName = HeaderName::from_static("x-marathon-app-id");
+use crate::http1::fields::Name;
+use crate::http1::refusal::Refusal;
+use crate::http1::request::{Method, Request};
+use crate::http1::response::Response;
+use crate::http1::serialize::{self, Edits};
+use crate::stats::Session;
+use crate::table::{Backend, Table};
+use crate::worker::Permit;
 
 /// How a listener leads to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,10 +34,10 @@ pub(crate) enum Entry {
 
 /// A connection as the listener hands it over.
 #[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Accepted<S> {
+    pub(crate) stream: S,
     pub(crate) client: SocketAddr,
-    /// The address that the client connected to.
+    /// The port that the client connected to.
     pub(crate) local_port: u16,
     pub(crate) entry: Entry,
     pub(crate) session: Session,
@@ -66,414 +45,232 @@ pub(crate) struct Accepted {
     pub(crate) permit: Permit,
 }
 
-/// How long a connection that was accepted during a drain may take to send its request.
-const LAST_REQUEST: Duration = Duration::from_millis(100);
-
-/// What the requests of one connection share.
-struct Client {
-    local: Rc<Local>,
-    entry: Entry,
-    address: SocketAddr,
-    /// The port that the client connected to.
-    local_port: u16,
-    forwarded: Forwarded,
-    wait: Arc<Wait>,
-    frontend: Arc<crate::stats::Series>,
-}
-
-pub(crate) fn http1_builder(limits: &Limits) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    // Waits are watched by the worker's sweep, which knows more of them than hyper does.
-    builder.header_read_timeout(None);
-    builder.max_header_size(limits.request_line_bytes + limits.header_bytes);
-    // Setting it makes hyper allocate for each request.
-    if limits.header_count != DEFAULT_HEADER_COUNT {
-        builder.max_headers(limits.header_count);
-    }
-    builder
-}
-
-/// Serves a connection until it ends; a drain lets it end after the request it is at.
-pub(crate) async fn serve(local: Rc<Local>, accepted: Accepted, registered: Registered) {
-    let Accepted { stream, client: address, local_port, entry, session, permit } = accepted;
-    if registered.is_draining() {
-        // It was in the backlog: its request is served, if there is one.
-        let _ = tokio::time::timeout(LAST_REQUEST, stream.readable()).await;
-    }
-    let wait = Arc::clone(registered.wait());
-    let frontend = Arc::clone(session.series());
-    let ip = address.ip().to_canonical();
-    let client = Rc::new(Client {
-        forwarded: Forwarded {
-            client: HeaderValue::try_from(ip.to_string()).expect("an address is printable"),
-            port: HeaderValue::from(local_port),
+/// The backend that a request is for.
+pub(crate) fn route(table: &Table, entry: Entry, request: &Request<'_>) -> Result<Arc<Backend>, Answer> {
+    let index = match entry {
+        Entry::ServicePort(port) => table
+            .routes
+            .of_port(port)
+            .ok_or_else(|| Answer::no_route(format!("no app has service port {port} any more"))),
+        Entry::Hosts => {
+            let (host, path) = (text(request.host()), text(request.path()));
+            table.routes.of_host(host, path).ok_or_else(|| {
+                Answer::no_route(format!("no app has the virtual host {host:?} for this path"))
+            })
+        }
+        Entry::AppIds => match request.values(Name::XMarathonAppId).next().map(text) {
+            Some(app) => table
+                .routes
+                .of_app(app)
+                .ok_or_else(|| Answer::no_route(format!("no app {app:?} is served over HTTP"))),
+            None => Err(Answer::no_route("the header X-Marathon-App-Id is missing".to_owned())),
         },
-        entry,
-        local_port,
-        address,
-        wait: Arc::clone(&wait),
-        frontend: Arc::clone(&frontend),
-        local: Rc::clone(&local),
-    });
-    let io = ClientIo::new(stream, Arc::clone(&wait), session, local.index);
-    let service = service_fn(move |request| {
-        let client = Rc::clone(&client);
-        async move { Ok::<_, Infallible>(client.handle(request).await) }
-    });
-    let mut connection = local.http1.serve_connection(io, service).with_upgrades();
-    let mut told_to_end = false;
-    let end = poll_fn(|cx| {
-        registered.wake_me(cx.waker());
-        let mut polled = Pin::new(&mut connection).poll(cx);
-        if polled.is_pending() && registered.is_draining() && !told_to_end {
-            told_to_end = true;
-            Pin::new(&mut connection).graceful_shutdown();
-            polled = Pin::new(&mut connection).poll(cx);
+    }?;
+    Ok(Arc::clone(&table.backends[index]))
+}
+
+/// What is no text is the name of nothing.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
+/// Why a request does not go on to an endpoint.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    Answer(Answer),
+    /// Not before this password has been looked at.
+    Verify(Verification),
+}
+
+/// Answers a request that must not reach an endpoint of the backend that it is for. `login`: what came of looking at its
+/// password, when that has been done.
+pub(crate) fn before_pick(
+    backend: &Backend,
+    request: &Request<'_>,
+    origin: &Origin,
+    login: Option<Admit>,
+) -> Result<(), Stop> {
+    // RFC 9110 section 7.6.2: it may go no further.
+    if request.max_forwards == Some(0) {
+        return Err(Stop::Answer(Answer::options()));
+    }
+    let admission = &backend.labels.admission;
+    if admission.is_open() {
+        return Ok(());
+    }
+    let target = target(request);
+    let facts = RequestFacts {
+        way: match origin.entry {
+            Entry::ServicePort(_) => Way::ServicePort,
+            Entry::Hosts => Way::Hosts,
+            Entry::AppIds => Way::AppIds,
+        },
+        scheme: origin.connection.scheme,
+        client: origin.connection.client,
+        host: text(request.host()),
+        target: &target,
+        authorization: request.value_of(b"authorization"),
+        forwarded_proto: request.value_of(b"x-forwarded-proto"),
+    };
+    let decided = match (admission.admit(&facts), login) {
+        (Admit::Verify(_), Some(login)) => login,
+        (decided, _) => decided,
+    };
+    match decided {
+        Admit::Continue => Ok(()),
+        Admit::Verify(verification) => Err(Stop::Verify(verification)),
+        Admit::Redirect { status, location } => {
+            Err(Stop::Answer(Answer::redirect(status.as_u16(), location)))
         }
-        match polled {
-            Poll::Ready(result) => Poll::Ready(result.map(|()| None)),
-            Poll::Pending if wait.is_expired() => Poll::Ready(Ok(Some(wait.phase()))),
-            Poll::Pending => Poll::Pending,
-        }
+        Admit::Challenge(challenge) => Err(Stop::Answer(Answer::challenge(&challenge))),
+        Admit::Deny => Err(Stop::Answer(Answer::denied())),
+    }
+}
+
+/// Where a request came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) entry: Entry,
+    pub(crate) connection: Connection,
+}
+
+/// Path and query.
+fn target(request: &Request<'_>) -> Cow<'static, str> {
+    let (begin, rest) = request.path_and_query();
+    let mut target: Vec<u8> = begin.into_iter().collect();
+    target.extend_from_slice(rest);
+    Cow::Owned(String::from_utf8(target).unwrap_or_default())
+}
+
+/// What the request has in common with those that should go to the same endpoint, for policies that go by it.
+pub(crate) fn affinity(backend: &Backend, request: &Request<'_>, client: IpAddr) -> Option<u64> {
+    if !backend.labels.balance.is_keyed() {
+        return None;
+    }
+    backend.labels.hash_on.of(client, &target(request), |name| request.value_of(name))
+}
+
+/// What the backend's service wants changed in the head of a request.
+pub(crate) struct RequestEdits {
+    pub(crate) edits: Edits,
+    pub(crate) target: Option<String>,
+    pub(crate) forwarding: edits::Forwarding,
+}
+
+/// `None`: nothing.
+pub(crate) fn request_edits(
+    backend: &Backend,
+    request: &Request<'_>,
+    connection: &Connection,
+) -> Option<RequestEdits> {
+    let wanted = &backend.labels.edits;
+    (!wanted.is_plain()).then(|| RequestEdits {
+        edits: wanted.of_request(connection),
+        target: wanted.rewrite_target(&target(request)),
+        forwarding: wanted.forwarding,
     })
-    .await;
-    let shard = frontend.of_worker(local.index);
-    match end {
-        Ok(None) => {}
-        Ok(Some(Phase::Head)) => {
-            shard.n_request_errors.increment();
-            shard.responded(ResponseClass::of(StatusCode::REQUEST_TIMEOUT));
-            if let Some(parts) = connection.into_parts() {
-                parts.io.say_last(HEAD_TIMED_OUT);
-            }
-        }
-        Ok(Some(phase)) => tracing::debug!(client = %address, ?phase, "client connection timed out"),
-        Err(error) => {
-            if error.is_parse() {
-                shard.n_request_errors.increment();
-            }
-            tracing::debug!(client = %address, %error, "client connection ended");
-        }
-    }
-    drop(permit);
 }
 
-const HEAD_TIMED_OUT: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-
-impl Client {
-    fn shard(&self) -> &Shard {
-        self.frontend.of_worker(self.local.index)
+/// The same for its responses.
+pub(crate) fn response_edits(
+    backend: &Backend,
+    response: &Response,
+    head: &[u8],
+    connection: &Connection,
+) -> Cow<'static, Edits> {
+    let wanted = &backend.labels.edits;
+    if wanted.is_plain() {
+        return Cow::Borrowed(Edits::NONE);
     }
-
-    async fn handle(self: Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
-        let started = Instant::now();
-        self.shard().n_requests.increment();
-        let response = match self.respond(request, started).await {
-            Ok(response) => response,
-            Err(answer) => {
-                self.wait.enter(Phase::Idle);
-                self.shard().n_intercepted.increment();
-                answer.into_response()
-            }
-        };
-        self.shard().responded(ResponseClass::of(response.status()));
-        response
-    }
-
-    async fn respond(
-        &self,
-        request: Request<Incoming>,
-        started: Instant,
-    ) -> Result<Response<ResponseBody>, Answer> {
-        let (mut parts, body) = request.into_parts();
-        let seen = match guard::check(&parts, self.local.limits.request_line_bytes) {
-            Ok(Verdict::Forward(seen)) => seen,
-            Ok(Verdict::AnswerOptions) => return Err(Answer::options()),
-            Err(refusal) => {
-                self.shard().n_request_errors.increment();
-                return Err(Answer::refused(refusal));
-            }
-        };
-        let backend = self.route(&parts)?;
-        self.admit(&backend, &parts).await?;
-        self.wait.heed(&backend.labels.timeouts);
-        let edited = (!backend.labels.edits.is_plain()).then(|| Arc::clone(&backend.labels));
-        let upgrade = guard::asks_for_upgrade(&parts, seen)
-            .then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
-            .flatten();
-        let cookie = (seen.has(Seen::COOKIE) && backend.is_sticky())
-            .then(|| sticky::take_cookie(&mut parts.headers, backend.labels.cookie.name()))
-            .flatten();
-        headers::remove_hop_by_hop(&mut parts.headers, seen);
-        if seen.has(Seen::EXPECT) {
-            // hyper answers it towards the client as soon as the body is wanted.
-            parts.headers.remove(EXPECT);
-        }
-        match &edited {
-            Some(labels) => self.edit_request(&labels.edits, &mut parts),
-            None => self.forwarded.apply(&mut parts.headers),
-        }
-        count_down_forwards(&mut parts);
-        if upgrade.is_some() {
-            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            parts.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
-        }
-        let body = if body.is_end_stream() {
-            if seen.has(Seen::TRANSFER_ENCODING) {
-                parts.headers.remove(TRANSFER_ENCODING);
-            }
-            RequestBody::Empty
-        } else {
-            // Transfer-Encoding stays, because hyper gives a GET without any framing no body.
-            RequestBody::Streaming { body, wait: Arc::clone(&self.wait) }
-        };
-        self.wait.enter(body.phase());
-        make_origin_form(&mut parts);
-        let method = parts.method.clone();
-        let request = Request::from_parts(parts, body);
-
-        let attempt = failover::Attempt {
-            local: &self.local,
-            wait: &self.wait,
-            client: self.address.ip(),
-            cookie: cookie.as_deref(),
-        };
-        let (response, exchange) = attempt.send(backend, request).await.map_err(Answer::failed)?;
-        let took = started.elapsed();
-        let mut response = self.finish(response, exchange, &method, upgrade, took)?;
-        if let Some(labels) = edited {
-            labels.edits.edit_response(response.headers_mut(), &self.connection());
-        }
-        Ok(response)
-    }
-
-    /// Asks the backend's rules whether the request may go on; `Err`: what is answered instead.
-    async fn admit(&self, backend: &Backend, parts: &Parts) -> Result<(), Answer> {
-        let admission = &backend.labels.admission;
-        if admission.is_open() {
-            return Ok(());
-        }
-        let text = |name: HeaderName| parts.headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-        let facts = RequestFacts {
-            way: match self.entry {
-                Entry::ServicePort(_) => Way::ServicePort,
-                Entry::Hosts => Way::Hosts,
-                Entry::AppIds => Way::AppIds,
-            },
-            scheme: Scheme::Http,
-            client: self.address.ip(),
-            host: std::str::from_utf8(text(HOST)).unwrap_or_default(),
-            target: parts.uri.path_and_query().map_or("/", |target| target.as_str()),
-            authorization: parts.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes),
-            forwarded_proto: parts.headers.get(headers::X_FORWARDED_PROTO).map(HeaderValue::as_bytes),
-        };
-        let decided = match admission.admit(&facts) {
-            Admit::Verify(verification) => verification.run().await,
-            decided => decided,
-        };
-        match decided {
-            Admit::Continue => Ok(()),
-            Admit::Redirect { status, location } => Err(Answer::redirect(status, &location)),
-            Admit::Challenge(challenge) => Err(Answer::challenge(&challenge)),
-            Admit::Deny => {
-                self.shard().n_denied_requests.increment();
-                backend.series.of_worker(self.local.index).n_denied_requests.increment();
-                Err(Answer::denied())
-            }
-            Admit::Verify(_) => Err(Answer::denied()),
-        }
-    }
-
-    fn connection(&self) -> edits::Connection {
-        edits::Connection { scheme: Scheme::Http, client: self.address.ip(), local_port: self.local_port }
-    }
-
-    fn edit_request(&self, edits: &HeadEdits, parts: &mut Parts) {
-        if edits.forwarding == Forwarding::Standard {
-            self.forwarded.apply(&mut parts.headers);
-        }
-        edits.edit_request(&mut parts.headers, &self.connection());
-        let target = parts.uri.path_and_query().and_then(|target| edits.rewrite_target(target.as_str()));
-        if let Some(target) = target.and_then(|target| Uri::try_from(target).ok()) {
-            parts.uri = target;
-        }
-    }
-
-    fn finish(
-        &self,
-        response: Response<Incoming>,
-        exchange: Exchange,
-        method: &Method,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
-        took: Duration,
-    ) -> Result<Response<ResponseBody>, Answer> {
-        let (mut parts, body) = response.into_parts();
-        let seen = Seen::in_all(&parts.headers);
-        if seen.has(Seen::TRANSFER_ENCODING) && !guard::is_framed_once(&parts.headers) {
-            exchange.bad_response();
-            return Err(Answer::failed(ProxyError::BadResponse));
-        }
-        exchange.responded(parts.status, took);
-        headers::remove_hop_by_hop(&mut parts.headers, seen);
-        if seen.has(Seen::TRANSFER_ENCODING) {
-            parts.headers.remove(TRANSFER_ENCODING);
-        }
-        parts.version = Version::HTTP_11;
-        exchange.mark(&mut parts.headers, seen, method, parts.status);
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let (Some(client), Some(server)) =
-                (upgrade, parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
-            else {
-                exchange.bad_response();
-                return Err(Answer::failed(ProxyError::BadResponse));
-            };
-            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            parts.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
-            upgrade::spawn(&self.local, client, server, exchange);
-            self.wait.enter(Phase::Idle);
-            return Ok(Response::from_parts(parts, ResponseBody::Empty));
-        }
-        let body = UpstreamBody::new(body, exchange, Arc::clone(&self.wait));
-        Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
-    }
-
-    fn route(&self, parts: &Parts) -> Result<Arc<Backend>, Answer> {
-        let path = parts.uri.path();
-        let text = |name: &HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok());
-        self.local.with_table(|table| {
-            let index = match self.entry {
-                Entry::ServicePort(port) => table
-                    .routes
-                    .of_port(port)
-                    .ok_or_else(|| Answer::no_route(format!("no app has service port {port} any more"))),
-                Entry::Hosts => {
-                    let host = text(&HOST).unwrap_or_default();
-                    let index = table.routes.of_host(host, path);
-                    index.ok_or_else(|| {
-                        Answer::no_route(format!("no app has the virtual host {host:?} for this path"))
-                    })
-                }
-                Entry::AppIds => match text(&APP_ID) {
-                    Some(app) => table
-                        .routes
-                        .of_app(app)
-                        .ok_or_else(|| Answer::no_route(format!("no app {app:?} is served over HTTP"))),
-                    None => Err(Answer::no_route("the header X-Marathon-App-Id is missing".to_owned())),
-                },
-            }?;
-            Ok(Arc::clone(&table.backends[index]))
-        })
-    }
-}
-
-/// The form for a server; the authority is in Host, which the guard has compared.
-fn make_origin_form(parts: &mut Parts) {
-    parts.version = Version::HTTP_11;
-    if parts.uri.scheme().is_some() {
-        let path = parts.uri.path_and_query().cloned();
-        parts.uri = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-    }
-}
-
-fn count_down_forwards(parts: &mut Parts) {
-    if parts.method != Method::OPTIONS {
-        return;
-    }
-    if let Some(left) = parts.headers.get(MAX_FORWARDS).and_then(|v| v.to_str().ok()?.parse::<u32>().ok()) {
-        parts.headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
-    }
+    let location = response.fields.iter().find(|f| f.name_in(head).eq_ignore_ascii_case(b"location"));
+    Cow::Owned(wanted.of_response(connection, location.map(|f| f.value_in(head))))
 }
 
 /// A response of the balancer itself.
-struct Answer {
-    status: StatusCode,
-    /// A word for programs.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// A word for programs: why the balancer itself answered.
     reason: &'static str,
     text: String,
-    closes: Closes,
-    /// A header that says more.
-    header: Option<(HeaderName, HeaderValue)>,
+    /// A line that says more, with its CR LF.
+    line: Vec<u8>,
 }
 
-#[derive(PartialEq, Eq)]
-enum Closes {
-    No,
-    Yes,
+/// Whether the client may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Keep,
+    Close,
 }
+
+const METHODS: &[u8] = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 impl Answer {
-    fn refused(refusal: Refusal) -> Self {
-        Self {
-            status: refusal.status,
-            reason: "request-refused",
-            text: refusal.reason.to_owned(),
-            closes: Closes::Yes,
-            header: None,
-        }
+    fn new(status: u16, reason: &'static str, text: String) -> Self {
+        Self { status, reason, text, line: Vec::new() }
     }
 
-    fn new(status: StatusCode, reason: &'static str, text: String) -> Self {
-        Self { status, reason, text, closes: Closes::No, header: None }
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        Self::new(refusal.status(), "request-refused", refusal.to_string())
+    }
+
+    /// `None`: there is nobody to tell.
+    pub(crate) fn failed(error: ProxyError) -> Option<Self> {
+        Some(Self::new(error.status()?, error.word(), error.to_string()))
     }
 
     fn no_route(text: String) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no-route", text)
+        Self::new(503, "no-route", text)
     }
 
     fn options() -> Self {
-        Self::new(StatusCode::OK, "max-forwards", String::new())
+        Self::new(200, "max-forwards", String::new())
     }
 
-    fn redirect(status: StatusCode, location: &str) -> Self {
-        let answer = Self::new(status, "redirect", location.to_owned());
-        Self { header: HeaderValue::from_str(location).ok().map(|value| (LOCATION, value)), ..answer }
+    fn redirect(status: u16, location: String) -> Self {
+        let mut line = Vec::new();
+        serialize::line(&mut line, b"location", location.as_bytes());
+        Self { line, ..Self::new(status, "redirect", location) }
     }
 
     fn challenge(challenge: &str) -> Self {
-        let text = "this service asks for a user and a password".to_owned();
-        let answer = Self::new(StatusCode::UNAUTHORIZED, "login", text);
-        Self { header: HeaderValue::from_str(challenge).ok().map(|v| (WWW_AUTHENTICATE, v)), ..answer }
+        let mut line = Vec::new();
+        serialize::line(&mut line, b"www-authenticate", challenge.as_bytes());
+        Self { line, ..Self::new(401, "login", "this service asks for a user and a password".to_owned()) }
     }
 
     fn denied() -> Self {
-        let text = "this service does not let your address in".to_owned();
-        Self::new(StatusCode::FORBIDDEN, "address-denied", text)
+        Self::new(403, "address-denied", "this service does not let your address in".to_owned())
     }
 
-    fn failed(error: ProxyError) -> Self {
-        let reason = match error {
-            ProxyError::Connect => "connect-failed",
-            ProxyError::NoEndpoint => "no-endpoint",
-            ProxyError::NoResponse => "no-response",
-            ProxyError::BadResponse => "bad-response",
-            ProxyError::ServerTimeout => "response-timeout",
-            ProxyError::ClientTimeout => "request-timeout",
-            ProxyError::ClientBody => "request-body",
-        };
-        let closes = if error.is_of_client() { Closes::Yes } else { Closes::No };
-        Self { closes, ..Self::new(error.status(), reason, error.to_string()) }
+    /// A service's rules turned the client away.
+    pub(crate) fn is_denial(&self) -> bool {
+        self.status == 403
     }
 
-    fn into_response(self) -> Response<ResponseBody> {
-        let text = match self.status {
-            StatusCode::OK => String::new(),
-            status => format!("{status}: {}\n", self.text),
+    /// Appends it as a client gets it; without its body to HEAD.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, method: Method, connection: &[u8]) {
+        let words = StatusCode::from_u16(self.status).ok().and_then(|s| s.canonical_reason());
+        let status = format!("{} {}", self.status, words.unwrap_or_default());
+        let body = match &*self.text {
+            "" => String::new(),
+            text => format!("{status}: {text}\n"),
         };
-        let mut response = Response::new(ResponseBody::Text(Bytes::from(text)));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(REASON, HeaderValue::from_static(self.reason));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if let Some((name, value)) = self.header {
-            headers.insert(name, value);
+        out.extend_from_slice(b"HTTP/1.1 ");
+        out.extend_from_slice(status.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        serialize::line(out, b"waymark-reason", self.reason.as_bytes());
+        serialize::line(out, b"content-type", b"text/plain; charset=utf-8");
+        if matches!(self.status, 200 | 405) {
+            serialize::line(out, b"allow", METHODS);
         }
-        if self.closes == Closes::Yes {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        out.extend_from_slice(&self.line);
+        out.extend_from_slice(connection);
+        serialize::number_line(out, b"content-length", body.len() as u64);
+        out.extend_from_slice(b"\r\n");
+        if method != Method::Head {
+            out.extend_from_slice(body.as_bytes());
         }
-        if self.status == StatusCode::OK || self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
-        }
-        response
     }
 }

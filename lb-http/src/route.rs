@@ -1,14 +1,16 @@
 //! Which backend a request is for: by service port, by host and path, by app id.
 //!
 //! Rules are tried by weight, then the most exact host, then the longest path, then app id: the first that fits wins.
-//! Two services that claim the same are a problem; the oldest app version keeps it, then the lower id.
+//! Two services that claim the same are a problem: who has it keeps it, and of two newcomers the older version wins, then
+//! the lower id. (A version alone would not do: scaling an app gives it a new one.)
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use event_watcher::catalog::Problem;
+use event_watcher::catalog::{Problem, ServiceId};
 use foldhash::fast::RandomState;
+use imbl::Vector;
 
 use crate::labels::{Case, Compat, HostExpression, HostPattern, Listens, Mode, PathPrefix};
 use crate::table::Backend;
@@ -29,6 +31,8 @@ pub struct Routes {
     /// Every rule once, in order.
     listing: Vec<(HostPattern, Rule)>,
     pub(crate) problems: Vec<Problem>,
+    /// Services that have all that they claim.
+    settled: HashSet<ServiceId, RandomState>,
 }
 
 /// Leads to a backend by its index in the table.
@@ -119,21 +123,25 @@ impl Routes {
         }
     }
 
-    pub(crate) fn compile(backends: &[Arc<Backend>], compat: Compat) -> Self {
+    pub(crate) fn compile(backends: &Vector<Arc<Backend>>, before: &Self, compat: Compat) -> Self {
         let mut routes = Self::default();
         let mut by_age: Vec<usize> = (0..backends.len()).collect();
-        by_age.sort_by_key(|i| (&backends[*i].app_version, &backends[*i].service));
+        by_age.sort_by_key(|i| {
+            let backend = &backends[*i];
+            (!before.settled.contains(&backend.service), &backend.app_version, &backend.service)
+        });
         let mut problems = Vec::new();
         for i in by_age.iter().filter(|i| backends[**i].labels.listens == Listens::Yes) {
             let port = backends[*i].labels.port;
             let winner = *routes.ports.entry(port).or_insert(*i);
             if winner != *i {
-                problems.push(conflict(
+                let problem = conflict(
                     &backends[*i],
                     &backends[winner],
                     format!("service port {port}"),
                     "its virtual hosts and its app id still lead to it; give it another port",
-                ));
+                );
+                problems.push((*i, problem));
             }
         }
         for (i, backend) in backends.iter().enumerate().filter(|(_, b)| b.labels.mode == Mode::Http) {
@@ -142,8 +150,12 @@ impl Routes {
         }
         routes.listing = rules(backends, &by_age, &mut problems, compat);
         routes.index_hosts();
-        problems.sort();
-        routes.problems = problems;
+        routes.settled = backends.iter().map(|backend| backend.service.clone()).collect();
+        for (loser, _) in &problems {
+            routes.settled.remove(&backends[*loser].service);
+        }
+        routes.problems = problems.into_iter().map(|(_, problem)| problem).collect();
+        routes.problems.sort();
         routes
     }
 
@@ -193,9 +205,9 @@ fn ends(name: &str) -> impl Iterator<Item = &str> {
 
 /// Every rule that has no better claim before it, in the order in which they are tried.
 fn rules(
-    backends: &[Arc<Backend>],
+    backends: &Vector<Arc<Backend>>,
     by_age: &[usize],
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<(usize, Problem)>,
     compat: Compat,
 ) -> Vec<(HostPattern, Rule)> {
     let mut claims: BTreeMap<(&HostPattern, Option<&PathPrefix>, i32), usize> = BTreeMap::new();
@@ -209,12 +221,13 @@ fn rules(
             let winner = *claims.entry((host, path, labels.weight)).or_insert(*i);
             if winner != *i {
                 let path = path.map_or("", |p| &p.prefix);
-                problems.push(conflict(
+                let problem = conflict(
                     &backends[*i],
                     &backends[winner],
                     format!("virtual host {host}{path}"),
                     "give it another host or path, or a higher BACKEND_WEIGHT",
-                ));
+                );
+                problems.push((*i, problem));
             }
         }
     }

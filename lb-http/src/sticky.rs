@@ -5,29 +5,31 @@
 
 use std::sync::Arc;
 
-use http::header::{CACHE_CONTROL, COOKIE, HeaderMap, HeaderValue, SET_COOKIE};
-use http::{Method, StatusCode};
+use http::HeaderValue;
 
-use crate::headers::Seen;
+use crate::http1::fields::Name;
+use crate::http1::grammar;
+use crate::http1::request::Method;
+use crate::http1::response::Response;
 
 /// Marathon-LB's name.
 const COOKIE_NAME: &str = "mesosphere_server_id";
 
 /// How a service's cookie is called, and what stands behind its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cookie {
+pub struct CookieStyle {
     name: Arc<str>,
     attributes: Arc<str>,
 }
 
-impl Default for Cookie {
+impl Default for CookieStyle {
     /// A session cookie for the whole site.
     fn default() -> Self {
         Self { name: COOKIE_NAME.into(), attributes: "; path=/".into() }
     }
 }
 
-impl Cookie {
+impl CookieStyle {
     /// `None`: no name for a cookie (RFC 6265 section 4.1.1).
     pub(crate) fn named(name: &str) -> Option<Self> {
         let is_token = !name.is_empty()
@@ -45,50 +47,66 @@ impl Cookie {
         &self.name
     }
 
-    /// The `Set-Cookie` line of a server.
+    /// The `Set-Cookie` value of a server.
     pub(crate) fn set(&self, value: &str) -> HeaderValue {
         let line = format!("{}={value}{}", self.name, self.attributes);
-        HeaderValue::from_maybe_shared(bytes::Bytes::from(line))
-            .expect("names and attributes are graphic ASCII")
+        HeaderValue::try_from(line).expect("names and attributes are graphic ASCII")
     }
 }
 
-/// Takes the cookie of this name out of a request's headers. `None`: it had none. Of several the first counts.
-pub(crate) fn take_cookie(headers: &mut HeaderMap, name: &str) -> Option<Vec<u8>> {
-    let is_in = |line: &HeaderValue| line.as_bytes().windows(name.len()).any(|w| w == name.as_bytes());
-    if !headers.get_all(COOKIE).iter().any(is_in) {
+/// Longer values are none of ours.
+const LONGEST_VALUE: usize = 32;
+
+/// The value of a client's cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cookie {
+    bytes: [u8; LONGEST_VALUE],
+    n: u8,
+}
+
+impl Cookie {
+    fn new(value: &[u8]) -> Self {
+        let mut bytes = [0; LONGEST_VALUE];
+        // What does not fit names no server, as does nothing.
+        let n = if value.len() <= LONGEST_VALUE { value.len() } else { 0 };
+        bytes[..n].copy_from_slice(&value[..n]);
+        Self { bytes, n: n as u8 }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.n)]
+    }
+}
+
+/// Finds the cookie of this name in a request's Cookie lines and appends to `rest` what they are without it. `None`: they have none,
+/// and `rest` is as it was. Of several the first counts.
+pub(crate) fn take_cookie<'b>(
+    lines: impl Iterator<Item = &'b [u8]> + Clone,
+    name: &str,
+    rest: &mut Vec<u8>,
+) -> Option<Cookie> {
+    let is_in = |line: &[u8]| memchr::memmem::find(line, name.as_bytes()).is_some();
+    if !lines.clone().any(is_in) {
         return None;
     }
     let mut found = None;
-    let mut kept: Vec<HeaderValue> = Vec::new();
-    for line in headers.get_all(COOKIE) {
-        if !is_in(line) {
-            kept.push(line.clone());
-            continue;
-        }
-        let mut rest: Vec<u8> = Vec::with_capacity(line.len());
-        for pair in line.as_bytes().split(|b| *b == b';').map(<[u8]>::trim_ascii) {
+    for line in lines {
+        let begin = rest.len();
+        for pair in line.split(|b| *b == b';').map(<[u8]>::trim_ascii) {
             match value_of(pair, name) {
                 Some(value) => {
-                    found.get_or_insert_with(|| value.to_vec());
+                    found.get_or_insert_with(|| Cookie::new(value));
                 }
                 None if pair.is_empty() => {}
                 None => {
-                    if !rest.is_empty() {
-                        rest.extend_from_slice(b"; ");
-                    }
+                    rest.extend_from_slice(if rest.len() == begin { b"Cookie: " } else { b"; " });
                     rest.extend_from_slice(pair);
                 }
             }
         }
-        if !rest.is_empty() {
-            // Every byte was in a valid value before.
-            kept.extend(HeaderValue::from_bytes(&rest));
+        if rest.len() > begin {
+            rest.extend_from_slice(b"\r\n");
         }
-    }
-    headers.remove(COOKIE);
-    for line in kept {
-        headers.append(COOKIE, line);
     }
     found
 }
@@ -99,32 +117,22 @@ fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
     Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
 }
 
-/// Sets the cookie on a response; one that a shared cache could keep is made private, or the cookie would be, too.
-pub(crate) fn insert(
-    headers: &mut HeaderMap,
-    set_cookie: &HeaderValue,
-    seen: Seen,
-    method: &Method,
-    status: StatusCode,
-) {
-    if seen.has(Seen::CACHING) && may_be_cached(headers, method, status) {
-        headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
+/// Whether a response that is given the cookie must be made private, because a shared cache could keep it, and the
+/// cookie with it.
+pub(crate) fn must_be_private(response: &Response, head: &[u8], method: Method) -> bool {
+    const CACHING: [Name; 4] = [Name::CacheControl, Name::ETag, Name::LastModified, Name::Expires];
+    if !CACHING.iter().any(|name| response.has(*name)) {
+        return false;
     }
-    headers.append(SET_COOKIE, set_cookie.clone());
-}
-
-/// Whether a response that says something about caching may be kept by a shared cache.
-fn may_be_cached(headers: &HeaderMap, method: &Method, status: StatusCode) -> bool {
     // Cacheable by default: RFC 9110 section 15.1.
     let by_status =
-        matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 404 | 405 | 410 | 414 | 501);
-    let mut directives = headers
-        .get_all(CACHE_CONTROL)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|b| *b == b','))
-        .map(|d| d.trim_ascii().split(|b| *b == b'=').next().unwrap_or_default().to_ascii_lowercase());
+        matches!(response.status, 200 | 203 | 204 | 206 | 300 | 301 | 404 | 405 | 410 | 414 | 501);
+    let mut directives = response
+        .values(head, Name::CacheControl)
+        .flat_map(grammar::elements)
+        .map(|d| d.split(|b| *b == b'=').next().unwrap_or_default().to_ascii_lowercase());
     let is_forbidden = |d: Vec<u8>| matches!(&*d, b"private" | b"no-store" | b"no-cache");
-    by_status && (method == Method::GET || method == Method::HEAD) && !directives.any(is_forbidden)
+    by_status && matches!(method, Method::Get | Method::Head) && !directives.any(is_forbidden)
 }
 
 #[cfg(test)]
@@ -134,64 +142,36 @@ mod tests {
     #[test]
     fn the_cookie_is_taken_out_and_the_others_stay() {
         for (lines, found, left) in [
-            (&["a=1; mesosphere_server_id=0123456789; b=2"][..], Some("0123456789"), &["a=1; b=2"][..]),
-            (&["mesosphere_server_id=x"], Some("x"), &[]),
-            (&["mesosphere_server_id=\"x\"; c=3"], Some("x"), &["c=3"]),
-            (&["a=1", "mesosphere_server_id=x", "b=2"], Some("x"), &["a=1", "b=2"]),
-            (&["mesosphere_server_id=x;mesosphere_server_id=y"], Some("x"), &[]),
-            (&["a=mesosphere_server_id"], None, &["a=mesosphere_server_id"]),
-            (&["not_mesosphere_server_id=x"], None, &["not_mesosphere_server_id=x"]),
-            (&["a=1"], None, &["a=1"]),
-            (&[], None, &[]),
+            (&["a=1; mesosphere_server_id=0123456789; b=2"][..], Some("0123456789"), "Cookie: a=1; b=2\r\n"),
+            (&["mesosphere_server_id=x"], Some("x"), ""),
+            (&["mesosphere_server_id=\"x\"; c=3"], Some("x"), "Cookie: c=3\r\n"),
+            (&["a=1", "mesosphere_server_id=x", "b=2"], Some("x"), "Cookie: a=1\r\nCookie: b=2\r\n"),
+            (&["mesosphere_server_id=x;mesosphere_server_id=y"], Some("x"), ""),
+            (&["mesosphere_server_id=0123456789012345678901234567890123"], Some(""), ""),
+            (&["not_mesosphere_server_id=x"], None, "Cookie: not_mesosphere_server_id=x\r\n"),
+            (&["a=1"], None, ""),
+            (&[], None, ""),
         ] {
-            let mut headers = HeaderMap::new();
-            for line in lines {
-                headers.append(COOKIE, HeaderValue::from_static(line));
-            }
-            let taken = take_cookie(&mut headers, COOKIE_NAME);
-            assert_eq!(taken.as_deref(), found.map(str::as_bytes), "{lines:?}");
-            let kept: Vec<_> = headers.get_all(COOKIE).iter().map(|v| v.to_str().unwrap()).collect();
-            assert_eq!(kept, left, "{lines:?}");
+            let mut rest = Vec::new();
+            let taken = take_cookie(lines.iter().map(|l| l.as_bytes()), COOKIE_NAME, &mut rest);
+            assert_eq!(taken.as_ref().map(Cookie::as_bytes), found.map(str::as_bytes), "{lines:?}");
+            assert_eq!(String::from_utf8(rest).unwrap(), left, "{lines:?}");
         }
-    }
-
-    #[test]
-    fn a_cookie_has_the_name_and_attributes_that_it_is_given() {
-        let cookie =
-            Cookie::named("srv").and_then(|c| c.with("HttpOnly")).and_then(|c| c.with("Secure")).unwrap();
-        assert_eq!(cookie.set("0a"), "srv=0a; path=/; HttpOnly; Secure");
-        let mut headers = HeaderMap::new();
-        headers.append(COOKIE, HeaderValue::from_static("mesosphere_server_id=x; srv=y"));
-        assert_eq!(take_cookie(&mut headers, cookie.name()).as_deref(), Some(&b"y"[..]));
-        assert_eq!(headers[COOKIE], "mesosphere_server_id=x");
-        for name in ["", "a b", "a;b", "a=b", "é"] {
-            assert_eq!(Cookie::named(name), None, "{name:?}");
-        }
-        assert_eq!(Cookie::default().with("x; Domain=evil"), None);
     }
 
     #[test]
     fn only_a_response_that_caches_may_keep_is_made_private() {
-        for (status, header, expect) in [
-            (200, ("etag", "\"1\""), 1),
-            (200, ("cache-control", "public, max-age=60"), 2),
-            (200, ("cache-control", "No-Store"), 1),
-            (200, ("cache-control", "private"), 1),
-            (200, ("x-other", "1"), 0),
-            (500, ("etag", "\"1\""), 0),
+        for (status, line, expect) in [
+            (200, "ETag: 1", true),
+            (200, "Cache-Control: public, max-age=60", true),
+            (200, "Cache-Control: No-Store", false),
+            (200, "Cache-Control: max-age=1, private=\"x\"", false),
+            (200, "X-Other: 1", false),
+            (500, "ETag: 1", false),
         ] {
-            let mut headers = HeaderMap::new();
-            headers.append(header.0, HeaderValue::from_static(header.1));
-            let seen = Seen::in_all(&headers);
-            insert(
-                &mut headers,
-                &Cookie::default().set("0a"),
-                seen,
-                &Method::GET,
-                StatusCode::from_u16(status).unwrap(),
-            );
-            assert_eq!(headers.get_all(CACHE_CONTROL).iter().count(), expect, "{status} {header:?}");
-            assert_eq!(headers[SET_COOKIE], "mesosphere_server_id=0a; path=/");
+            let head = format!("HTTP/1.1 {status} x\r\n{line}\r\n\r\n");
+            let response = Response::parse(head.as_bytes(), Method::Get, Vec::new()).unwrap();
+            assert_eq!(must_be_private(&response, head.as_bytes(), Method::Get), expect, "{status} {line}");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What a snapshot compiles to: backends with their servers, and the routes that lead to them.
 //!
 //! A table never changes; live state (requests in flight, ejection, counters) is shared with the table before it.
-//! Compiling costs what changed: apps whose `Arc` is the same keep their backends. Who listens where is not decided
-//! here.
+//! Compiling costs what changed: an app that claims the same ports, hosts and paths as before takes the place that it
+//! had. Who listens where is not decided here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_watcher::catalog::{
-    App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Readiness, Rotation,
-    Service, ServiceId, Snapshot,
+    App, AppId, Delta, Generation, Health, Instance, InstanceId, InstanceState, Problem, Readiness, Rotation,
+    Service, ServiceId, Snapshot, VipsChanged,
 };
 use http::HeaderValue;
-use l4_vip::pool::{EndpointState, Pool};
+use imbl::Vector;
+use l4_vip::pool::{self, EndpointState, Pool};
 use l4_vip::stats::Counters;
 
 use crate::deployment::{self, Unit};
@@ -27,7 +28,7 @@ use crate::stats::{Series, Totals};
 pub struct Table {
     pub generation: Generation,
     /// By app id, then port. Routes hold indices into it.
-    pub backends: Vec<Arc<Backend>>,
+    pub backends: Vector<Arc<Backend>>,
     pub routes: Arc<Routes>,
     /// What is wrong with labels and routes, by app.
     pub problems: Arc<[Problem]>,
@@ -63,7 +64,6 @@ pub struct Backend {
     pub standing: Standing,
     /// Endpoints that are in rotation for their own sake, not because no other is.
     pub n_healthy: usize,
-    static_address: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug)]
@@ -181,10 +181,21 @@ impl Backend {
 pub struct Compiler {
     reading: Reading,
     n_workers: usize,
+    snapshot: Snapshot,
     units: BTreeMap<UnitId, CompiledUnit>,
+    /// Of the apps that have one.
+    groups: BTreeMap<AppId, AppId>,
     routes: Arc<Routes>,
-    backends: Vec<Arc<Backend>>,
+    backends: Vector<Arc<Backend>>,
+    problems: Arc<[Problem]>,
     names: Names,
+    names_hold: NamesHold,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NamesHold {
+    Yes,
+    No,
 }
 
 /// An app, or a deployment group, which may have the name of an app.
@@ -202,19 +213,12 @@ enum UnitKind {
 
 #[derive(Debug)]
 struct CompiledUnit {
-    /// What it was compiled from.
-    sources: Vec<Arc<App>>,
     backends: Vec<Arc<Backend>>,
+    /// Where the first of them is in the table.
+    at: usize,
     /// Those that labels have switched off: what they have counted goes on when they are switched on again.
     asleep: Vec<Arc<Backend>>,
     problems: Vec<Problem>,
-}
-
-impl CompiledUnit {
-    fn is_of(&self, sources: &[Arc<App>]) -> bool {
-        self.sources.len() == sources.len()
-            && self.sources.iter().zip(sources).all(|(known, new)| Arc::ptr_eq(known, new))
-    }
 }
 
 impl Compiler {
@@ -222,86 +226,141 @@ impl Compiler {
         Self {
             reading,
             n_workers,
+            snapshot: Snapshot::default(),
             units: BTreeMap::new(),
+            groups: BTreeMap::new(),
             routes: Arc::default(),
-            backends: Vec::new(),
+            backends: Vector::new(),
+            problems: Arc::default(),
             names: Names::new(),
+            names_hold: NamesHold::Yes,
         }
     }
 
     /// What is known about the names that a table asked for; the next table is compiled with it.
     pub(crate) fn set_names(&mut self, names: Names) {
         self.names = names;
+        self.names_hold = NamesHold::No;
     }
 
     pub fn compile(&mut self, snapshot: &Snapshot, now: Instant) -> Table {
-        let mut groups: BTreeMap<AppId, Vec<Arc<App>>> = BTreeMap::new();
-        let mut present: BTreeSet<UnitId> = BTreeSet::new();
-        let mut compile = |compiler: &mut Self, id: UnitId, sources: &[Arc<App>]| {
-            present.insert(id.clone());
-            compiler.compile_unit(id, sources, snapshot, now);
-        };
-        for (id, app) in snapshot.apps.iter() {
-            match deployment::group(app) {
-                Some(group) => groups.entry(group).or_default().push(Arc::clone(app)),
-                None => {
-                    let id = UnitId { id: id.clone(), kind: UnitKind::App };
-                    compile(self, id, std::slice::from_ref(app));
-                }
+        let delta = Delta::between(&self.snapshot, snapshot);
+        self.snapshot = snapshot.clone();
+        let (mut routes_hold, mut problems_hold) = (true, true);
+        for id in self.touched(&delta) {
+            let sources = self.sources(&id);
+            let previous = self.units.remove(&id);
+            let known = previous.as_ref().map_or(&[][..], |p| &p.backends);
+            let known_problems = previous.as_ref().map_or(&[][..], |p| &p.problems);
+            if sources.is_empty() {
+                known.iter().for_each(|b| retire(b));
+                (routes_hold, problems_hold) = (false, false);
+                continue;
             }
+            let mut compiled = self.compile_unit(&id, &sources, previous.as_ref(), now);
+            if same_claims(known, &compiled.backends) {
+                compiled.at = previous.as_ref().map_or(0, |p| p.at);
+                for (index, backend) in compiled.backends.iter().enumerate() {
+                    self.backends.set(compiled.at + index, Arc::clone(backend));
+                }
+            } else {
+                routes_hold = false;
+            }
+            problems_hold &= known_problems == compiled.problems;
+            self.units.insert(id, compiled);
         }
-        for (id, apps) in groups {
-            compile(self, UnitId { id, kind: UnitKind::Group }, &apps);
+        if !routes_hold {
+            self.backends = Vector::new();
+            for unit in self.units.values_mut() {
+                unit.at = self.backends.len();
+                self.backends.extend(unit.backends.iter().map(Arc::clone));
+            }
+            self.routes = Arc::new(Routes::compile(&self.backends, &self.routes, self.reading.compat));
         }
-        for (_, gone) in self.units.extract_if(.., |id, _| !present.contains(id)) {
-            gone.backends.iter().for_each(|b| retire(b));
+        if !routes_hold || !problems_hold {
+            let problems = self.units.values().flat_map(|unit| &unit.problems).chain(&self.routes.problems);
+            self.problems = problems.cloned().collect();
         }
-        let backends: Vec<Arc<Backend>> =
-            self.units.values().flat_map(|unit| &unit.backends).map(Arc::clone).collect();
-        if !self.routes_hold(&backends) {
-            self.routes = Arc::new(Routes::compile(&backends, self.reading.compat));
-        }
-        self.backends.clone_from(&backends);
-        let problems = self.units.values().flat_map(|unit| &unit.problems).chain(&self.routes.problems);
-        let names = backends.iter().filter_map(|b| b.labels.static_server.as_ref().map(|s| &s.host));
+        self.names_hold = NamesHold::Yes;
         Table {
             generation: snapshot.generation,
-            problems: problems.cloned().collect(),
+            problems: Arc::clone(&self.problems),
             routes: Arc::clone(&self.routes),
-            unknown_names: names.filter(|name| own_address(name, snapshot).is_none()).cloned().collect(),
-            backends,
+            unknown_names: self.unknown_names(),
+            backends: self.backends.clone(),
         }
     }
 
-    fn compile_unit(&mut self, id: UnitId, sources: &[Arc<App>], snapshot: &Snapshot, now: Instant) {
-        let known = self.units.get(&id);
-        let is_same = known.is_some_and(|known| {
-            known.is_of(sources)
-                && known.backends.iter().all(|b| b.static_address == self.static_address(&b.labels, snapshot))
-        });
-        if is_same {
-            return;
+    /// What is to be compiled anew.
+    fn touched(&mut self, delta: &Delta) -> BTreeSet<UnitId> {
+        let mut touched = BTreeSet::new();
+        let unit = |id: &AppId, group: Option<AppId>| match group {
+            Some(id) => UnitId { id, kind: UnitKind::Group },
+            None => UnitId { id: id.clone(), kind: UnitKind::App },
+        };
+        for id in &delta.removed {
+            touched.insert(unit(id, self.groups.remove(id)));
         }
-        let previous = self.units.remove(&id);
+        for app in &delta.changed {
+            let before = self.groups.remove(&app.id);
+            let after = deployment::group(app);
+            if let Some(group) = &after {
+                self.groups.insert(app.id.clone(), group.clone());
+            }
+            if before != after {
+                touched.insert(unit(&app.id, before));
+            }
+            touched.insert(unit(&app.id, after));
+        }
+        if self.names_hold == NamesHold::No || delta.vips_changed == VipsChanged::Yes {
+            let is_static =
+                |unit: &CompiledUnit| unit.backends.iter().any(|b| b.labels.static_server.is_some());
+            touched.extend(self.units.iter().filter(|(_, unit)| is_static(unit)).map(|(id, _)| id.clone()));
+        }
+        touched
+    }
+
+    /// The apps that a unit is compiled from.
+    fn sources(&self, unit: &UnitId) -> Vec<Arc<App>> {
+        let of_group = self.groups.iter().filter(|(_, group)| **group == unit.id).map(|(app, _)| app);
+        match unit.kind {
+            UnitKind::Group => of_group.filter_map(|id| self.snapshot.apps.get(id)).cloned().collect(),
+            UnitKind::App if self.groups.contains_key(&unit.id) => Vec::new(),
+            UnitKind::App => self.snapshot.apps.get(&unit.id).cloned().into_iter().collect(),
+        }
+    }
+
+    fn unknown_names(&self) -> BTreeSet<Arc<str>> {
+        let names = self.backends.iter().filter_map(|b| b.labels.static_server.as_ref().map(|s| &s.host));
+        names.filter(|name| own_address(name, &self.snapshot).is_none()).cloned().collect()
+    }
+
+    fn compile_unit(
+        &self,
+        id: &UnitId,
+        sources: &[Arc<App>],
+        previous: Option<&CompiledUnit>,
+        now: Instant,
+    ) -> CompiledUnit {
         let unit = match id.kind {
             UnitKind::App => Unit { app: Arc::clone(&sources[0]), disabled: BTreeSet::new() },
             UnitKind::Group => deployment::merge(&id.id, sources),
         };
-        let known: Vec<Arc<Backend>> = previous.map(|p| [p.backends, p.asleep].concat()).unwrap_or_default();
-        let (backends, problems) = self.compile_backends(&unit, &known, snapshot, now);
+        let known: Vec<Arc<Backend>> =
+            previous.map(|p| [&p.backends[..], &p.asleep].concat()).unwrap_or_default();
+        let (backends, problems) = self.compile_backends(&unit, &known, now);
         let is_off = |b: &Arc<Backend>| {
             unit.app.service(b.service.port_index).is_some()
                 && backends.iter().all(|on| on.service != b.service)
         };
         let asleep = known.into_iter().filter(is_off).collect();
-        self.units.insert(id, CompiledUnit { sources: sources.to_vec(), backends, asleep, problems });
+        CompiledUnit { backends, at: 0, asleep, problems }
     }
 
     fn compile_backends(
         &self,
         unit: &Unit,
         known: &[Arc<Backend>],
-        snapshot: &Snapshot,
         now: Instant,
     ) -> (Vec<Arc<Backend>>, Vec<Problem>) {
         let app = &unit.app;
@@ -312,7 +371,7 @@ impl Compiler {
             let previous = known.iter().find(|b| b.service == service.id).map(|b| &**b);
             match labels::read(app, service, &self.reading, &mut problems) {
                 Some(labels) => {
-                    let static_address = self.static_address(&labels, snapshot);
+                    let static_address = self.static_address(&labels);
                     let compile = CompileBackend {
                         unit,
                         service,
@@ -332,21 +391,20 @@ impl Compiler {
     }
 
     /// Where the static server that the labels name is. `None`: there is none, or its name is not known yet.
-    fn static_address(&self, labels: &ServiceLabels, snapshot: &Snapshot) -> Option<SocketAddr> {
+    fn static_address(&self, labels: &ServiceLabels) -> Option<SocketAddr> {
         let server = labels.static_server.as_ref()?;
-        let ip = own_address(&server.host, snapshot).or_else(|| self.names.get(&server.host).copied())?;
+        let ip =
+            own_address(&server.host, &self.snapshot).or_else(|| self.names.get(&server.host).copied())?;
         Some(SocketAddr::new(ip, server.port))
     }
+}
 
-    /// The routes of the last table are right for these backends, too. Versions only matter to who wins a conflict.
-    fn routes_hold(&self, backends: &[Arc<Backend>]) -> bool {
-        let same = |(old, new): (&Arc<Backend>, &Arc<Backend>)| {
-            old.service == new.service
-                && Arc::ptr_eq(&old.labels, &new.labels)
-                && (self.routes.problems.is_empty() || old.app_version == new.app_version)
-        };
-        self.backends.len() == backends.len() && self.backends.iter().zip(backends).all(same)
-    }
+/// The routes of these backends are the same.
+fn same_claims(old: &[Arc<Backend>], new: &[Arc<Backend>]) -> bool {
+    let same = |(old, new): (&Arc<Backend>, &Arc<Backend>)| {
+        old.service == new.service && Arc::ptr_eq(&old.labels, &new.labels)
+    };
+    old.len() == new.len() && old.iter().zip(new).all(same)
 }
 
 /// The zone of named VIPs.
@@ -365,7 +423,7 @@ fn own_address(host: &str, snapshot: &Snapshot) -> Option<IpAddr> {
 
 /// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
 fn retire(backend: &Backend) {
-    Pool::new(backend.labels.balance, [], Some(&backend.pool));
+    Pool::new(backend.labels.balance, None::<pool::Member>, Some(&backend.pool));
 }
 
 struct CompileBackend<'a> {
@@ -420,7 +478,6 @@ impl CompileBackend<'_> {
             },
             app_version: Arc::clone(&self.unit.app.version),
             n_healthy,
-            static_address: self.static_address,
             pool,
             servers: servers.into(),
             series: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.series)),
@@ -480,7 +537,7 @@ impl CompileBackend<'_> {
         match instance.health {
             Health::Unhealthy => ServerStatus::Unhealthy,
             _ if endpoint.rotation() != Rotation::In => ServerStatus::Draining,
-            Health::Healthy => ServerStatus::Up,
+            Health::Healthy | Health::Presumed => ServerStatus::Up,
             Health::Unchecked => ServerStatus::Unchecked,
             Health::Unknown => ServerStatus::Unknown,
         }

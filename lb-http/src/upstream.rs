@@ -1,40 +1,42 @@
 //! A worker's connections to endpoints: idle ones are kept per endpoint, newest first.
 //!
-//! It does not choose endpoints and does not retry. A connection belongs to one worker for life.
+//! It does not choose endpoints and does not retry. A connection belongs to one worker for life. An idle one has no
+//! task and no buffer; that its endpoint closed it is seen when it is wanted or at the next pruning.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::rt::TokioIo;
 use l4_vip::pool::EndpointState;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
-use crate::body::RequestBody;
-use crate::client::{Clock, Counted, write_pieces};
+use crate::http1::buffer::{Buffer, Spare};
+use crate::http1::side::{Side, some};
 use crate::stats::Series;
 use crate::table::{Backend, Server};
+use crate::wait::Clock;
 
 /// Shorter than what most servers wait for the next request, so that we close first and no request meets a close.
 const LONGEST_IDLE: Duration = Duration::from_secs(30);
 /// A connection is replaced after this, so that none lives for ever with an endpoint that wants to move on.
 const LONGEST_LIFE: Duration = Duration::from_secs(600);
+/// And after so many requests, for endpoints that leak per connection.
+const MOST_REQUESTS: u32 = 100_000;
 /// Per endpoint and worker; more would only be held after a burst.
 const MOST_IDLE: usize = 512;
 
 #[derive(Debug)]
 pub(crate) struct Upstreams {
     worker: usize,
-    clock: Arc<Clock>,
-    connect_timeout: Duration,
+    clock: Rc<Clock>,
     /// By the address of the endpoint's state, which the value keeps alive.
     idle: RefCell<HashMap<usize, IdleList, RandomState>>,
 }
@@ -42,83 +44,78 @@ pub(crate) struct Upstreams {
 #[derive(Debug)]
 struct IdleList {
     endpoint: Arc<EndpointState>,
-    connections: Vec<(UpstreamConnection, u64)>,
+    connections: Vec<(Upstream, u64)>,
 }
 
+/// How sure it must be that an idle connection is still open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Certainty {
+    /// What is known will do: the request can be sent again.
+    Known,
+    /// The kernel is asked, because the request can be sent only once.
+    Asked,
+}
+
+/// A connection to an endpoint; counts its bytes for backend and server.
 #[derive(Debug)]
-pub(crate) struct UpstreamConnection {
-    pub(crate) sender: SendRequest<RequestBody>,
-    /// Of all responses so far.
-    n_bytes_read: Arc<AtomicU64>,
+pub(crate) struct Upstream {
+    stream: TcpStream,
+    pub(crate) input: Buffer,
+    worker: usize,
+    backend: Arc<Series>,
+    server: Arc<Series>,
     opened_at: u64,
-}
-
-impl UpstreamConnection {
-    pub(crate) fn n_bytes_read(&self) -> u64 {
-        self.n_bytes_read.load(Relaxed)
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectError {
-    #[error("connect: {0}")]
-    Io(#[from] io::Error),
-    #[error("connect: timed out")]
-    TimedOut,
-    #[error("connect: {0}")]
-    Handshake(#[from] hyper::Error),
+    n_requests: u32,
+    /// Since the present request began.
+    n_read: u64,
+    n_written: u64,
 }
 
 impl Upstreams {
-    pub(crate) fn new(worker: usize, clock: Arc<Clock>, connect_timeout: Duration) -> Self {
-        Self { worker, clock, connect_timeout, idle: RefCell::default() }
+    pub(crate) fn new(worker: usize, clock: Rc<Clock>) -> Self {
+        Self { worker, clock, idle: RefCell::default() }
     }
 
     /// An idle connection to the endpoint that is still open.
-    pub(crate) fn reuse(&self, endpoint: &Arc<EndpointState>) -> Option<UpstreamConnection> {
+    pub(crate) fn reuse(&self, endpoint: &Arc<EndpointState>, certainty: Certainty) -> Option<Upstream> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(&key(endpoint))?;
-        while let Some((connection, _)) = list.connections.pop() {
-            if connection.sender.is_ready() {
+        while let Some((mut connection, _)) = list.connections.pop() {
+            if connection.is_quiet(certainty) {
+                (connection.n_read, connection.n_written) = (0, 0);
                 return Some(connection);
             }
         }
         None
     }
 
-    pub(crate) async fn connect(
-        &self,
-        backend: &Backend,
-        server: &Server,
-    ) -> Result<UpstreamConnection, ConnectError> {
-        let connect = TcpStream::connect(server.endpoint.address);
-        let limit = backend.labels.timeouts.connect.unwrap_or(self.connect_timeout);
-        let stream = tokio::time::timeout(limit, connect).await.map_err(|_| ConnectError::TimedOut)??;
+    pub(crate) async fn connect(&self, backend: &Backend, server: &Server) -> io::Result<Upstream> {
+        let stream = TcpStream::connect(server.endpoint.address).await?;
         stream.set_nodelay(true)?;
-        let n_bytes_read = Arc::new(AtomicU64::new(0));
-        let io = UpstreamIo {
-            inner: TokioIo::new(stream),
+        Ok(Upstream {
+            stream,
+            input: Buffer::default(),
             worker: self.worker,
             backend: Arc::clone(&backend.series),
             server: Arc::clone(&server.series),
-            n_bytes_read: Arc::clone(&n_bytes_read),
-        };
-        let (sender, connection) = http1::handshake(io).await?;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "upstream connection ended");
-            }
-        });
-        Ok(UpstreamConnection { sender, n_bytes_read, opened_at: self.clock.now() })
+            opened_at: self.clock.now(),
+            n_requests: 0,
+            n_read: 0,
+            n_written: 0,
+        })
     }
 
     /// Takes back a connection whose response has ended.
-    pub(crate) fn give_back(&self, endpoint: &Arc<EndpointState>, connection: UpstreamConnection) {
+    pub(crate) fn give_back(&self, endpoint: &Arc<EndpointState>, mut connection: Upstream, spare: &Spare) {
         let now = self.clock.now();
         let is_old = now.saturating_sub(connection.opened_at) > LONGEST_LIFE.as_millis() as u64;
-        if is_old || connection.sender.is_closed() || !endpoint.is_usable() {
+        connection.n_requests += 1;
+        // Bytes that nobody asked for would answer the next client's request.
+        let has_more = !connection.input.is_empty();
+        if is_old || has_more || connection.n_requests >= MOST_REQUESTS || !endpoint.is_usable() {
             return;
         }
+        connection.input.release(spare);
         let mut idle = self.idle.borrow_mut();
         let list = idle
             .entry(key(endpoint))
@@ -137,7 +134,7 @@ impl Upstreams {
                 return false;
             }
             list.connections
-                .retain(|(c, since)| now.saturating_sub(*since) < oldest && !c.sender.is_closed());
+                .retain(|(c, since)| now.saturating_sub(*since) < oldest && c.is_quiet(Certainty::Known));
             !list.connections.is_empty()
         });
     }
@@ -147,67 +144,69 @@ fn key(endpoint: &Arc<EndpointState>) -> usize {
     Arc::as_ptr(endpoint).addr()
 }
 
-/// A socket to an endpoint: counts its bytes for backend and server.
-#[derive(Debug)]
-struct UpstreamIo {
-    inner: TokioIo<TcpStream>,
-    worker: usize,
-    backend: Arc<Series>,
-    server: Arc<Series>,
-    n_bytes_read: Arc<AtomicU64>,
+impl Upstream {
+    /// Nothing has come on it, not even its end.
+    fn is_quiet(&self, certainty: Certainty) -> bool {
+        let would_block =
+            |result: io::Result<usize>| result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        match certainty {
+            // Makes a system call only when the runtime has heard of something.
+            Certainty::Known => would_block(self.stream.try_read(&mut [0])),
+            Certainty::Asked => {
+                would_block(socket2::SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit()]))
+            }
+        }
+    }
+
+    /// Bytes of the response that have come.
+    pub(crate) fn n_read(&self) -> u64 {
+        self.n_read
+    }
+
+    /// Bytes of the request that were written.
+    pub(crate) fn n_written(&self) -> u64 {
+        self.n_written
+    }
 }
 
-impl UpstreamIo {
-    fn sent(&self, n: usize) {
+impl Side for Upstream {
+    fn input(&mut self) -> &mut Buffer {
+        &mut self.input
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, spare: &Spare) -> Poll<io::Result<usize>> {
+        let n = ready!(self.input.poll_fill(cx, &mut self.stream, spare))?;
+        self.n_read += n as u64;
+        self.count_read(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.n_written += n as u64;
+        self.count_written(n);
+        Poll::Ready(some(n))
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(&self.stream)
+    }
+
+    fn count_read(&self, n: usize) {
+        self.backend.of_worker(self.worker).bytes_out.add(n as u64);
+        self.server.of_worker(self.worker).bytes_out.add(n as u64);
+    }
+
+    fn count_written(&self, n: usize) {
         self.backend.of_worker(self.worker).bytes_in.add(n as u64);
         self.server.of_worker(self.worker).bytes_in.add(n as u64);
-    }
-}
-
-impl Read for UpstreamIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut counted = Counted { inner: &mut self.inner, n: 0 };
-        let result = counted.read(cx, buf);
-        let n = counted.n as u64;
-        if n > 0 {
-            self.n_bytes_read.store(self.n_bytes_read.load(Relaxed) + n, Relaxed);
-            self.backend.of_worker(self.worker).bytes_out.add(n);
-            self.server.of_worker(self.worker).bytes_out.add(n);
-        }
-        result
-    }
-}
-
-impl Write for UpstreamIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
-        self.sent(n);
-        Poll::Ready(Ok(n))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let n = ready!(write_pieces(&mut self.inner, cx, bufs))?;
-        self.sent(n);
-        Poll::Ready(Ok(n))
     }
 }

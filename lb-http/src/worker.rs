@@ -14,21 +14,23 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Cache};
 use event_watcher::publish::Applied;
 use foldhash::quality::RandomState;
-use hyper::server::conn::http1;
 use l4_vip::forward::tcp::{Forwarder, Options};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::client::{Clock, SWEEP_INTERVAL, Waits};
 use crate::config::{Config, Limits, Timeouts};
-use crate::failover::Fields;
+use crate::http1::connection;
+use crate::http1::fields::Field;
+use crate::http1::flow::Means;
 use crate::labels::Mode;
-use crate::proxy::{self, Accepted, Entry};
+use crate::proxy::{Accepted, Entry};
+use crate::request_id::RequestIds;
 use crate::stats::{Series, Session};
 use crate::table::{Backend, Table};
 use crate::upstream::Upstreams;
+use crate::wait::{Clock, SWEEP_INTERVAL, Waits};
 
 /// After the process ran out of something (file descriptors): long enough for a connection to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -67,15 +69,18 @@ pub(crate) struct Local {
     pub(crate) index: usize,
     pub(crate) timeouts: Timeouts,
     pub(crate) limits: Limits,
-    pub(crate) http1: http1::Builder,
     pub(crate) upstreams: Upstreams,
     pub(crate) tasks: TaskTracker,
-    /// Room for the copy of the next request.
-    pub(crate) spare_fields: Cell<Option<Fields>>,
+    /// Room for the lines of the next head.
+    pub(crate) fields: Cell<Vec<Field>>,
+    /// Room for a few bytes that are written down anew.
+    pub(crate) scratch: Cell<Vec<u8>>,
+    pub(crate) means: Means,
+    pub(crate) request_ids: RequestIds,
     forwarder: Forwarder,
     table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
     waits: Rc<Waits>,
-    clock: Arc<Clock>,
+    clock: Rc<Clock>,
     clients: Arc<Clients>,
 }
 
@@ -95,11 +100,16 @@ impl Worker {
             index: self.index,
             timeouts: self.config.timeouts,
             limits: self.config.limits,
-            http1: proxy::http1_builder(&self.config.limits),
-            upstreams: Upstreams::new(self.index, Arc::clone(&clock), self.config.timeouts.connect),
+            upstreams: Upstreams::new(self.index, Rc::clone(&clock)),
             tasks: TaskTracker::new(),
-            spare_fields: Cell::new(None),
-            forwarder: Forwarder::new(Options { connect_timeout: self.config.timeouts.connect }),
+            fields: Cell::default(),
+            scratch: Cell::default(),
+            means: Means::default(),
+            request_ids: RequestIds::new(),
+            forwarder: Forwarder::new(Options {
+                connect_timeout: self.config.timeouts.connect,
+                idle_timeout: None,
+            }),
             table: RefCell::new(Cache::new(Arc::clone(&self.table))),
             waits: Rc::default(),
             clock,
@@ -159,7 +169,7 @@ impl Worker {
 
 impl Local {
     fn sweep(&self) {
-        self.waits.sweep(self.clock.advance(), &self.timeouts);
+        self.waits.sweep(self.clock.advance());
     }
 }
 
@@ -235,7 +245,7 @@ impl From {
         }
         let accepted = Accepted { stream, client, local_port: self.port, entry: self.entry, session, permit };
         let registered = local.waits.register(&local.clock);
-        local.tasks.spawn_local(proxy::serve(Rc::clone(local), accepted, registered));
+        local.tasks.spawn_local(connection::serve(Rc::clone(local), accepted, registered));
     }
 }
 

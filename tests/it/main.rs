@@ -8,9 +8,13 @@ mod compat_deploy;
 mod compat_marathon_lb;
 mod exec;
 mod failover;
+mod kernel_ebpf;
+mod kernel_nft;
 mod restart;
 mod scheduler_away;
 mod tutorial;
+mod vip_descriptors;
+mod vip_udp;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_waymark-under-test");

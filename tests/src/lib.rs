@@ -4,7 +4,9 @@
 
 pub mod backend;
 pub mod browser;
+pub mod cgroup;
 pub mod client;
 pub mod load;
+pub mod netns;
 pub mod scheduler;
 pub mod waymark;

@@ -66,17 +66,23 @@ impl Waymark {
         let mut arguments = Command::new(program);
         let pool = format!("{vip_network}/20");
         let state = home.path().join("state");
-        let own: [(&str, &OsStr); 8] = [
+        let own: &[(&str, &OsStr)] = &[
             ("--http-listen", "127.0.0.1:0".as_ref()),
             ("--appid-listen", "127.0.0.1:0".as_ref()),
             ("--stats-listen", "127.0.0.1:0".as_ref()),
             ("--dns-listen", "127.0.0.1:0".as_ref()),
+            ("--dns-http-listen", "127.0.0.1:0".as_ref()),
             ("--service-address", &OsString::from(service_address.to_string())),
             ("--vip-pool", pool.as_ref()),
+            // Kernel planes are tested where they can do no harm: in namespaces and control groups of a test's own.
+            ("--vip-plane", "userspace".as_ref()),
             ("--ready-file", ready_file.as_ref()),
             ("--state-dir", state.as_ref()),
         ];
         arguments.arg(command).args(first);
+        if command == "serve" && !extra.contains(&"--dns-dcos-listen") {
+            arguments.args(["--dns-dcos-listen", "127.0.0.1:0"]);
+        }
         for (flag, value) in own {
             if !extra.contains(&flag) {
                 arguments.arg(flag).arg(value);

@@ -1,6 +1,7 @@
 //! Who may ask: methods that only read, and host names that a browser cannot be tricked into.
 //!
-//! There is no authentication: what is served here is read-only, but for a signal to read the scheduler's state anew.
+//! There is no authentication: what is served here is read-only, but for one command that only this machine may
+//! give, and Marathon-LB's signals.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -61,6 +62,20 @@ pub fn check(
     if name.is_some_and(|name| is_local(name, listen.ip())) { Ok(()) } else { Err(misdirected) }
 }
 
+/// The header that a command carries. A page of a foreign site cannot send it without asking first, and is refused then.
+pub const COMMAND_HEADER: &str = "waymark-command";
+
+/// A command comes from this machine and from a program.
+pub fn check_command(headers: &HeaderMap, peer: SocketAddr) -> Result<(), Refusal> {
+    match peer.ip().to_canonical().is_loopback() && headers.contains_key(COMMAND_HEADER) {
+        true => Ok(()),
+        false => Err(Refusal {
+            status: StatusCode::FORBIDDEN,
+            reason: "commands are taken from this machine only; run waymark sync on it",
+        }),
+    }
+}
+
 fn host_name(host: &str) -> Option<&str> {
     if let Some(rest) = host.strip_prefix('[') {
         return rest.split_once(']').map(|(name, _)| name);
@@ -85,6 +100,17 @@ mod tests {
         check(method, "/", &headers, listen.parse().unwrap(), Signals::ByPost)
             .err()
             .map(|refusal| refusal.status.as_u16())
+    }
+
+    #[test]
+    fn commands_come_from_programs_on_this_machine() {
+        let mut headers = HeaderMap::new();
+        let local: SocketAddr = "127.0.0.1:5000".parse().unwrap();
+        assert!(check_command(&headers, local).is_err(), "a page could send this");
+        headers.insert(COMMAND_HEADER, "1".parse().unwrap());
+        assert!(check_command(&headers, local).is_ok());
+        assert!(check_command(&headers, "[::ffff:127.0.0.1]:5000".parse().unwrap()).is_ok());
+        assert!(check_command(&headers, "10.0.0.7:5000".parse().unwrap()).is_err());
     }
 
     #[test]

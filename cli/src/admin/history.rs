@@ -2,10 +2,10 @@
 //!
 //! It keeps the last few changes for whoever looks later; who listens gets each as it happens.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use event_watcher::catalog::{App, Delta, Generation, Instance, Snapshot};
+use event_watcher::catalog::{App, Delta, Generation, Instance, Problem, Snapshot, VipsChanged};
 use event_watcher::publish::Freshness;
 use serde::Serialize;
 
@@ -125,14 +125,18 @@ fn between<'a>(old: &'a Snapshot, new: &'a Snapshot) -> Vec<(Kind, Option<&'a st
     for app in delta.changed.iter().filter_map(|app| new.app(&app.id)) {
         of_app(old.app(&app.id).map(|app| &**app), app, &mut changes);
     }
-    let known: Vec<&_> = old.vips.iter().map(|vip| &vip.key).collect();
-    for vip in new.vips.iter().filter(|vip| !known.contains(&&vip.key)) {
-        let addresses: Vec<String> = vip.addresses.iter().map(ToString::to_string).collect();
-        let text = format!("VIP {}:{} is at {}", vip.key.target, vip.key.port, addresses.join(", "));
-        changes.push((Kind::Vip, None, text));
+    if delta.vips_changed == VipsChanged::Yes {
+        for vip in new.vips.iter().filter(|vip| old.vips.get(&vip.key).is_none()) {
+            let addresses: Vec<String> = vip.addresses.iter().map(ToString::to_string).collect();
+            let text = format!("VIP {}:{} is at {}", vip.key.target, vip.key.port, addresses.join(", "));
+            changes.push((Kind::Vip, None, text));
+        }
     }
-    for problem in new.problems.iter().filter(|problem| !old.problems.contains(problem)) {
-        changes.push((Kind::Problem, None, problem.to_string()));
+    if !Arc::ptr_eq(&old.problems, &new.problems) {
+        let known: BTreeSet<&Problem> = old.problems.iter().collect();
+        for problem in new.problems.iter().filter(|problem| !known.contains(problem)) {
+            changes.push((Kind::Problem, None, problem.to_string()));
+        }
     }
     changes
 }
@@ -171,6 +175,7 @@ fn condition(instance: &Instance) -> String {
         Health::Healthy => ", healthy",
         Health::Unhealthy => ", unhealthy",
         Health::Unknown => ", health unknown",
+        Health::Presumed => ", health presumed",
         Health::Unchecked => "",
     };
     let rotation = match instance.rotation() {

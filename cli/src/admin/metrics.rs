@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use event_watcher::SourceView;
 use event_watcher::publish::Freshness;
 
 use super::Admin;
@@ -43,6 +44,7 @@ pub fn render(admin: &Admin) -> String {
         let name = plane.name.as_str();
         let _ = writeln!(text, "waymark_applied_generation{{plane=\"{name}\"}} {}", plane.applied);
     }
+    of_sources(&status.sources, &mut text);
     if let Some(watcher) = &admin.sources.watcher {
         of_watcher(watcher, &mut text);
     }
@@ -50,6 +52,99 @@ pub fn render(admin: &Admin) -> String {
         plane.metrics(&mut text);
     }
     text
+}
+
+/// One family with a line for each source, and for each of its `words` beside it.
+fn of_sources(sources: &[SourceView], text: &mut String) {
+    let family = |name: &str, kind: &str, help: &str, lines: &dyn Fn(&SourceView) -> Vec<(String, f64)>| {
+        let mut family = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        for source in sources {
+            for (labels, value) in lines(source) {
+                // Names of sources are words; app ids are escaped where they are made labels.
+                let _ = writeln!(family, "{name}{{source=\"{}\"{labels}}} {value}", source.name);
+            }
+        }
+        family
+    };
+    let plain = |value: f64| vec![(String::new(), value)];
+    let by = |label: &str, counts: &std::collections::BTreeMap<&'static str, u64>| {
+        counts.iter().map(|(word, n)| (format!(",{label}=\"{word}\""), *n as f64)).collect::<Vec<_>>()
+    };
+    let state = |source: &SourceView| match source.freshness {
+        Freshness::Unsynced { .. } => "unsynced",
+        Freshness::Live => "live",
+        Freshness::Stale { .. } => "degraded",
+    };
+    text.push_str(&family(
+        "waymark_sync_state",
+        "gauge",
+        "1 for the state that the source is in.",
+        &|source| {
+            let now = state(source);
+            let line = |word: &str| (format!(",state=\"{word}\""), f64::from(u8::from(word == now)));
+            ["unsynced", "live", "degraded"].map(|word| line(word)).to_vec()
+        },
+    ));
+    text.push_str(&family(
+        "waymark_source_age_seconds",
+        "gauge",
+        "How old what the source holds may be.",
+        &|source| match source.freshness {
+            Freshness::Stale { since, .. } => plain(since.elapsed().as_secs_f64()),
+            Freshness::Live => plain(0.0),
+            Freshness::Unsynced { .. } => Vec::new(),
+        },
+    ));
+    text.push_str(&family(
+        "waymark_source_degraded",
+        "gauge",
+        "1, with the cause, while the source is not live.",
+        &|source| {
+            source.cause.map(|cause| (format!(",cause=\"{}\"", cause.as_str()), 1.0)).into_iter().collect()
+        },
+    ));
+    text.push_str(&family(
+        "waymark_source_generation",
+        "gauge",
+        "Last snapshot that the source changed.",
+        &|source| plain(source.generation.0 as f64),
+    ));
+    text.push_str(&family("waymark_source_apps", "gauge", "Apps that the source has.", &|source| {
+        plain(source.n_apps as f64)
+    }));
+    text.push_str(&family("waymark_last_event_seconds", "gauge", "Time since the last event.", &|source| {
+        source.seconds_since_event.map(plain).unwrap_or_default()
+    }));
+    text.push_str(&family(
+        "waymark_last_answer_seconds",
+        "gauge",
+        "Time since the last good answer.",
+        &|source| source.seconds_since_answer.map(plain).unwrap_or_default(),
+    ));
+    text.push_str(&family(
+        "waymark_stream_reconnects_total",
+        "counter",
+        "Streams lost or not opened, by reason.",
+        &|source| by("reason", &source.reconnects),
+    ));
+    text.push_str(&family(
+        "waymark_snapshot_rejected_total",
+        "counter",
+        "Answers refused as a whole, by reason.",
+        &|source| by("reason", &source.rejected),
+    ));
+    text.push_str(&family(
+        "waymark_big_drop_held",
+        "gauge",
+        "Instances that serve although they are no longer listed.",
+        &|source| {
+            let line = |(app, n): (&event_watcher::catalog::AppId, &usize)| {
+                let app = app.as_str().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                (format!(",app=\"{app}\""), *n as f64)
+            };
+            source.held.iter().map(line).collect()
+        },
+    ));
 }
 
 fn of_watcher(watcher: &event_watcher::Handle, text: &mut String) {

@@ -1,6 +1,6 @@
 //! What the stats address answers: the page for people, Marathon-LB's endpoints, metrics, health, and JSON for tools.
 //!
-//! Everything here only reads, but for the signal to read everything anew. Counters come from the planes, state from the published snapshot; no plane waits for
+//! Everything here only reads, but for one command of the operator on this machine (`waymark sync`). Counters come from the planes, state from the published snapshot; no plane waits for
 //! this server, and it runs on the control thread.
 //!
 //! Reading order: [`plane`] (what it reads of a plane), [`view`] (the shapes of its answers), [`server`].
@@ -17,6 +17,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod view;
+mod vips;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,10 +29,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::PlaneName;
 
-pub use guard::Signals;
+pub use guard::{COMMAND_HEADER, Signals};
 pub use haproxy::Haproxy;
 pub use plane::{EndpointSample, Plane};
 pub use server::serve;
+pub use vips::VipPlane;
 
 use events::Feed;
 use history::History;
@@ -56,6 +58,9 @@ pub struct Addresses {
     /// The address of `dns` that has port 53.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns53: Option<SocketAddr>,
+    /// Mesos-DNS's HTTP API and DNS over HTTPS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_http: Option<SocketAddr>,
 }
 
 /// What the server reads.
@@ -64,6 +69,8 @@ pub struct Sources {
     pub planes: Vec<(PlaneName, Arc<dyn Plane>)>,
     /// Marathon-LB's endpoints, when the HTTP plane runs.
     pub haproxy: Option<Arc<dyn Haproxy>>,
+    /// When the VIP plane runs.
+    pub vips: Option<Arc<dyn VipPlane>>,
     /// What every plane has applied.
     pub applied: Applied,
     pub addresses: Addresses,
@@ -100,6 +107,16 @@ impl Admin {
         tokio::spawn(history::follow_changes(Arc::clone(&admin)));
         tokio::spawn(history::follow_applied(Arc::clone(&admin)));
         admin
+    }
+
+    /// How old what is served may be; `None` before the first sync.
+    pub fn age(&self) -> Option<std::time::Duration> {
+        use event_watcher::publish::Freshness;
+        match self.sources.subscriber.freshness() {
+            Freshness::Unsynced { .. } => None,
+            Freshness::Live => Some(std::time::Duration::ZERO),
+            Freshness::Stale { since, .. } => Some(since.elapsed()),
+        }
     }
 
     /// After the first sync, once every plane has applied it, until the process begins to stop.

@@ -5,12 +5,16 @@
 use std::collections::BTreeMap;
 
 use askama::Template;
+use event_watcher::SourceView;
+use event_watcher::publish::Freshness;
 use http::Response;
+use l4_vip::kernel::ChoiceView;
 
 use super::Admin;
 use super::history::Change;
 use super::server::{Answer, refuse, text};
-use super::view::{AppView, PlaneProblem, Status, Traffic, VipView};
+use super::view::{AppView, PlaneProblem, Status, Traffic};
+use super::vips::VipView;
 
 pub const CSS: &str = include_str!("../../assets/page.css");
 pub const JS: &str = include_str!("../../assets/page.js");
@@ -35,6 +39,12 @@ struct Summary<'a> {
 }
 
 #[derive(Template)]
+#[template(path = "sources.html")]
+struct Watched<'a> {
+    sources: &'a [SourceView],
+}
+
+#[derive(Template)]
 #[template(path = "problems.html")]
 struct Problems<'a> {
     problems: &'a [PlaneProblem],
@@ -50,6 +60,7 @@ struct Apps<'a> {
 #[derive(Template)]
 #[template(path = "vips.html")]
 struct Vips<'a> {
+    plane: Option<&'a ChoiceView>,
     vips: &'a [VipView],
     n_hidden: usize,
 }
@@ -72,7 +83,6 @@ pub struct Sections(BTreeMap<&'static str, String>);
 
 impl Sections {
     pub fn of(admin: &Admin) -> Self {
-        use event_watcher::publish::Freshness;
         let status = admin.status();
         let (state, reason) = match &status.freshness {
             Freshness::Live => ("live", String::new()),
@@ -83,14 +93,23 @@ impl Sections {
         };
         let uptime =
             humantime::format_duration(std::time::Duration::from_secs(status.uptime_seconds / 10 * 10));
-        let (apps, vips) = (admin.apps(None).apps, admin.vips().vips);
+        let (apps, vips) = (admin.apps(None).apps, admin.vips());
+        let (plane, vips) = (vips.plane, vips.vips);
         let (shown_apps, shown_vips) = (&apps[..apps.len().min(MAX_APPS)], &vips[..vips.len().min(MAX_APPS)]);
         let summary = Summary { status: &status, state, reason, uptime: uptime.to_string() };
         Self(BTreeMap::from([
             ("summary", html(&summary)),
+            ("sources", html(&Watched { sources: &status.sources })),
             ("problems", html(&Problems { problems: &status.problems })),
             ("apps", html(&Apps { apps: shown_apps, n_hidden: apps.len() - shown_apps.len() })),
-            ("vips", html(&Vips { vips: shown_vips, n_hidden: vips.len() - shown_vips.len() })),
+            (
+                "vips",
+                html(&Vips {
+                    plane: plane.as_ref(),
+                    vips: shown_vips,
+                    n_hidden: vips.len() - shown_vips.len(),
+                }),
+            ),
             ("planes", html(&Planes { status: &status })),
             ("changes", html(&Changes { changes: admin.history.newest_first() })),
         ]))
@@ -142,6 +161,25 @@ impl Traffic {
             Some(ms) => format!("{ms:.2} ms"),
         }
     }
+}
+
+/// The state of a source, with its age and reason.
+fn state_of(source: &SourceView) -> String {
+    match &source.freshness {
+        Freshness::Live => "live".to_owned(),
+        Freshness::Unsynced { reason } => format!("unsynced: {reason}"),
+        // Whole seconds: the section is sent again whenever it reads differently.
+        Freshness::Stale { since, reason } => format!("stale for {} s: {reason}", since.elapsed().as_secs()),
+    }
+}
+
+fn seconds(age: &Option<f64>) -> String {
+    // To ten seconds, for the same reason.
+    age.map_or_else(|| "–".to_owned(), |age| format!("< {} s", (age as u64 / 10 + 1) * 10))
+}
+
+fn sum(counts: &BTreeMap<&'static str, u64>) -> String {
+    counts.iter().map(|(word, n)| format!("{word} {n}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Lower-case words of the catalog's enums, as the JSON spells them.

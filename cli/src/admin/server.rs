@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use event_watcher::Command;
 use event_watcher::catalog::{AppId, Generation};
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -20,7 +21,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::{Admin, events, guard, haproxy, metrics, page};
+use super::{Admin, events, guard, haproxy, metrics, page, vips};
 
 pub type Answer = BoxBody<Bytes, Infallible>;
 
@@ -31,6 +32,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// After a failed accept (no file descriptor left, mostly), before the next one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The one path that takes a command.
+const SYNC: &str = "/api/sync";
 
 /// No script, style or image but our own; the page cannot be framed; no type is guessed.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -47,8 +51,8 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             accepted = listener.accept() => accepted,
             () = closing.cancelled() => return,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "the stats address cannot accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -60,7 +64,7 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             let closing = admin.sources.closing.clone();
             let service = service_fn(move |request| {
                 let admin = Arc::clone(&admin);
-                async move { Ok::<_, Infallible>(answer(&admin, &request, listen).await) }
+                async move { Ok::<_, Infallible>(answer(&admin, &request, listen, peer).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -83,14 +87,30 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     }
 }
 
-async fn answer(admin: &Arc<Admin>, request: &Request<Incoming>, listen: SocketAddr) -> Response<Answer> {
-    let (method, path) = (request.method(), request.uri().path());
-    let mut response = match guard::check(method, path, request.headers(), listen, admin.sources.signals) {
+async fn answer(
+    admin: &Arc<Admin>,
+    request: &Request<Incoming>,
+    listen: SocketAddr,
+    peer: SocketAddr,
+) -> Response<Answer> {
+    let is_command = *request.method() == Method::POST && request.uri().path() == SYNC;
+    let allowed = match is_command {
+        true => guard::check_command(request.headers(), peer),
+        false => guard::check(
+            request.method(),
+            request.uri().path(),
+            request.headers(),
+            listen,
+            admin.sources.signals,
+        ),
+    };
+    let mut response = match allowed {
+        Ok(()) if is_command => sync(admin, request.uri().query().unwrap_or_default()),
         Ok(()) => route(admin, request).await,
         Err(refusal) => refuse(refusal.status, refusal.reason),
     };
     if response.status() == StatusCode::METHOD_NOT_ALLOWED {
-        let allowed = if guard::is_signal(path) { "POST" } else { "GET, HEAD" };
+        let allowed = if guard::is_signal(request.uri().path()) { "POST" } else { "GET, HEAD" };
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
     if *request.method() == Method::HEAD {
@@ -118,10 +138,11 @@ async fn route(admin: &Arc<Admin>, request: &Request<Incoming>) -> Response<Answ
         "/favicon.svg" | "/favicon.ico" => asset("image/svg+xml", page::ICON),
         "/metrics" => text(metrics::CONTENT_TYPE, metrics::render(admin)),
         "/livez" => text("text/plain; charset=utf-8", "ok\n"),
-        "/readyz" => ready(admin),
+        "/readyz" => ready(admin, word("max-stale")),
         "/api/status" => status(admin, word("after"), word("wait")).await,
         "/api/apps" => json(&admin.apps(word("id").map(|id| AppId::new(&id)).as_ref())),
         "/api/vips" => json(&admin.vips()),
+        "/v1/vips" => vips::dcos_net(admin, request.headers()),
         "/api/routes" => match &admin.sources.haproxy {
             Some(haproxy) => text("application/json", haproxy.routes()),
             None => refuse(StatusCode::NOT_FOUND, "the HTTP plane is not enabled"),
@@ -131,7 +152,7 @@ async fn route(admin: &Arc<Admin>, request: &Request<Incoming>) -> Response<Answ
         "/api/routes/explain" => explain(admin, query.unwrap_or_default()),
         "/_mlb_signal/hup" => {
             if let Some(watcher) = &admin.sources.watcher {
-                watcher.resync();
+                watcher.command(Command::Resync);
             }
             text("text/plain; charset=utf-8", "Sent SIGHUP signal to marathon-lb")
         }
@@ -182,9 +203,32 @@ async fn status(admin: &Admin, after: Option<String>, wait: Option<String>) -> R
     json(&admin.status())
 }
 
-fn ready(admin: &Admin) -> Response<Answer> {
+/// Has everything read again, with `accept` whatever is missing.
+fn sync(admin: &Admin, query: &str) -> Response<Answer> {
+    let Some(watcher) = &admin.sources.watcher else {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "nothing is watched");
+    };
+    let accept = query.split('&').any(|word| matches!(word, "accept" | "accept=1"));
+    watcher.command(if accept { Command::Believe } else { Command::Resync });
+    json(&watcher.sources())
+}
+
+/// With `max-stale=60s`, what is served must not be older than that.
+fn ready(admin: &Admin, max_stale: Option<String>) -> Response<Answer> {
+    let max_stale = match max_stale.as_deref().map(humantime::parse_duration) {
+        Some(Err(_)) => return refuse(StatusCode::BAD_REQUEST, "max-stale is no duration; write it as 60s"),
+        Some(Ok(limit)) => Some(limit),
+        None => None,
+    };
     if admin.is_ready() {
-        return text("text/plain; charset=utf-8", "ready\n");
+        let age = admin.age();
+        return match max_stale {
+            Some(limit) if age.is_none_or(|age| age > limit) => {
+                let age = age.map_or(0, |age| age.as_secs());
+                refuse(StatusCode::SERVICE_UNAVAILABLE, &format!("what is served is {age} s old"))
+            }
+            _ => text("text/plain; charset=utf-8", "ready\n"),
+        };
     }
     let reason = match admin.sources.stopping.is_cancelled() {
         true => "stopping",

@@ -95,6 +95,7 @@ impl Bench {
             planes: vec![(PlaneName::Dns, Arc::clone(&plane) as Arc<dyn Plane>)],
             haproxy: Some(Arc::new(Page)),
             signals: super::Signals::default(),
+            vips: None,
             applied: readiness::of_all(vec![applied]),
             addresses: Addresses { stats: listener.local_addr().ok(), ..Addresses::default() },
             config: "workers = 0\n".into(),

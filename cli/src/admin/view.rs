@@ -3,21 +3,20 @@
 //! Pure: everything is passed in by [`Admin`]'s fields; nothing here renders.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
+use event_watcher::SourceView;
 use event_watcher::catalog::{
     App, AppId, Generation, Health, Instance, InstanceId, InstanceState, Problem, Readiness, Rotation,
-    Snapshot, VipKey, VipTarget,
+    Snapshot, VipKey,
 };
 use event_watcher::publish::Freshness;
+use l4_vip::kernel::ChoiceView;
 use serde::Serialize;
 
 use super::plane::EndpointSample;
 use super::{Addresses, Admin};
 use crate::args::PlaneName;
-
-/// Where named VIPs live in DNS.
-pub const VIP_ZONE: &str = "l4lb.thisdcos.directory";
 
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -26,6 +25,8 @@ pub struct Status {
     /// What every plane has applied.
     pub applied: Generation,
     pub freshness: Freshness,
+    /// Each scheduler and file, in the order in which they win.
+    pub sources: Vec<SourceView>,
     pub ready: bool,
     pub uptime_seconds: u64,
     pub planes: Vec<PlaneStatus>,
@@ -33,6 +34,9 @@ pub struct Status {
     pub n_apps: usize,
     pub n_instances: usize,
     pub n_vips: usize,
+    /// What serves VIPs, and why nothing better does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vip_plane: Option<ChoiceView>,
     pub problems: Vec<PlaneProblem>,
 }
 
@@ -115,42 +119,11 @@ pub struct Traffic {
     pub ejected: bool,
 }
 
-#[derive(Debug, Serialize)]
-pub struct Vips {
-    pub generation: Generation,
-    pub vips: Vec<VipView>,
-}
-
-#[derive(Debug, Serialize)]
-pub struct VipView {
-    /// Below the zone, e.g. `dcos-101app2.marathon`; the address itself for an IP VIP.
-    pub name: String,
-    /// The full name in DNS, or the address.
-    pub dns: String,
-    pub port: u16,
-    pub protocol: String,
-    pub addresses: Vec<IpAddr>,
-    pub apps: Vec<AppId>,
-    pub backends: Vec<BackendView>,
-}
-
-#[derive(Debug, Serialize)]
-pub struct BackendView {
-    pub instance: InstanceId,
-    pub address: SocketAddr,
-    pub rotation: Rotation,
-    pub n_in_flight: u64,
-    pub n_connections: u64,
-    pub n_connect_failures: u64,
-    pub per_sec: f64,
-    pub ejected: bool,
-}
-
 /// Counters of all endpoints, found by what they belong to.
-struct Counters(HashMap<(InstanceId, SocketAddr, Option<VipKey>), Traffic>);
+pub(super) struct Counters(HashMap<(InstanceId, SocketAddr, Option<VipKey>), Traffic>);
 
 impl Counters {
-    fn of(admin: &Admin) -> Self {
+    pub(super) fn of(admin: &Admin) -> Self {
         let mut found = HashMap::new();
         for (_, plane) in &admin.sources.planes {
             plane.endpoints(&mut |sample: EndpointSample| {
@@ -177,7 +150,7 @@ impl Counters {
         self.0.get(&(instance.clone(), address, None)).cloned()
     }
 
-    fn vip(&self, instance: &InstanceId, address: SocketAddr, key: &VipKey) -> Option<&Traffic> {
+    pub(super) fn vip(&self, instance: &InstanceId, address: SocketAddr, key: &VipKey) -> Option<&Traffic> {
         self.0.get(&(instance.clone(), address, Some(key.clone())))
     }
 
@@ -213,6 +186,7 @@ impl Admin {
             generation: snapshot.generation,
             applied: self.sources.applied.generation(),
             freshness: self.sources.subscriber.freshness(),
+            sources: self.sources.watcher.as_ref().map(|w| w.sources()).unwrap_or_default(),
             ready: self.is_ready(),
             uptime_seconds: self.started.elapsed().as_secs(),
             planes: planes
@@ -226,6 +200,7 @@ impl Admin {
             n_apps: snapshot.apps.len(),
             n_instances: snapshot.apps.values().map(|app| app.instances.len()).sum(),
             n_vips: snapshot.vips.iter().len(),
+            vip_plane: self.sources.vips.as_ref().map(|plane| plane.choice()),
             problems: self.problems(&snapshot),
         }
     }
@@ -257,38 +232,6 @@ impl Admin {
             None => snapshot.apps.values().map(|app| app_view(app, &counters)).collect(),
         };
         Apps { generation: snapshot.generation, apps }
-    }
-
-    pub(super) fn vips(&self) -> Vips {
-        let snapshot = self.sources.subscriber.latest();
-        let counters = Counters::of(self);
-        let vips = snapshot
-            .vips
-            .iter()
-            .map(|vip| {
-                let name = vip.key.target.to_string();
-                let mut apps: Vec<AppId> = vip.services.iter().map(|service| service.app.clone()).collect();
-                apps.dedup();
-                VipView {
-                    dns: match vip.key.target {
-                        VipTarget::Named(_) => format!("{name}.{VIP_ZONE}"),
-                        VipTarget::Ip(_) => name.clone(),
-                    },
-                    name,
-                    port: vip.key.port,
-                    protocol: vip.key.protocol.to_string(),
-                    addresses: vip.addresses.clone(),
-                    backends: vip
-                        .services
-                        .iter()
-                        .filter_map(|service| Some((snapshot.app(&service.app)?, service.port_index)))
-                        .flat_map(|(app, port_index)| backends(app, port_index, &vip.key, &counters))
-                        .collect(),
-                    apps,
-                }
-            })
-            .collect();
-        Vips { generation: snapshot.generation, vips }
     }
 }
 
@@ -333,26 +276,4 @@ fn instance_view(app: &App, instance: &Instance, counters: &Counters) -> Instanc
             })
             .collect(),
     }
-}
-
-fn backends<'a>(
-    app: &'a App,
-    port_index: usize,
-    key: &'a VipKey,
-    counters: &'a Counters,
-) -> impl Iterator<Item = BackendView> + 'a {
-    app.instances.iter().filter(|instance| instance.rotation() != Rotation::Out).filter_map(move |instance| {
-        let address = instance.endpoint(port_index)?.address;
-        let traffic = counters.vip(&instance.id, address, key).cloned().unwrap_or_default();
-        Some(BackendView {
-            instance: instance.id.clone(),
-            address,
-            rotation: instance.rotation(),
-            n_in_flight: traffic.n_in_flight,
-            n_connections: traffic.n_total,
-            n_connect_failures: traffic.n_failures,
-            per_sec: traffic.per_sec,
-            ejected: traffic.ejected,
-        })
-    })
 }

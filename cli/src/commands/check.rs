@@ -15,7 +15,7 @@ use lb_http::table::{Backend, Compiler, Table};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::args::{CheckArgs, CompatName};
+use crate::args::{self, CheckArgs};
 use crate::failure::Failure;
 use crate::output::{self, Style};
 
@@ -75,7 +75,8 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
         }
     }
     let reading = reading(args);
-    let snapshot = Snapshot { generation: Generation(1), apps: Arc::new(apps), ..Snapshot::default() };
+    let snapshot =
+        Snapshot { generation: Generation(1), apps: apps.into_iter().collect(), ..Snapshot::default() };
     let table = Compiler::new(reading.clone(), 1).compile(&snapshot, Instant::now());
     problems.extend(table.problems.iter().cloned());
     let reports: Vec<Report> = snapshot
@@ -101,9 +102,9 @@ fn reading(args: &CheckArgs) -> Reading {
     Reading {
         groups: args.group.clone(),
         unlabelled: if args.strict_mode { Unlabelled::Ignored } else { Unlabelled::Served },
-        compat: match args.compat {
-            CompatName::None => Compat::None,
-            CompatName::MarathonLb => Compat::MarathonLb,
+        compat: match args.compat.contains(&args::Compat::MarathonLb) {
+            true => Compat::MarathonLb,
+            false => Compat::None,
         },
     }
 }

@@ -6,12 +6,13 @@ mod app;
 mod check;
 mod deploy;
 mod deployment;
+mod dns;
 mod inside;
-mod lookup;
 mod marathon;
 mod route;
 mod stats;
 mod status;
+mod sync;
 mod vip;
 mod wait;
 mod words;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::args::{Command, CommandLine, DeployCommand, DnsCommand};
+use crate::args::{Command, CommandLine, DeployCommand};
 use crate::config::{Config, Environment};
 use crate::failure::Failure;
 use crate::{daemon, demo, output, runtime};
@@ -32,18 +33,12 @@ pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
         Command::App(command) => wait_for(app::run(command)),
         Command::Deployment(command) => wait_for(deployment::run(command)),
         Command::Vip(command) => wait_for(vip::run(command)),
-        Command::Dns(DnsCommand::Lookup { stats, name, record_type, short, json, server }) => {
-            let form = match (short, json) {
-                (_, true) => lookup::Form::Json,
-                (true, false) => lookup::Form::Short,
-                (false, false) => lookup::Form::Full,
-            };
-            wait_for(lookup::run(&stats, &name, &record_type, form, server))
-        }
+        Command::Dns(command) => dns::run(command),
         Command::Route(command) => wait_for(route::run(command)),
         Command::Check(args) => check::run(&args),
         Command::Deploy(DeployCommand::Bluegreen(args)) => wait_for(deploy::bluegreen::run(&args)),
         Command::Status(args) => wait_for(status::run(&args)),
+        Command::Sync(args) => wait_for(sync::run(&args)),
         Command::Events(args) => wait_for(status::events(&args)),
         Command::Exec(args) => inside::exec(&args.stats, &args.command),
         Command::Shell(args) => inside::shell(&args),

@@ -1,6 +1,6 @@
 //! A client of a running Waymark's stats address.
 //!
-//! It only reads: nothing can be changed there.
+//! It reads, and gives the one command that is taken there.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::marathon::unreachable;
+use crate::admin::COMMAND_HEADER;
 use crate::args::StatsArgs;
 use crate::failure::Failure;
 
@@ -36,6 +37,27 @@ impl StatsClient {
             Failure::chain(format!("{} did not answer in JSON", self.base), &e.without_url())
                 .hint("is that the stats address of a Waymark?")
         })
+    }
+
+    /// Gives the command at `path` and answers its JSON.
+    pub async fn command(&self, path: &str) -> Result<Value, Failure> {
+        let url = self
+            .base
+            .join(path)
+            .map_err(|e| Failure::chain(format!("bad stats address {}", self.base), &e))?;
+        let sent = self.http.post(url).header(COMMAND_HEADER, "1").send().await;
+        let response = sent.map_err(|e| unreachable("Waymark", &self.base, &e))?;
+        let status = response.status();
+        if status.is_success() {
+            let not_json = |e: reqwest::Error| {
+                Failure::chain(format!("{} did not answer in JSON", self.base), &e.without_url())
+            };
+            return response.json().await.map_err(not_json);
+        }
+        let why = response.text().await.unwrap_or_default();
+        let why: String = why.chars().filter(|c| !c.is_control()).take(200).collect();
+        Err(Failure::new(format!("{} answered {status}: {why}", self.base))
+            .hint("commands are taken from the same machine only"))
     }
 
     /// The open answer at `path`, for streams.

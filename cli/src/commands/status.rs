@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use serde_json::Value;
 
 use super::stats::StatsClient;
+use super::vip;
 use crate::args::ListArgs;
 use crate::failure::Failure;
 use crate::output::{self, Style, Table};
@@ -41,11 +42,14 @@ pub async fn run(args: &ListArgs) -> Result<(), Failure> {
         "ready       {}\n\n",
         if status["ready"] == true { style.green("yes") } else { style.red("no") }
     ));
+    text.push_str(&sources(&status["sources"], style));
+    text.push('\n');
     let mut planes = Table::new(&["PLANE", "APPLIED"]);
     for plane in status["planes"].as_array().into_iter().flatten() {
         planes.row([plane["name"].as_str().unwrap_or("-").to_owned(), plane["applied"].to_string()]);
     }
     text.push_str(&planes.render(style));
+    text.push_str(&vip::about_plane(&status["vip_plane"], style));
     if let Some(addresses) = status["addresses"].as_object() {
         let mut table = Table::new(&["LISTENS", "AT"]);
         for (name, address) in addresses {
@@ -71,6 +75,41 @@ pub async fn run(args: &ListArgs) -> Result<(), Failure> {
     }
     let printable: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\x1b')).collect();
     output::print(&printable)
+}
+
+/// One line for each scheduler and file, and what is held of whom.
+pub(super) fn sources(sources: &Value, style: Style) -> String {
+    let mut table =
+        Table::new(&["SOURCE", "STATE", "GENERATION", "APPS", "EVENT", "ANSWER", "REJECTED", "HELD"]);
+    let mut held_apps = String::new();
+    for source in sources.as_array().into_iter().flatten() {
+        let freshness = &source["freshness"];
+        let state = match (freshness["state"].as_str(), freshness["age_seconds"].as_f64()) {
+            (Some("stale"), Some(age)) => {
+                format!("stale {age:.0} s ({})", source["cause"].as_str().unwrap_or("-"))
+            }
+            (state, _) => state.unwrap_or("-").to_owned(),
+        };
+        let ago = |key: &str| source[key].as_f64().map_or("-".to_owned(), |age| format!("{age:.0} s ago"));
+        let sum = |key: &str| {
+            let numbers = source[key].as_object().into_iter().flat_map(|map| map.values());
+            numbers.filter_map(Value::as_u64).sum::<u64>().to_string()
+        };
+        table.row([
+            source["name"].as_str().unwrap_or("-").to_owned(),
+            state,
+            source["generation"].to_string(),
+            source["n_apps"].to_string(),
+            ago("seconds_since_event"),
+            ago("seconds_since_answer"),
+            sum("rejected"),
+            sum("held"),
+        ]);
+        for (app, n) in source["held"].as_object().into_iter().flatten() {
+            held_apps.push_str(&format!("{} {app}: {n} kept serving\n", style.yellow("held:")));
+        }
+    }
+    format!("{}{held_apps}", table.render(style))
 }
 
 fn counted(n: &Value, what: &str) -> String {

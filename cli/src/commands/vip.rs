@@ -17,17 +17,30 @@ pub async fn run(command: VipCommand) -> Result<(), Failure> {
             if args.json {
                 return output::print_json(&vips["vips"]);
             }
-            let mut table = Table::new(&["VIP", "PROTOCOL", "ADDRESS", "BACKENDS", "APPS"]);
+            let mut table = Table::new(&[
+                "VIP",
+                "PROTOCOL",
+                "ADDRESS",
+                "PLANE",
+                "BACKENDS",
+                "CONNECTIONS",
+                "REFUSED",
+                "APPS",
+            ]);
             for vip in vips["vips"].as_array().into_iter().flatten() {
                 table.row([
                     format!("{}:{}", text(vip, "name"), vip["port"]),
                     text(vip, "protocol"),
                     list(&vip["addresses"]),
+                    text(vip, "plane"),
                     vip["backends"].as_array().map_or(0, Vec::len).to_string(),
+                    text(vip, "n_connections"),
+                    text(vip, "n_no_endpoint"),
                     list(&vip["apps"]),
                 ]);
             }
-            output::print(&table.render(Style::of_stdout()))
+            let style = Style::of_stdout();
+            output::print(&format!("{}{}", table.render(style), about_plane(&vips["plane"], style)))
         }
         VipCommand::Show { list: args, name } => {
             let vips = StatsClient::new(&args.stats)?.get("api/vips").await?;
@@ -51,24 +64,55 @@ pub async fn run(command: VipCommand) -> Result<(), Failure> {
 fn show(vip: &Value) -> Result<(), Failure> {
     let style = Style::of_stdout();
     let title = format!("{}:{} {}", text(vip, "dns"), vip["port"], text(vip, "protocol"));
-    let mut table = Table::new(&["BACKEND", "INSTANCE", "ROTATION", "IN FLIGHT", "CONNECTIONS", "FAILED"]);
+    let mut table = Table::new(&[
+        "BACKEND",
+        "INSTANCE",
+        "STATE",
+        "WEIGHT",
+        "IN FLIGHT",
+        "CONNECTIONS",
+        "BYTES IN",
+        "BYTES OUT",
+        "FAILED",
+    ]);
     for backend in vip["backends"].as_array().into_iter().flatten() {
         table.row([
             text(backend, "address"),
             text(backend, "instance"),
             text(backend, "rotation"),
+            text(backend, "weight"),
             text(backend, "n_in_flight"),
             text(backend, "n_connections"),
+            text(backend, "bytes_in"),
+            text(backend, "bytes_out"),
             text(backend, "n_connect_failures"),
         ]);
     }
     output::print(&format!(
-        "{}\naddress  {}\napps     {}\n\n{}",
+        "{}\naddress  {}\nserved   {}\nplane    {}\npolicy   {}\naffinity {}\napps     {}\nrefused  {}\n\n{}",
         style.bold(&title),
         list(&vip["addresses"]),
+        if list(&vip["served"]).is_empty() { "nowhere".to_owned() } else { list(&vip["served"]) },
+        text(vip, "plane"),
+        text(vip, "policy"),
+        vip["affinity_seconds"].as_u64().map_or_else(|| "none".to_owned(), |seconds| format!("{seconds} s")),
         list(&vip["apps"]),
+        text(vip, "n_no_endpoint"),
         table.render(style)
     ))
+}
+
+/// Which plane serves, why no better one does, and what it cannot do at the moment.
+pub fn about_plane(plane: &Value, style: Style) -> String {
+    let Some(active) = plane["active"].as_str() else { return String::new() };
+    let mut lines = format!("\nVIP plane   {active} (asked for: {})\n", text(plane, "wanted"));
+    for rejection in plane["why_not"].as_array().into_iter().flatten() {
+        lines.push_str(&format!("  not {}: {}\n", text(rejection, "plane"), text(rejection, "reason")));
+    }
+    if let Some(failure) = plane["failure"].as_str() {
+        lines.push_str(&format!("  {} {failure}\n", style.red("failing:")));
+    }
+    lines
 }
 
 fn text(value: &Value, key: &str) -> String {

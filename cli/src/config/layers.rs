@@ -8,7 +8,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::Config;
-use crate::args::{DaemonArgs, Mode};
+use crate::args::{Compat, DaemonArgs, DnsCompat, Mode};
 use crate::failure::Failure;
 
 const PREFIX: &str = "WAYMARK_";
@@ -44,10 +44,25 @@ impl Layer {
         layer.set_if("appid.listen", args.appid_listen);
         layer.set_if("stats.listen", args.stats_listen);
         layer.set_list("dns.listen", &args.dns_listen);
+        layer.set_if("dns.http.listen", args.dns_http_listen);
+        layer.set_if("dns.dcos.listen", args.dns_dcos_listen);
+        layer.set_list("dns.upstreams", &args.dns_upstreams);
+        let as_mesos_dns = args.compat.contains(&Compat::MesosDns).then_some(DnsCompat::MesosDns);
+        layer.set_if("dns.compat", args.dns_compat.or(as_mesos_dns));
+        layer.set_if("dns.install", args.dns_install.then_some(true));
         layer.set_list("vip.pool", &args.vip_pool);
         layer.set_list("group", &args.group);
         layer.set_if("strict.mode", args.strict_mode.then_some(true));
-        layer.set_if("compat", args.compat);
+        layer.set_list("compat", &args.compat);
+        layer.set_if("vip.plane", args.vip_plane);
+        layer.set_if("vip.cgroup", args.vip_cgroup.as_ref());
+        layer.set_if("vip.flush_on_exit", args.flush_on_exit.then_some(true));
+        layer.set_list("static", &args.static_files);
+        layer.set_if("vip.policy", args.vip_policy);
+        layer.set_if("vip.affinity", args.vip_affinity.as_ref());
+        layer.set_if("vip.tcp.idle", args.vip_tcp_idle.as_ref());
+        layer.set_if("vip.udp.idle", args.vip_udp_idle.as_ref());
+        layer.set_if("vip.udp.flows", args.vip_udp_flows);
         layer.set_if("state.dir", args.state_dir.as_ref());
         layer.set_if("workers", args.workers);
         layer.set_if("ready.file", args.ready_file.as_ref());
@@ -118,6 +133,10 @@ fn of_environment(environment: &Environment, mode: Mode) -> Result<Table, Failur
     // Keys whose default is their absence.
     keys.push(("dns.upstreams".to_owned(), Shape::List));
     keys.push(("ready.file".to_owned(), Shape::Text));
+    for key in ["dns.dcos.listen", "dns.http.certificate", "dns.http.key", "dns.nsid", "dns.cookie_secret"] {
+        keys.push((key.to_owned(), Shape::Text));
+    }
+    keys.push(("vip.cgroup".to_owned(), Shape::Text));
     let mut table = Table::new();
     for (name, text) in &environment.0 {
         let Some((key, shape)) = keys.iter().find(|(key, _)| variable(key) == *name) else {

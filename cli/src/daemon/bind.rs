@@ -20,6 +20,13 @@ pub fn probe(config: &Config) -> Result<(), Failure> {
         tcp.push((config.http.listen, "HTTP virtual hosts", "--http-listen"));
         tcp.push((config.appid.listen, "HTTP by app id", "--appid-listen"));
     }
+    if config.runs(PlaneName::Dns) {
+        let of_dns = [
+            (config.dns.http.listen, "the DNS HTTP API", "--dns-http-listen"),
+            (config.dns.dcos.listen, "dcos-net's HTTP API", "--dns-dcos-listen"),
+        ];
+        tcp.extend(of_dns.into_iter().filter_map(|(address, purpose, flag)| Some((address?, purpose, flag))));
+    }
     for (address, purpose, flag) in tcp {
         TcpListener::bind(address).map_err(|e| failure(address, purpose, flag, &e))?;
     }
@@ -68,6 +75,7 @@ mod tests {
         (config.stats.listen, config.scheduler.listen) = (free, free);
         (config.http.listen, config.appid.listen) = (free, free);
         config.dns.listen = vec![free];
+        config.dns.http.listen = Some(free);
         assert!(probe(&config).is_ok());
         config.appid.listen = taken.local_addr().unwrap();
         let failure = probe(&config).unwrap_err().to_string();

@@ -1,17 +1,22 @@
 //! From the one configuration that people write to each crate's own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use event_watcher::catalog::VipPool;
-use lb_http::labels::{Compat, Reading, Unlabelled};
+use event_watcher::catalog::{Reserved, VipPool};
+use event_watcher::{Source, SourceKind};
+use lb_http::labels::{self, Reading, Unlabelled};
 use url::Url;
 
-use crate::args::CompatName;
-use crate::config::{Config, Upstreams};
+use crate::args::{Compat, DnsCompat, Mode};
+use crate::config::{self, Config, Credentials, Sources, WatchedScheduler};
 use crate::failure::Failure;
 
-/// The last good list of apps, kept for a start without a scheduler.
-const STATE_FILE: &str = "apps.json";
+/// The last good state of a scheduler, kept for a start without it; its name follows.
+const STATE_FILE: &str = "kept";
+
+/// With less, an answer would find its client forgotten.
+const LEAST_UDP_IDLE: Duration = Duration::from_secs(1);
 
 pub fn http(config: &Config) -> lb_http::Config {
     let (timeouts, limits) = (&config.http.timeouts, &config.http.limits);
@@ -28,6 +33,7 @@ pub fn http(config: &Config) -> lb_http::Config {
             server_head: timeouts.server_head,
             server_body_idle: timeouts.server_body_idle,
             tunnel_idle: timeouts.tunnel_idle,
+            request: Some(timeouts.request).filter(|limit| !limit.is_zero()),
         },
         limits: lb_http::Limits {
             request_line_bytes: limits.request_line_bytes,
@@ -46,45 +52,188 @@ pub fn reading(config: &Config) -> Reading {
     Reading {
         groups: config.group.clone(),
         unlabelled: if config.strict.mode { Unlabelled::Ignored } else { Unlabelled::Served },
-        compat: match config.compat {
-            CompatName::None => Compat::None,
-            CompatName::MarathonLb => Compat::MarathonLb,
+        compat: match config.compat.contains(&Compat::MarathonLb) {
+            true => labels::Compat::MarathonLb,
+            false => labels::Compat::None,
         },
     }
 }
 
 pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
-    l4_vip::Config { drain_timeout: config.drain_timeout, pools, ..l4_vip::Config::default() }
+    let unless_zero = |time: Duration| (!time.is_zero()).then_some(time);
+    l4_vip::Config {
+        policy: config.vip.policy,
+        affinity: unless_zero(config.vip.affinity),
+        tcp_idle: unless_zero(config.vip.tcp.idle),
+        udp_idle: config.vip.udp.idle.max(LEAST_UDP_IDLE),
+        max_udp_flows: config.vip.udp.flows,
+        drain_timeout: config.drain_timeout,
+        pools,
+        ..l4_vip::Config::default()
+    }
+}
+
+pub fn vip_choice(config: &Config, pools: Vec<VipPool>) -> l4_vip::kernel::ChoiceConfig {
+    l4_vip::kernel::ChoiceConfig { wanted: config.vip.plane, cgroup: config.vip.cgroup.clone(), pools }
+}
+
+pub fn vip_on_exit(config: &Config) -> l4_vip::kernel::OnExit {
+    match config.vip.flush_on_exit {
+        true => l4_vip::kernel::OnExit::Flush,
+        false => l4_vip::kernel::OnExit::Keep,
+    }
 }
 
 pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
-    let upstreams = match &config.dns.upstreams {
-        None => None,
-        Some(Upstreams::Word(_)) => Some(Vec::new()),
-        Some(Upstreams::List(list)) => {
-            Some(list.iter().map(|text| upstream(text)).collect::<Result<_, _>>()?)
-        }
-    };
+    let (upstreams, zone_upstreams) = upstreams(config)?;
     let mut listen = config.dns.listen.clone();
     listen.extend(super::dev::resolver_address(config));
-    let masters = config.marathon.iter().filter_map(|url| Url::parse(url).ok()?.host_str()?.parse().ok());
+    let masters = match config.mode {
+        Mode::Dev => vec![config.scheduler.listen],
+        // Names of the cluster's own are those of the first scheduler.
+        Mode::Serve => {
+            let members =
+                config.sources()?.schedulers.into_iter().take(1).flat_map(|scheduler| scheduler.members);
+            members.filter_map(|url| master(&url)).collect()
+        }
+    };
+    let node_addresses = match &config.dns.node_addresses[..] {
+        [] => super::node::own_addresses(config.mode),
+        named => named.to_vec(),
+    };
     Ok(dns::Config {
         listen,
+        http_listen: config.dns.http.listen,
+        dcos_listen: config.dns.dcos.listen,
+        tls: tls(config)?,
         udp_payload_bytes: config.dns.udp_payload_bytes,
         upstreams,
-        masters: match config.mode {
-            crate::args::Mode::Dev => vec![config.scheduler.listen.ip()],
-            crate::args::Mode::Serve => masters.collect(),
+        zone_upstreams,
+        ttl: config.dns.ttl,
+        mesos_ttl: config.dns.ttl,
+        compat: match config.dns.compat {
+            DnsCompat::None => dns::config::Compat::None,
+            DnsCompat::MesosDns => dns::config::Compat::MesosDns,
         },
+        masters,
+        node_addresses,
+        public_addresses: config.dns.public_addresses.clone(),
+        cluster_ids: config.dns.cluster_ids.clone(),
+        vip_pools: config.vip_pools()?,
+        nsid: config.dns.nsid.clone().unwrap_or_else(super::node::host_name),
+        cookie_secret: config.dns.cookie_secret.as_deref().map(cookie_secret).transpose()?,
+        rate_limit_per_sec: config.dns.rate_limit_per_sec,
+        rate_limit_slip: config.dns.rate_limit_slip,
+        local_networks: networks(&config.dns.local_networks)?,
+        cache_bytes: config.dns.cache_bytes,
+        serve_stale: config.dns.serve_stale,
         drain_timeout: config.drain_timeout,
         ..dns::Config::default()
     })
 }
 
+/// Where a scheduler's URL leads, if it names an address. DNS cannot be asked for the names that it is to answer.
+fn master(url: &Url) -> Option<SocketAddr> {
+    let ip = url.host_str()?.trim_matches(['[', ']']).parse().ok()?;
+    Some(SocketAddr::new(ip, url.port_or_known_default()?))
+}
+
+type Upstreams = (Option<Vec<SocketAddr>>, Vec<(String, Vec<SocketAddr>)>);
+
+/// `ADDRESS` for all names, `ZONE=ADDRESS` for those of a zone, `ZONE=none` for names that nobody is asked for.
+fn upstreams(config: &Config) -> Result<Upstreams, Failure> {
+    let list = match &config.dns.upstreams {
+        None => return Ok((None, Vec::new())),
+        Some(config::Upstreams::Word(_)) => return Ok((Some(Vec::new()), Vec::new())),
+        Some(config::Upstreams::List(list)) => list,
+    };
+    let mut all = Vec::new();
+    let mut zones: Vec<(String, Vec<SocketAddr>)> = Vec::new();
+    for text in list {
+        match text.split_once('=') {
+            None if text == "none" => {}
+            None => all.push(upstream(text)?),
+            Some((zone, address)) => {
+                let at = zones.iter().position(|(known, _)| known == zone).unwrap_or_else(|| {
+                    zones.push((zone.to_owned(), Vec::new()));
+                    zones.len() - 1
+                });
+                if address != "none" {
+                    zones[at].1.push(upstream(address)?);
+                }
+            }
+        }
+    }
+    // A list of zones alone says nothing about all other names.
+    let all = if all.is_empty() && !list.is_empty() && !list.iter().any(|text| text == "none") {
+        None
+    } else {
+        Some(all)
+    };
+    Ok((all, zones))
+}
+
 fn upstream(text: &str) -> Result<SocketAddr, Failure> {
     text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53))).map_err(|_| {
-        Failure::usage(format!("bad DNS upstream {text:?}")).hint("dns.upstreams lists IP or IP:PORT")
+        Failure::usage(format!("bad DNS upstream {text:?}"))
+            .hint("dns.upstreams lists IP, IP:PORT, ZONE=IP or ZONE=none")
     })
+}
+
+fn networks(texts: &[String]) -> Result<Vec<dns::Network>, Failure> {
+    if texts.is_empty() {
+        return Ok(dns::Network::private());
+    }
+    let parse = |text: &String| {
+        text.parse().map_err(|e: dns::NotANetwork| Failure::usage(format!("dns.local_networks: {e}")))
+    };
+    texts.iter().map(parse).collect()
+}
+
+fn cookie_secret(text: &str) -> Result<[u8; 16], Failure> {
+    let digits = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
+    let bytes: Option<Vec<u8>> = (0..16).map(digits).collect();
+    bytes.filter(|_| text.len() == 32).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+        Failure::usage("dns.cookie_secret is not 32 hexadecimal digits")
+            .hint("openssl rand -hex 16 makes one")
+    })
+}
+
+fn tls(config: &Config) -> Result<dns::config::Tls, Failure> {
+    let http = &config.dns.http;
+    let (Some(certificate), Some(key)) = (&http.certificate, &http.key) else {
+        if http.certificate.is_some() != http.key.is_some() {
+            return Err(Failure::usage("dns.http.certificate and dns.http.key go together"));
+        }
+        return Ok(dns::config::Tls::SelfSigned);
+    };
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_err(|e| Failure::chain(format!("cannot read {}", path.display()), &e))
+    };
+    Ok(dns::config::Tls::Given { certificate: read(certificate)?, key: read(key)? })
+}
+
+/// Addresses that a VIP would take away from somebody on this node.
+fn reserved(config: &Config, schedulers: &[WatchedScheduler], embedded: Option<SocketAddr>) -> Vec<Reserved> {
+    let own = l4_vip::addresses::of_this_host().unwrap_or_else(|error| {
+        tracing::warn!(%error, "this host's addresses are not known: VIPs are not kept off them");
+        Vec::new()
+    });
+    let dns = config.dns.listen.iter().map(SocketAddr::ip);
+    let dns = dns.filter(|_| config.runs(crate::args::PlaneName::Dns));
+    let schedulers =
+        schedulers.iter().flat_map(|scheduler| &scheduler.members).filter_map(|url| match url.host()? {
+            url::Host::Ipv4(v4) => Some(v4.into()),
+            url::Host::Ipv6(v6) => Some(v6.into()),
+            url::Host::Domain(_) => None,
+        });
+    let named = |what: &'static str| move |address: IpAddr| Reserved { address, what: what.into() };
+    let all = dns.map(named("the address of Waymark's DNS server"));
+    let all = all
+        .chain(schedulers.chain(embedded.map(|address| address.ip())).map(named("the scheduler's address")));
+    all.chain(own.into_iter().map(named("an address of this host")))
+        .filter(|r| !r.address.is_unspecified())
+        .collect()
 }
 
 /// `embedded` is where this process's own scheduler listens.
@@ -93,30 +242,53 @@ pub fn watcher(
     embedded: Option<SocketAddr>,
     vip_pools: Vec<VipPool>,
 ) -> Result<event_watcher::Config, Failure> {
-    let texts = match embedded {
-        Some(address) => vec![format!("http://{address}")],
-        None => config.marathon.clone(),
-    };
-    let parse = |text: &String| {
-        Url::parse(text).map_err(|e| Failure::usage(format!("bad scheduler address {text:?}: {e}")))
-    };
-    let mut urls: Vec<Url> = texts.iter().map(parse).collect::<Result<_, _>>()?;
-    let credentials =
-        urls.iter().find(|url| !url.username().is_empty()).map(|url| event_watcher::Credentials::Basic {
-            user: url.username().to_owned(),
-            password: url.password().unwrap_or_default().to_owned(),
-        });
-    for url in &mut urls {
-        // They are sent as a header and must not show up in a log.
-        let _ = url.set_username("").and_then(|()| url.set_password(None));
+    let Sources { schedulers, files } = config.sources()?;
+    let reserved = reserved(config, &schedulers, embedded);
+    let mut sources = Vec::new();
+    for WatchedScheduler { name, members, ca, credentials } in schedulers {
+        let marathon = event_watcher::Marathon {
+            credentials: credentials.map(read_credentials).transpose()?,
+            ca_file: ca,
+            resync: config.watch.resync,
+            stream_deadline: config.watch.stream_deadline,
+            state_file: Some(config.state.dir.join(format!("{STATE_FILE}-{name}"))),
+            ..event_watcher::Marathon::new(members)
+        };
+        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
     }
-    Ok(event_watcher::Config {
-        credentials,
-        vip_pools,
-        resync: config.watch.resync,
-        stream_deadline: config.watch.stream_deadline,
-        // An embedded scheduler is there whenever its watcher is.
-        state_file: embedded.is_none().then(|| config.state.dir.join(STATE_FILE)),
-        ..event_watcher::Config::new(urls)
+    if let Some(address) = embedded {
+        let url = Url::parse(&format!("http://{address}"))
+            .map_err(|e| Failure::chain("the embedded scheduler has no usable address", &e))?;
+        // It is there whenever its watcher is, so nothing is kept for a start without it.
+        let marathon = event_watcher::Marathon {
+            resync: config.watch.resync,
+            stream_deadline: config.watch.stream_deadline,
+            ..event_watcher::Marathon::new(vec![url])
+        };
+        sources.push(Source {
+            name: event_watcher::config::DEFAULT_SOURCE.into(),
+            kind: SourceKind::Marathon(marathon),
+        });
+    }
+    for (name, file) in files {
+        let kind = SourceKind::Static(event_watcher::Static::new(file));
+        sources.push(Source { name: name.into(), kind });
+    }
+    Ok(event_watcher::Config { vip_pools, reserved, ..event_watcher::Config::new(sources) })
+}
+
+fn read_credentials(credentials: Credentials) -> Result<event_watcher::Credentials, Failure> {
+    Ok(match credentials {
+        Credentials::Token(file) => event_watcher::Credentials::TokenFile(file),
+        Credentials::ServiceAccount(file) => event_watcher::Credentials::ServiceAccountFile(file),
+        Credentials::Basic(file) => {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|e| Failure::chain(format!("cannot read {}", file.display()), &e))?;
+            let (user, password) = text.trim_end_matches(['\r', '\n']).split_once(':').ok_or_else(|| {
+                Failure::new(format!("{} holds no credentials", file.display()))
+                    .hint("it is one line: USER:PASSWORD")
+            })?;
+            event_watcher::Credentials::Basic { user: user.to_owned(), password: password.to_owned() }
+        }
     })
 }

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::instance::Instance;
 use super::vip::VipKey;
 
 /// The absolute path that names an app, e.g. `/dcos-101/app2`. Always begins with `/`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AppId(Arc<str>);
 
@@ -53,7 +53,7 @@ impl fmt::Debug for AppId {
 }
 
 /// One port of one app, as it is load-balanced.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceId {
     pub app: AppId,
     pub port_index: usize,
@@ -66,7 +66,7 @@ impl fmt::Display for ServiceId {
 }
 
 /// Which transports a port definition names (`tcp`, `udp`, `udp,tcp`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protocols {
     pub tcp: bool,
     pub udp: bool,
@@ -77,7 +77,7 @@ impl Protocols {
 }
 
 /// A port definition or mapping of an app, at its index.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub id: ServiceId,
     /// The port's name in the definition, when it has one.
@@ -91,7 +91,7 @@ pub struct Service {
     pub vips: Vec<VipKey>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthCheckProtocol {
     Http,
@@ -106,7 +106,7 @@ pub enum HealthCheckProtocol {
 }
 
 /// What of a health check matters outside the scheduler that runs it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
     pub protocol: HealthCheckProtocol,
     pub path: Option<Arc<str>>,
@@ -119,7 +119,7 @@ pub struct HealthCheck {
     pub max_consecutive_failures: Option<u32>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct App {
     pub id: AppId,
     /// The scheduler's version of the definition (a timestamp in its own spelling); compared only for equality.

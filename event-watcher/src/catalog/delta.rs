@@ -1,8 +1,11 @@
 //! What differs between two snapshots, by app.
 //!
-//! Unchanged apps share their `Arc` between snapshots, so this compares pointers, never contents.
+//! Unchanged apps share their `Arc` between snapshots, and so do whole ranges of them: what two snapshots share is
+//! skipped, so this costs what differs.
 
 use std::sync::Arc;
+
+use imbl::ordmap::DiffItem;
 
 use super::app::{App, AppId};
 use super::snapshot::Snapshot;
@@ -30,15 +33,16 @@ impl Delta {
             vips_changed: if Arc::ptr_eq(&old.vips, &new.vips) { VipsChanged::No } else { VipsChanged::Yes },
             ..Self::default()
         };
-        if Arc::ptr_eq(&old.apps, &new.apps) {
-            return delta;
-        }
-        for (id, app) in new.apps.iter() {
-            if !old.apps.get(id).is_some_and(|known| Arc::ptr_eq(known, app)) {
-                delta.changed.push(Arc::clone(app));
+        for item in old.apps.diff(&new.apps) {
+            match item {
+                DiffItem::Add(_, app) => delta.changed.push(Arc::clone(app)),
+                DiffItem::Update { old: (_, known), new: (_, app) } if !Arc::ptr_eq(known, app) => {
+                    delta.changed.push(Arc::clone(app));
+                }
+                DiffItem::Update { .. } => {}
+                DiffItem::Remove(id, _) => delta.removed.push(id.clone()),
             }
         }
-        delta.removed = old.apps.keys().filter(|id| !new.apps.contains_key(*id)).cloned().collect();
         delta
     }
 

@@ -6,10 +6,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The scheduler's id of an instance (a Mesos task id), e.g. `dcos-101_app2.instance-5cf1….._app.1`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(Arc<str>);
 
@@ -36,7 +36,7 @@ impl fmt::Debug for InstanceId {
 }
 
 /// Where the scheduler says the instance is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InstanceState {
     Staging,
@@ -53,19 +53,22 @@ pub enum InstanceState {
 }
 
 /// The scheduler's verdict over all health checks of the instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// The app has no health checks.
     Unchecked,
     /// Checks exist, no result is known (yet, or after the scheduler's leader changed).
     Unknown,
+    /// No result is known, and the instance has had the time to give one, or the scheduler has lost all of them: it is
+    /// not taken out for want of a verdict.
+    Presumed,
     Healthy,
     Unhealthy,
 }
 
 /// The verdict of the readiness check that gates a deployment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Readiness {
     /// The app has no readiness check, or none is being run now.
@@ -75,7 +78,7 @@ pub enum Readiness {
 }
 
 /// What an instance may be used for. The one rule that all planes share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rotation {
     /// New requests, connections and DNS answers.
@@ -87,14 +90,14 @@ pub enum Rotation {
 }
 
 /// The address of one service of one instance.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     pub port_index: usize,
     /// Where other hosts reach it.
     pub address: SocketAddr,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     pub id: InstanceId,
     /// The agent's host name or address, as the scheduler spells it.
@@ -112,7 +115,8 @@ pub struct Instance {
     pub started_at: Option<Arc<str>>,
     /// The instance's own addresses (container addresses where it has them).
     pub addresses: Vec<IpAddr>,
-    /// Sorted by `port_index`; a service without a usable address has none.
+    /// Sorted by `port_index`; a service without a usable address has none, one on a container network may have
+    /// several: one for each address of the instance, the first being the one that HTTP uses.
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -124,11 +128,17 @@ impl Instance {
             (Killing, _) | (Running | Unreachable, Health::Unhealthy) => Rotation::Draining,
             (Running | Unreachable, Health::Unknown) => Rotation::Out,
             (Running | Unreachable, _) if self.readiness == Readiness::NotReady => Rotation::Out,
-            (Running | Unreachable, Health::Healthy | Health::Unchecked) => Rotation::In,
+            (Running | Unreachable, Health::Healthy | Health::Presumed | Health::Unchecked) => Rotation::In,
         }
     }
 
+    /// The first address of a service.
     pub fn endpoint(&self, port_index: usize) -> Option<&Endpoint> {
-        self.endpoints.iter().find(|e| e.port_index == port_index)
+        self.endpoints_of(port_index).next()
+    }
+
+    /// Every address of a service.
+    pub fn endpoints_of(&self, port_index: usize) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().filter(move |e| e.port_index == port_index)
     }
 }

@@ -5,6 +5,7 @@
 
 mod app;
 mod delta;
+mod holding;
 mod instance;
 mod problem;
 mod snapshot;
@@ -12,10 +13,11 @@ mod vip;
 
 pub use app::{App, AppId, HealthCheck, HealthCheckProtocol, Protocols, Service, ServiceId};
 pub use delta::{Delta, VipsChanged};
+pub use holding::{Apps, Changes, Holding, ProblemsChanged};
 pub use instance::{Endpoint, Health, Instance, InstanceId, InstanceState, Readiness, Rotation};
 pub use problem::Problem;
 pub use snapshot::{AppUpdate, Catalog, CatalogConfig, Generation, Snapshot};
 pub use vip::{
-    Protocol, Vip, VipKey, VipLabel, VipLabelError, VipName, VipPool, VipPoolError, VipTarget, Vips,
-    dns_label, phash2,
+    Family, Protocol, Reserved, Vip, VipKey, VipLabel, VipLabelError, VipName, VipPool, VipPoolError,
+    VipTarget, Vips, dns_label, phash2,
 };

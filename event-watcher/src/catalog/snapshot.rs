@@ -2,16 +2,19 @@
 //!
 //! Unchanged apps are the same `Arc` in the next snapshot: what changed can be told by comparing pointers.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::app::{App, AppId};
-use super::instance::{Health, InstanceId, InstanceState};
+use super::holding::{Apps, Changes, Holding, ProblemsChanged};
+use super::instance::{InstanceId, InstanceState};
 use super::problem::Problem;
-use super::vip::{VipKey, VipPool, Vips};
+use super::vip::{Claims, Reserved, VipPool, Vips};
 
 /// The number of a snapshot. 0 is the empty one that exists before the first sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -34,7 +37,7 @@ pub struct Snapshot {
     pub generation: Generation,
     /// The scheduler's name (Marathon's framework name), part of every DNS name.
     pub framework: Arc<str>,
-    pub apps: Arc<BTreeMap<AppId, Arc<App>>>,
+    pub apps: Apps,
     pub vips: Arc<Vips>,
     pub problems: Arc<[Problem]>,
 }
@@ -67,15 +70,16 @@ pub struct AppUpdate {
 #[derive(Debug)]
 pub struct Catalog {
     config: CatalogConfig,
-    apps: Arc<BTreeMap<AppId, Arc<App>>>,
-    problems: BTreeMap<AppId, Vec<Problem>>,
-    /// Problems of the last answer as a whole, e.g. an app without an id.
-    source_problems: Vec<Problem>,
-    /// The VIP keys of each app, to know when the allocation has to be made anew.
-    vip_keys: BTreeMap<AppId, Vec<Vec<VipKey>>>,
+    held: Holding,
+    /// Addresses that no VIP may have on this node.
+    reserved: Vec<Reserved>,
+    /// What the table of VIPs is made of, app by app, to know when it has to be made anew.
+    claims: BTreeMap<AppId, Claims>,
+    /// Addresses that somebody chose for a VIP, and how many apps did.
+    chosen: BTreeMap<IpAddr, usize>,
     vips: Arc<Vips>,
     vip_problems: Vec<Problem>,
-    vips_stale: bool,
+    problems: Arc<[Problem]>,
     changed: bool,
     generation: Generation,
 }
@@ -84,24 +88,25 @@ impl Catalog {
     pub fn new(config: CatalogConfig) -> Self {
         Self {
             config,
-            apps: Arc::default(),
-            problems: BTreeMap::new(),
-            source_problems: Vec::new(),
-            vip_keys: BTreeMap::new(),
+            held: Holding::default(),
+            reserved: Vec::new(),
+            claims: BTreeMap::new(),
+            chosen: BTreeMap::new(),
             vips: Arc::default(),
             vip_problems: Vec::new(),
-            vips_stale: false,
+            problems: Arc::default(),
             changed: false,
             generation: Generation::UNSYNCED,
         }
     }
 
-    pub fn app(&self, id: &AppId) -> Option<&Arc<App>> {
-        self.apps.get(id)
+    /// Keeps VIPs off addresses that are somebody else's on this node.
+    pub fn reserving(self, reserved: Vec<Reserved>) -> Self {
+        Self { reserved, ..self }
     }
 
-    pub fn apps(&self) -> impl ExactSizeIterator<Item = &Arc<App>> {
-        self.apps.values()
+    pub fn app(&self, id: &AppId) -> Option<&Arc<App>> {
+        self.held.app(id)
     }
 
     /// The scheduler's own name, learnt after the start.
@@ -119,127 +124,117 @@ impl Catalog {
     /// Takes a complete list: apps that are not in it are gone.
     pub fn replace_all(&mut self, updates: Vec<AppUpdate>, source_problems: Vec<Problem>) {
         let known: BTreeSet<AppId> = updates.iter().map(|u| u.app.id.clone()).collect();
-        self.retain(&known);
+        self.held.retain(&known);
         for update in updates {
-            self.replace(update);
+            self.held.replace(update);
         }
         self.set_source_problems(source_problems);
     }
 
     pub fn replace(&mut self, update: AppUpdate) {
-        let AppUpdate { app, problems } = update;
-        let id = app.id.clone();
-        self.set_problems(&id, problems);
-        if self.apps.get(&id).is_some_and(|known| **known == app) {
-            return;
-        }
-        let keys: Vec<Vec<VipKey>> = app.services.iter().map(|s| s.vips.clone()).collect();
-        if self.vip_keys.get(&id) != Some(&keys) {
-            self.vips_stale |= keys.iter().any(|k| !k.is_empty()) || self.has_vips(&id);
-            self.vip_keys.insert(id.clone(), keys);
-        }
-        Arc::make_mut(&mut self.apps).insert(id, Arc::new(app));
-        self.changed = true;
+        self.held.replace(update);
+    }
+
+    /// Takes an app as it is shared already, with what is wrong in its input.
+    pub fn put(&mut self, app: Arc<App>, problems: Vec<Problem>) {
+        self.held.put(app, problems);
     }
 
     pub fn remove(&mut self, id: &AppId) {
-        self.vips_stale |= self.has_vips(id);
-        self.vip_keys.remove(id);
-        self.changed |= self.problems.remove(id).is_some();
-        if self.apps.contains_key(id) {
-            Arc::make_mut(&mut self.apps).remove(id);
-            self.changed = true;
-        }
+        self.held.remove(id);
     }
 
-    /// Moves one instance to a state that takes it out of rotation, without waiting for a fetch: an event may do
-    /// this, because it can only be too early, never wrong.
+    /// See [`Holding::retire`].
     pub fn retire(&mut self, app: &AppId, instance: &InstanceId, state: InstanceState) {
-        let Some(known) = self.apps.get(app) else { return };
-        let Some(index) = known.instances.iter().position(|i| i.id == *instance) else { return };
-        let current = known.instances[index].state;
-        // Events may come out of order: what has ended is not being killed any more.
-        if current == state || current == InstanceState::Terminal {
-            return;
-        }
-        let mut changed = App::clone(known);
-        Arc::make_mut(&mut changed.instances[index]).state = state;
-        Arc::make_mut(&mut self.apps).insert(app.clone(), Arc::new(changed));
-        self.changed = true;
+        self.held.retire(app, instance, state);
     }
 
-    /// Takes a verdict about one instance's health, without waiting for a fetch; as with [`Self::retire`], only a bad
-    /// one can be taken this way.
+    /// See [`Holding::mark_unhealthy`].
     pub fn mark_unhealthy(&mut self, app: &AppId, instance: &InstanceId) {
-        let Some(known) = self.apps.get(app) else { return };
-        let Some(index) = known.instances.iter().position(|i| i.id == *instance) else { return };
-        if known.instances[index].health == Health::Unhealthy {
-            return;
-        }
-        let mut changed = App::clone(known);
-        Arc::make_mut(&mut changed.instances[index]).health = Health::Unhealthy;
-        Arc::make_mut(&mut self.apps).insert(app.clone(), Arc::new(changed));
-        self.changed = true;
+        self.held.mark_unhealthy(app, instance);
     }
 
-    /// What is wrong with an app whose last good version stays, or which has none.
+    /// What is wrong with an app that is not there, or whose last good version stays.
     pub fn set_problems(&mut self, id: &AppId, problems: Vec<Problem>) {
-        if self.problems.get(id).map_or(&[][..], Vec::as_slice) == problems {
-            return;
-        }
-        self.changed = true;
-        if problems.is_empty() {
-            self.problems.remove(id);
-        } else {
-            self.problems.insert(id.clone(), problems);
-        }
+        self.held.set_problems(id, problems);
     }
 
-    /// What is wrong with the scheduler's answer as a whole.
+    /// What is wrong with the schedulers' answers beyond single apps.
     pub fn set_source_problems(&mut self, problems: Vec<Problem>) {
-        if self.source_problems != problems {
-            self.source_problems = problems;
-            self.changed = true;
-        }
-    }
-
-    /// Removes every app, and every problem of an app, that is not in `known`.
-    pub fn retain(&mut self, known: &BTreeSet<AppId>) {
-        let gone: Vec<AppId> =
-            self.apps.keys().chain(self.problems.keys()).filter(|id| !known.contains(*id)).cloned().collect();
-        for id in &gone {
-            self.remove(id);
-        }
+        self.held.set_source_problems(problems);
     }
 
     /// The next snapshot, or `None` when nothing differs from the last one taken. The first one is always taken, so
     /// that an empty cluster counts as synced.
     pub fn snapshot(&mut self) -> Option<Arc<Snapshot>> {
+        let Changes { apps, problems } = self.held.take_changes();
+        self.changed |= !apps.is_empty() || problems == ProblemsChanged::Yes;
         if !self.changed && self.generation > Generation::UNSYNCED {
             return None;
         }
-        if std::mem::take(&mut self.vips_stale) {
-            let (vips, problems) = Vips::allocate(self.apps.values().map(|a| &**a), &self.config.vip_pools);
+        let mut problems_differ = problems == ProblemsChanged::Yes;
+        if self.take_claims(&apps) {
+            let (vips, problems) =
+                Vips::allocate(self.claims.values(), &self.config.vip_pools, &self.reserved);
+            problems_differ |= self.vip_problems != problems;
             self.vip_problems = problems;
             if vips != *self.vips {
                 self.vips = Arc::new(vips);
             }
         }
+        if problems_differ {
+            self.problems = self.held.problems().chain(&self.vip_problems).cloned().collect();
+        }
         self.changed = false;
         self.generation = Generation(self.generation.0 + 1);
-        let problems =
-            self.source_problems.iter().chain(self.problems.values().flatten()).chain(&self.vip_problems);
         Some(Arc::new(Snapshot {
             generation: self.generation,
             framework: Arc::clone(&self.config.framework),
-            apps: Arc::clone(&self.apps),
+            apps: self.held.apps().clone(),
             vips: Arc::clone(&self.vips),
-            problems: problems.cloned().collect(),
+            problems: Arc::clone(&self.problems),
         }))
     }
 
-    fn has_vips(&self, id: &AppId) -> bool {
-        self.vip_keys.get(id).is_some_and(|keys| keys.iter().any(|k| !k.is_empty()))
+    /// Notes what the changed apps claim now, and tells whether the table of VIPs may differ from before.
+    fn take_claims(&mut self, changed: &BTreeSet<AppId>) -> bool {
+        let mut differ = false;
+        for id in changed {
+            let claims = self.held.app(id).map(|app| Claims::of(app));
+            let known = self.claims.get(id);
+            if known == claims.as_ref() {
+                continue;
+            }
+            differ = differ || self.matters(known, claims.as_ref().unwrap_or(&Claims::default()));
+            for ip in known.into_iter().flat_map(Claims::chosen) {
+                if let Entry::Occupied(mut n_apps) = self.chosen.entry(ip) {
+                    *n_apps.get_mut() -= 1;
+                    if *n_apps.get() == 0 {
+                        n_apps.remove();
+                    }
+                }
+            }
+            for ip in claims.iter().flat_map(Claims::chosen) {
+                *self.chosen.entry(ip).or_default() += 1;
+            }
+            match claims {
+                Some(claims) => self.claims.insert(id.clone(), claims),
+                None => self.claims.remove(id),
+            };
+        }
+        differ
+    }
+
+    /// Whether the table of VIPs may differ when an app's claims change.
+    fn matters(&self, old: Option<&Claims>, new: &Claims) -> bool {
+        let nothing = Claims::default();
+        let old = old.unwrap_or(&nothing);
+        // Agents come and go with every instance; they matter where a VIP is, or could be.
+        let is_near = |ip: &IpAddr| {
+            self.chosen.contains_key(ip) || self.config.vip_pools.iter().any(|pool| pool.contains(*ip))
+        };
+        let services_differ = (old.has_vips() || new.has_vips()) && !old.same_services(new);
+        services_differ || old.agents().symmetric_difference(new.agents()).any(is_near)
     }
 }
 
@@ -322,6 +317,28 @@ mod tests {
         catalog.replace_all(vec![], vec![]);
         assert!(catalog.snapshot().unwrap().is_synced());
         assert!(catalog.snapshot().is_none());
+    }
+
+    #[test]
+    fn a_vip_keeps_its_address_without_instances_and_loses_it_to_an_agent() {
+        let mut catalog = catalog();
+        let chosen = "127.11.7.7:80";
+        catalog.replace_all(vec![app("/a", Some("/a:80")), app("/b", Some(chosen))], vec![]);
+        let first = catalog.snapshot().unwrap();
+        let mut scaled = app("/a", Some("/a:80"));
+        scaled.app.instances.clear();
+        catalog.replace(scaled);
+        let second = catalog.snapshot().unwrap();
+        assert!(Arc::ptr_eq(&first.vips, &second.vips));
+
+        let mut agent = app("/c", None);
+        Arc::make_mut(&mut agent.app.instances[0]).host_address = "127.11.7.7".parse().ok();
+        catalog.replace(agent);
+        let third = catalog.snapshot().unwrap();
+        assert_eq!((third.vips.iter().len(), third.problems.len()), (1, 1));
+        catalog.remove(&AppId::new("/c"));
+        let fourth = catalog.snapshot().unwrap();
+        assert_eq!((&fourth.vips, fourth.problems.len()), (&second.vips, 0), "equal apps, equal table");
     }
 
     #[test]

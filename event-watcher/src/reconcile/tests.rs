@@ -3,12 +3,14 @@
 
 use super::*;
 use crate::catalog::InstanceState;
+use crate::publish::Freshness;
 
 fn timing() -> Timing {
     Timing {
         resync: Duration::from_secs(30),
         coalesce: Duration::from_millis(50),
         poll: Duration::from_secs(5),
+        stream_deadline: Duration::from_secs(15),
     }
 }
 
@@ -17,7 +19,7 @@ fn id(name: &str) -> AppId {
 }
 
 fn touched(name: &str) -> Input {
-    Input::Signal(Signal::Touched { apps: vec![id(name)], urgency: Urgency::Now })
+    Input::Signal(Signal::Touched { apps: vec![id(name)], urgency: Urgency::Now, news: News::Report })
 }
 
 fn killing(name: &str, task: &str) -> Input {
@@ -45,10 +47,10 @@ fn live(now: Instant, apps: &[&str]) -> Reconcile {
     assert_eq!(core.handle(now, Input::Tick), [Action::Connect]);
     assert_eq!(core.handle(now, Input::StreamUp), [], "what is read before the attachment may miss events");
     let ticket = ticket_of(&core.handle(now, Input::Signal(Signal::Attached)));
-    assert!(matches!(core.freshness(), Freshness::Unsynced { .. }));
+    assert!(matches!(core.state().freshness(), Freshness::Unsynced { .. }));
     let ids = apps.iter().map(|a| id(a)).collect();
-    core.handle(now, Input::ListFetched { ticket, ids });
-    assert_eq!(core.freshness(), Freshness::Live);
+    core.handle(now, Input::ListFetched { ticket, ids, survey: Survey::default() });
+    assert_eq!(core.state().freshness(), Freshness::Live);
     core
 }
 
@@ -92,7 +94,10 @@ fn a_storm_is_coalesced() {
         let actions = core.handle(now, Input::Signal(Signal::Everything));
         if let Some(Action::FetchList(ticket)) = actions.iter().find(|a| matches!(a, Action::FetchList(_))) {
             n_lists += 1;
-            core.handle(now, Input::ListFetched { ticket: *ticket, ids: vec![id("/a")] });
+            core.handle(
+                now,
+                Input::ListFetched { ticket: *ticket, ids: vec![id("/a")], survey: Survey::default() },
+            );
         }
     }
     assert_eq!(n_lists, 10, "one list each 200 ms");
@@ -104,7 +109,8 @@ fn many_apps_at_once_are_one_list() {
     let mut core = live(now, &[]);
     let apps = (0..1000).map(|n| id(&format!("/app{n}"))).collect();
     let later = now + LIST_INTERVAL;
-    let actions = core.handle(later, Input::Signal(Signal::Touched { apps, urgency: Urgency::Now }));
+    let actions = core
+        .handle(later, Input::Signal(Signal::Touched { apps, urgency: Urgency::Now, news: News::Report }));
     assert!(matches!(actions[..], [Action::FetchList(_)]), "{actions:?}");
 }
 
@@ -127,7 +133,8 @@ fn an_answer_begun_before_an_ending_brings_nobody_back() {
     let early = ticket_of(&core.handle(now + timing().resync, Input::Tick));
     let now = now + timing().resync;
     core.handle(now, killing("/a", "a.1"));
-    let actions = core.handle(now, Input::ListFetched { ticket: early, ids: vec![id("/a")] });
+    let actions = core
+        .handle(now, Input::ListFetched { ticket: early, ids: vec![id("/a")], survey: Survey::default() });
     assert_eq!((&actions[0], retires(&actions)), (&Action::TakeList { keep: BTreeSet::new() }, 1));
 }
 
@@ -144,7 +151,10 @@ fn of_two_overlapping_answers_the_second_is_left_out_and_the_app_read_again() {
             _ => Input::AppGone { ticket, id: id("/a") },
         };
         core.handle(now, input);
-        let actions = core.handle(now, Input::ListFetched { ticket: list, ids: vec![id("/a"), id("/b")] });
+        let actions = core.handle(
+            now,
+            Input::ListFetched { ticket: list, ids: vec![id("/a"), id("/b")], survey: Survey::default() },
+        );
         assert_eq!(actions, [Action::TakeList { keep: [id("/a")].into() }], "{younger}");
         ticket_of(&core.handle(now + timing().coalesce, Input::Tick));
     }
@@ -154,7 +164,7 @@ fn of_two_overlapping_answers_the_second_is_left_out_and_the_app_read_again() {
     let early = ticket_of(&core.handle(now, touched("/a")));
     let now = start + timing().resync;
     let list = ticket_of(&core.handle(now, Input::Tick));
-    core.handle(now, Input::ListFetched { ticket: list, ids: vec![id("/a")] });
+    core.handle(now, Input::ListFetched { ticket: list, ids: vec![id("/a")], survey: Survey::default() });
     assert_eq!(core.handle(now, Input::AppFetched { ticket: early, id: id("/a") }), [Action::Discard]);
     ticket_of(&core.handle(now + timing().coalesce, Input::Tick));
 }
@@ -179,7 +189,7 @@ fn the_state_is_stale_while_the_stream_is_away_and_live_after_a_list() {
     let mut core = live(start, &["/a"]);
     let down = start + Duration::from_secs(1);
     core.handle(down, Input::StreamDown { kind: FailureKind::Other, reason: "cut".into() });
-    assert_eq!(core.freshness(), Freshness::Stale { since: down, reason: "cut".into() });
+    assert_eq!(core.state().freshness(), Freshness::Stale { since: down, reason: "cut".into() });
     // Failing for a minute: never more than one attempt at a time, and not every moment.
     let mut n_attempts = 0;
     let mut now = down;
@@ -205,7 +215,7 @@ fn the_state_is_stale_while_the_stream_is_away_and_live_after_a_list() {
         }
     }
     assert!((8..60).contains(&n_attempts), "{n_attempts} attempts in a minute");
-    assert_eq!(core.freshness(), Freshness::Stale { since: down, reason: "refused".into() });
+    assert_eq!(core.state().freshness(), Freshness::Stale { since: down, reason: "refused".into() });
 
     while !core.handle(now, Input::Tick).contains(&Action::Connect) {
         now = core.next_deadline().unwrap();
@@ -215,8 +225,8 @@ fn the_state_is_stale_while_the_stream_is_away_and_live_after_a_list() {
     let attached = core.next_deadline().unwrap();
     assert!(attached <= now + ATTACH_DEADLINE);
     let ticket = ticket_of(&core.handle(attached, Input::Tick));
-    core.handle(attached, Input::ListFetched { ticket, ids: vec![id("/a")] });
-    assert_eq!(core.freshness(), Freshness::Live);
+    core.handle(attached, Input::ListFetched { ticket, ids: vec![id("/a")], survey: Survey::default() });
+    assert_eq!(core.state().freshness(), Freshness::Live);
 }
 
 #[test]
@@ -228,8 +238,8 @@ fn without_an_event_stream_the_list_is_polled() {
     let mut ticket = ticket_of(&core.handle(start, down));
     let mut now = start;
     for _ in 0..5 {
-        core.handle(now, Input::ListFetched { ticket, ids: vec![] });
-        assert_eq!(core.freshness(), Freshness::Live);
+        core.handle(now, Input::ListFetched { ticket, ids: vec![], survey: Survey::default() });
+        assert_eq!(core.state().freshness(), Freshness::Live);
         assert_eq!(core.next_deadline(), Some(now + timing().poll));
         now += timing().poll;
         ticket = ticket_of(&core.handle(now, Input::Tick));
@@ -244,7 +254,7 @@ fn refused_credentials_are_not_tried_again_at_once() {
     core.handle(start, Input::StreamDown { kind: FailureKind::Auth, reason: "401".into() });
     core.handle(start, Input::ListFailed { kind: FailureKind::Auth, reason: "401".into() });
     assert_eq!(core.next_deadline(), Some(start + AUTH_BACKOFF));
-    assert_eq!(core.freshness(), Freshness::Unsynced { reason: "401".into() });
+    assert_eq!(core.state().freshness(), Freshness::Unsynced { reason: "401".into() });
 }
 
 mod simulation {
@@ -338,7 +348,8 @@ mod simulation {
         fn change_world(&mut self, now: Instant) {
             self.moved = true;
             let app = id(&format!("/app{}", self.rng.random_range(0..6)));
-            let touch = Signal::Touched { apps: vec![app.clone()], urgency: Urgency::Now };
+            let touch =
+                Signal::Touched { apps: vec![app.clone()], urgency: Urgency::Now, news: News::Report };
             match self.rng.random_range(0..10) {
                 0 => {
                     self.world.remove(&app);
@@ -471,7 +482,11 @@ mod simulation {
                     }
                     Fetch::List => {
                         let ids = seen.keys().cloned().collect();
-                        self.give(now, Input::ListFetched { ticket, ids }, Some(&seen));
+                        self.give(
+                            now,
+                            Input::ListFetched { ticket, ids, survey: Survey::default() },
+                            Some(&seen),
+                        );
                     }
                     Fetch::App(id) if failed => self.give(now, Input::AppFailed { id }, None),
                     Fetch::App(id) => match seen.get(&id) {
@@ -533,7 +548,7 @@ mod simulation {
         }
         simulation.check_nobody_came_back(seed);
         assert!(simulation.synced, "seed {seed}: never synced");
-        assert_eq!(simulation.core.freshness(), Freshness::Live, "seed {seed}");
+        assert_eq!(simulation.core.state().freshness(), Freshness::Live, "seed {seed}");
         assert_eq!(simulation.catalog, simulation.world, "seed {seed}: the catalog is not the truth");
     }
 

@@ -1,8 +1,10 @@
-//! Where the catalog's contents come from. Today one kind of scheduler: [`marathon`].
+//! Where apps come from: [`marathon`], a scheduler, and [`fixed`], a file.
 //!
-//! A source reads and translates; it never decides when to read ([`crate::reconcile`]) and never publishes.
+//! A source reads, translates and tells its [`crate::hub::Feed`] what it holds and how far that can be trusted. It
+//! publishes nothing, and knows of no other source.
 
+pub(crate) mod fixed;
 pub(crate) mod marathon;
 mod signal;
 
-pub(crate) use signal::{InstanceRef, Signal, Urgency, Verdict};
+pub(crate) use signal::{InstanceRef, News, Signal, Urgency, Verdict};

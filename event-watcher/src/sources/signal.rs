@@ -11,6 +11,7 @@ pub(crate) enum Signal {
     Touched {
         apps: Vec<AppId>,
         urgency: Urgency,
+        news: News,
     },
     /// An instance must get nothing new from now on; its app is to be looked at again.
     Ended {
@@ -21,6 +22,15 @@ pub(crate) enum Signal {
     /// Something changed, and it is not known what.
     Everything,
     Nothing,
+}
+
+/// What a signal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// Somebody changes the app on purpose: it may well have fewer instances afterwards.
+    Plan,
+    /// Something happened to its instances.
+    Report,
 }
 
 /// How soon a touched app is worth a fetch.

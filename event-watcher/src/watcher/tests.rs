@@ -3,15 +3,17 @@
 
 mod member;
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use self::member::{Member, answer};
 use super::*;
-use crate::catalog::{Rotation, Snapshot};
-use crate::config::Credentials;
+use crate::catalog::{AppId, Rotation, Snapshot};
+use crate::config::{Credentials, Marathon};
 use crate::publish::{self, Freshness, Subscriber};
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -33,15 +35,18 @@ impl Drop for Watch {
     }
 }
 
-fn config(members: &[&Member]) -> Config {
-    let mut config = Config::new(members.iter().map(|m| m.url()).collect());
-    config.vip_pools = vec!["127.11.0.0/16".parse().unwrap()];
-    config
+fn config(members: &[&Member]) -> Marathon {
+    Marathon::new(members.iter().map(|m| m.url()).collect())
 }
 
-fn watch(config: Config) -> Watch {
+fn watch(config: Marathon) -> Watch {
+    watch_all(Config::of_one(config))
+}
+
+fn watch_all(config: Config) -> Watch {
     let (publisher, subscriber) = publish::channel();
     let cancel = CancellationToken::new();
+    let config = Config { vip_pools: vec!["127.11.0.0/16".parse().unwrap()], ..config };
     let handle = start(config, publisher, cancel.clone()).unwrap();
     Watch { subscriber, handle, cancel }
 }

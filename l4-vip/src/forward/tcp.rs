@@ -1,33 +1,34 @@
 //! The TCP forwarder: connects an accepted client to an endpoint of a pool and relays until both sides are done.
 //!
 //! A FIN ends one direction and is passed on; everything else that ends a connection is passed on as RST, so that a
-//! cut stream never looks complete. There is no idle time-out: a half-open or silent connection is the peers' affair.
+//! cut stream never looks complete. Unless told otherwise there is no idle time-out: a half-open or silent connection is
+//! the peers' affair.
 
+use std::cell::Cell;
 use std::future::poll_fn;
-use std::hash::BuildHasher;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use foldhash::fast::FixedState;
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::direction::{Broken, Direction, Shared};
+use super::{MAX_TRIES, is_local};
 use crate::policy::Policy;
 use crate::pool::{InFlight, Pool};
 use crate::stats::Counters;
-
-/// Endpoints tried for one connection.
-const MAX_TRIES: usize = 3;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// For one endpoint; a connection is refused after at most three.
     pub connect_timeout: Duration,
+    /// A connection without a byte in either direction for this long is reset; at most twice as long, because it is
+    /// looked at once in that time. `None`: never.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// How a connection ended. All but `Closed` were reset on both sides.
@@ -41,6 +42,8 @@ pub enum Outcome {
     Unreachable,
     ClientReset,
     EndpointReset,
+    /// Nothing moved for longer than the configuration allows.
+    Idle,
 }
 
 /// One per worker: holds the buffer and the pipes that its connections share.
@@ -78,12 +81,21 @@ impl Forwarder {
                 return outcome;
             }
         };
-        let outcome = self.relay(&client, &server, &in_flight, counters).await;
+        let n_moves = Cell::new(0_u64);
+        let relay = self.relay(&client, &server, &in_flight, counters, &n_moves);
+        let outcome = match self.options.idle_timeout {
+            None => relay.await,
+            Some(timeout) => tokio::select! {
+                outcome = relay => outcome,
+                () = silence(timeout, &n_moves) => Outcome::Idle,
+            },
+        };
         match outcome {
             Outcome::Closed => {
                 client.is_done = true;
                 server.is_done = true;
             }
+            Outcome::Idle => counters.n_idle.add(1),
             _ => counters.n_resets.add(1),
         }
         outcome
@@ -95,14 +107,18 @@ impl Forwarder {
         pool: &Pool,
         counters: &Counters,
     ) -> Result<(Socket, InFlight), Outcome> {
-        let affinity = (pool.policy() == Policy::Source).then(|| FixedState::default().hash_one(peer));
         let mut outcome = Outcome::NoEndpoint;
-        for choice in pool.pick(affinity).take(MAX_TRIES) {
+        for choice in pool.choose(peer).take(MAX_TRIES) {
             outcome = Outcome::Unreachable;
             let in_flight = choice.endpoint.begin();
+            let began = (pool.policy() == Policy::P2c).then(Instant::now);
             match connect(choice.endpoint.address, self.options.connect_timeout).await {
                 Ok(server) => {
                     choice.endpoint.connect_succeeded();
+                    if let Some(began) = began {
+                        choice.endpoint.connect_took(began.elapsed());
+                    }
+                    pool.keep(peer, choice.endpoint);
                     return Ok((Socket::new(server), in_flight));
                 }
                 // Not the endpoint's fault, so it is not counted against it.
@@ -110,6 +126,9 @@ impl Forwarder {
                 Err(_) => {
                     counters.n_connect_failures.add(1);
                     choice.endpoint.connect_failed();
+                    if let Some(began) = began {
+                        choice.endpoint.connect_took(began.elapsed().max(self.options.connect_timeout));
+                    }
                 }
             }
         }
@@ -122,11 +141,13 @@ impl Forwarder {
         server: &TcpStream,
         in_flight: &InFlight,
         counters: &Counters,
+        n_moves: &Cell<u64>,
     ) -> Outcome {
         let (mut up, mut down) = (Direction::new(), Direction::new());
         let note_up = |direction: &mut Direction| {
             let n = direction.take_moved();
             if n > 0 {
+                n_moves.set(n_moves.get() + 1);
                 in_flight.endpoint().add_bytes_in(n);
                 counters.bytes_in.add(n);
             }
@@ -134,6 +155,7 @@ impl Forwarder {
         let note_down = |direction: &mut Direction| {
             let n = direction.take_moved();
             if n > 0 {
+                n_moves.set(n_moves.get() + 1);
                 in_flight.endpoint().add_bytes_out(n);
                 counters.bytes_out.add(n);
             }
@@ -178,6 +200,17 @@ impl Forwarder {
             biased;
             end = rest => end.err().unwrap_or(Outcome::Closed),
             _ = half_closed.ready(Interest::ERROR) => Broken::Source.outcome(ended),
+        }
+    }
+}
+
+/// Returns when nothing has moved for `timeout`. One timer, looked at once in that time, not once per move.
+async fn silence(timeout: Duration, n_moves: &Cell<u64>) {
+    loop {
+        let before = n_moves.get();
+        tokio::time::sleep(timeout).await;
+        if n_moves.get() == before {
+            return;
         }
     }
 }
@@ -259,12 +292,4 @@ async fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream
         return Err(error);
     }
     Ok(stream)
-}
-
-/// This host ran out of something: descriptors, ports to that endpoint, memory.
-fn is_local(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL | libc::ENOBUFS | libc::ENOMEM)
-    )
 }

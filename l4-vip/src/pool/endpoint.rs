@@ -3,28 +3,42 @@
 //! All of it is relaxed atomics, written on the request path. None of it flows back into the catalog.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use event_watcher::catalog::{InstanceId, Rotation};
 use serde::Serialize;
 
+use super::affinity::ID_MASK;
+use crate::policy::PeakEwma;
+
 /// Successive failed connects until an endpoint is passed over.
 pub(super) const FAILURES_TO_EJECT: u32 = 3;
 /// How long the first time. Short, because an instance that has just started may not listen yet.
 const FIRST_EJECTION: Duration = Duration::from_millis(50);
-/// The time doubles with each further failure, up to this.
+/// The time doubles with each failure after it has passed, up to this.
 const LONGEST_EJECTION: Duration = Duration::from_secs(10);
 
-/// Ejection times are milliseconds since this moment, so that they fit an atomic.
+/// Moments are times since this one, so that they fit an atomic.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Time since a moment near the start of the process.
+pub(super) fn now() -> Duration {
+    EPOCH.elapsed()
+}
+
+static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 
 #[derive(Debug)]
 pub struct EndpointState {
     pub instance: InstanceId,
     pub address: SocketAddr,
+    /// For affinity: tells it from every endpoint of the last 16 million.
+    pub(super) id: u32,
     rotation: AtomicU8,
+    weight: AtomicU16,
+    connect_time: PeakEwma,
     n_in_flight: AtomicU32,
     n_picked: AtomicU64,
     n_connect_failures: AtomicU64,
@@ -41,11 +55,15 @@ pub struct EndpointView {
     pub instance: InstanceId,
     pub address: SocketAddr,
     pub rotation: Rotation,
+    /// Its share of what is new, in relation to the others'. 0: nothing new.
+    pub weight: u16,
     pub ejected: bool,
     pub n_in_flight: u32,
     /// Requests or connections given to it.
     pub n_picked: u64,
     pub n_connect_failures: u64,
+    /// Peak EWMA of connect times, where the policy measures them.
+    pub connect_time_seconds: Option<f64>,
     /// From clients to the endpoint.
     pub bytes_in: u64,
     /// From the endpoint to clients.
@@ -57,7 +75,10 @@ impl EndpointState {
         Self {
             instance,
             address,
+            id: NEXT_ID.fetch_add(1, Relaxed) & ID_MASK,
             rotation: AtomicU8::new(Rotation::In as u8),
+            weight: AtomicU16::new(1),
+            connect_time: PeakEwma::default(),
             n_in_flight: AtomicU32::new(0),
             n_picked: AtomicU64::new(0),
             n_connect_failures: AtomicU64::new(0),
@@ -80,8 +101,27 @@ impl EndpointState {
         self.rotation.store(rotation as u8, Relaxed);
     }
 
+    /// It gets new requests and connections.
     pub fn is_usable(&self) -> bool {
-        self.rotation() == Rotation::In
+        self.rotation() == Rotation::In && self.weight() > 0
+    }
+
+    pub fn weight(&self) -> u16 {
+        self.weight.load(Relaxed)
+    }
+
+    pub(super) fn set_weight(&self, weight: u16) {
+        self.weight.store(weight, Relaxed);
+    }
+
+    /// How long a connect that succeeded took.
+    pub fn connect_took(&self, time: Duration) {
+        self.connect_time.observe(time, now());
+    }
+
+    /// What one more connection costs by connect time, in flight and weight; only good for comparing.
+    pub(super) fn cost(&self, now: Duration) -> f64 {
+        self.connect_time.cost(self.n_in_flight(), now) / f64::from(self.weight().max(1))
     }
 
     /// Counts one request or connection as given to this endpoint and in flight until the guard is dropped.
@@ -93,10 +133,14 @@ impl EndpointState {
 
     pub fn connect_failed(&self) {
         self.n_connect_failures.fetch_add(1, Relaxed);
+        if self.is_ejected() {
+            // It was tried because there is nobody else, by many clients perhaps. That says nothing new about it.
+            return;
+        }
         let n_failures = self.n_successive_failures.fetch_add(1, Relaxed) + 1;
         if let Some(excess) = n_failures.checked_sub(FAILURES_TO_EJECT) {
             let time = FIRST_EJECTION.saturating_mul(1 << excess.min(16)).min(LONGEST_EJECTION);
-            let until = (EPOCH.elapsed() + time).as_millis() as u64;
+            let until = (now() + time).as_millis() as u64;
             self.ejected_until_millis.store(until.max(1), Relaxed);
         }
     }
@@ -112,7 +156,7 @@ impl EndpointState {
     pub fn is_ejected(&self) -> bool {
         match self.ejected_until_millis.load(Relaxed) {
             0 => false,
-            until => (EPOCH.elapsed().as_millis() as u64) < until,
+            until => (now().as_millis() as u64) < until,
         }
     }
 
@@ -133,10 +177,12 @@ impl EndpointState {
             instance: self.instance.clone(),
             address: self.address,
             rotation: self.rotation(),
+            weight: self.weight(),
             ejected: self.is_ejected(),
             n_in_flight: self.n_in_flight(),
             n_picked: self.n_picked.load(Relaxed),
             n_connect_failures: self.n_connect_failures.load(Relaxed),
+            connect_time_seconds: self.connect_time.average().map(|time| time.as_secs_f64()),
             bytes_in: self.bytes_in.load(Relaxed),
             bytes_out: self.bytes_out.load(Relaxed),
         }

@@ -3,27 +3,65 @@
 //! A pool is immutable but for the state of its endpoints; a change of members makes a new pool that keeps the state
 //! of every endpoint that is in both. It does not connect to anything.
 
+mod affinity;
 mod endpoint;
 
-use std::net::SocketAddr;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use event_watcher::catalog::{InstanceId, Rotation};
+use foldhash::fast::FixedState;
 
 pub use endpoint::{EndpointState, EndpointView, InFlight};
 
-use crate::policy::Policy;
+use crate::policy::{Maglev, Policy, schedule};
+use affinity::Affinity;
+
+/// What a pool is made of.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub instance: InstanceId,
+    pub address: SocketAddr,
+    pub rotation: Rotation,
+    /// Its share of what is new, in relation to the others'. 0: nothing new, as if it were draining.
+    pub weight: u16,
+}
+
+impl From<(InstanceId, SocketAddr, Rotation)> for Member {
+    fn from((instance, address, rotation): (InstanceId, SocketAddr, Rotation)) -> Self {
+        Self { instance, address, rotation, weight: 1 }
+    }
+}
 
 #[derive(Debug)]
 pub struct Pool {
     policy: Policy,
     /// In rotation or draining, by address.
     endpoints: Box<[Arc<EndpointState>]>,
-    /// Indices of those in rotation.
+    /// Indices of those that get what is new.
     usable: Box<[usize]>,
+    shares: Shares,
+    affinity: Option<Kept>,
     /// Shared with the pool that this one replaced, so that a change does not start the round anew.
     cursor: Arc<AtomicUsize>,
+}
+
+/// Who gets how much, compiled from the weights for the policy. Positions are indices of `usable`.
+#[derive(Debug)]
+enum Shares {
+    Even,
+    Turns(Box<[u32]>),
+    Hashed(Maglev),
+}
+
+#[derive(Debug)]
+struct Kept {
+    table: Arc<Affinity>,
+    /// Positions by endpoint id.
+    by_id: Box<[(u32, usize)]>,
 }
 
 /// One endpoint that the pool proposes.
@@ -39,19 +77,21 @@ impl Pool {
     /// members any more are marked out, for those who still hold them.
     pub fn new(
         policy: Policy,
-        members: impl IntoIterator<Item = (InstanceId, SocketAddr, Rotation)>,
+        members: impl IntoIterator<Item = impl Into<Member>>,
         previous: Option<&Self>,
     ) -> Self {
         let mut endpoints: Vec<Arc<EndpointState>> = members
             .into_iter()
-            .filter(|(_, _, rotation)| *rotation != Rotation::Out)
-            .map(|(instance, address, rotation)| {
-                let known = previous.and_then(|pool| pool.find(&instance, address));
+            .map(Into::into)
+            .filter(|member| member.rotation != Rotation::Out)
+            .map(|member| {
+                let known = previous.and_then(|pool| pool.find(&member.instance, member.address));
                 let state = match known {
                     Some(known) => Arc::clone(known),
-                    None => Arc::new(EndpointState::new(instance, address)),
+                    None => Arc::new(EndpointState::new(member.instance, member.address)),
                 };
-                state.set_rotation(rotation);
+                state.set_rotation(member.rotation);
+                state.set_weight(member.weight);
                 state
             })
             .collect();
@@ -62,18 +102,53 @@ impl Pool {
                 gone.set_rotation(Rotation::Out);
             }
         }
-        let usable = endpoints
-            .iter()
-            .enumerate()
-            .filter(|(_, e)| e.rotation() == Rotation::In)
-            .map(|(i, _)| i)
-            .collect();
+        let usable: Box<[usize]> =
+            endpoints.iter().enumerate().filter(|(_, e)| e.is_usable()).map(|(i, _)| i).collect();
+        let of_usable = || usable.iter().map(|index| &endpoints[*index]);
+        let shares = match policy {
+            Policy::Maglev if usable.len() > 1 => {
+                Shares::Hashed(Maglev::new(&of_usable().map(|e| (e.address, e.weight())).collect::<Vec<_>>()))
+            }
+            Policy::RoundRobin | Policy::Random | Policy::Source | Policy::Maglev => {
+                let weights: Vec<u16> = of_usable().map(|e| e.weight()).collect();
+                schedule(&weights).map_or(Shares::Even, Shares::Turns)
+            }
+            // They weigh when they compare.
+            Policy::LeastConn | Policy::P2c => Shares::Even,
+        };
         let cursor = previous.map_or_else(Arc::default, |pool| Arc::clone(&pool.cursor));
-        Self { policy, endpoints: endpoints.into(), usable, cursor }
+        Self { policy, endpoints: endpoints.into(), usable, shares, affinity: None, cursor }
+    }
+
+    pub fn empty(policy: Policy) -> Self {
+        Self::new(policy, None::<Member>, None)
+    }
+
+    /// Keeps a client's connections together until it has made none for `timeout`. What `previous` knows of its
+    /// clients stays known when the time is the same.
+    pub fn with_affinity(mut self, timeout: Option<Duration>, previous: Option<&Self>) -> Self {
+        self.affinity = timeout.map(|timeout| {
+            let known = previous.and_then(|pool| pool.affinity.as_ref()).map(|kept| &kept.table);
+            let table = match known.filter(|table| table.timeout() == timeout) {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(Affinity::new(timeout)),
+            };
+            let ids = self.usable.iter().enumerate();
+            let mut by_id: Box<[(u32, usize)]> =
+                ids.map(|(position, index)| (self.endpoints[*index].id, position)).collect();
+            by_id.sort_unstable();
+            Kept { table, by_id }
+        });
+        self
     }
 
     pub fn policy(&self) -> Policy {
         self.policy
+    }
+
+    /// The time-out of session affinity, where clients have it.
+    pub fn affinity(&self) -> Option<Duration> {
+        self.affinity.as_ref().map(|kept| kept.table.timeout())
     }
 
     pub fn endpoints(&self) -> &[Arc<EndpointState>] {
@@ -88,34 +163,85 @@ impl Pool {
         self.endpoints.iter().find(|e| e.address == address && e.instance == *instance)
     }
 
+    /// [`Self::pick`] for a client: where session affinity keeps it first of all.
+    pub fn choose(&self, client: IpAddr) -> Choices<'_> {
+        let hash = (self.policy.is_keyed() || self.affinity.is_some()).then(|| client_hash(client));
+        let kept = self.affinity.as_ref().zip(hash).and_then(|(kept, hash)| {
+            let id = kept.table.find(hash, endpoint::now())?;
+            let at = kept.by_id.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+            Some(kept.by_id[at].1)
+        });
+        match kept {
+            Some(start) => Choices { pool: self, start, walked: 0, ejected: Vec::new() },
+            None => self.pick(hash),
+        }
+    }
+
+    /// A client was given this endpoint: with session affinity, it stays there.
+    pub fn keep(&self, client: IpAddr, endpoint: &EndpointState) {
+        if let Some(kept) = &self.affinity {
+            kept.table.keep(client_hash(client), endpoint.id, endpoint::now());
+        }
+    }
+
     /// Proposes every usable endpoint once, best first; those that fail to connect come last, because a bad endpoint
-    /// is better than none. `affinity` is a hash of whatever should stay together; only [`Policy::Source`] heeds it.
-    pub fn pick(&self, affinity: Option<u64>) -> Choices<'_> {
+    /// is better than none. `key` is a hash of whatever should stay together; only [`Policy::is_keyed`] ones heed it.
+    pub fn pick(&self, key: Option<u64>) -> Choices<'_> {
         let n = self.usable.len();
-        let start = match (self.policy, affinity) {
+        let start = match (self.policy, key) {
             _ if n < 2 => 0,
-            (Policy::Source, Some(hash)) => (hash % n as u64) as usize,
-            (Policy::Random, _) => rand::random_range(0..n),
-            (Policy::RoundRobin | Policy::Source, _) => self.next_turn(n),
+            (Policy::Source | Policy::Maglev, Some(hash)) => self.of_share(hash),
+            (Policy::Random, _) => self.of_share(rand::random()),
+            (Policy::RoundRobin | Policy::Source | Policy::Maglev, _) => {
+                self.of_share(self.next_turn() as u64)
+            }
             (Policy::LeastConn, _) => self.least_busy(n),
+            (Policy::P2c, _) => self.better_of_two(n),
         };
         Choices { pool: self, start, walked: 0, ejected: Vec::new() }
     }
 
-    fn next_turn(&self, n: usize) -> usize {
-        self.cursor.fetch_add(1, Relaxed) % n
+    fn next_turn(&self) -> usize {
+        self.cursor.fetch_add(1, Relaxed)
+    }
+
+    fn of_share(&self, number: u64) -> usize {
+        match &self.shares {
+            Shares::Even => (number % self.usable.len() as u64) as usize,
+            Shares::Turns(turns) => turns[(number % turns.len() as u64) as usize] as usize,
+            Shares::Hashed(table) => table.position(number),
+        }
     }
 
     fn least_busy(&self, n: usize) -> usize {
-        let first = self.next_turn(n);
+        let first = self.next_turn() % n;
         (0..n)
             .map(|step| (first + step) % n)
             .min_by_key(|position| {
                 let endpoint = &self.endpoints[self.usable[*position]];
-                (endpoint.is_ejected(), endpoint.n_in_flight())
+                // In parts of 2¹⁶ of a connection for each unit of weight.
+                let load =
+                    ((u64::from(endpoint.n_in_flight()) + 1) << 16) / u64::from(endpoint.weight().max(1));
+                (endpoint.is_ejected(), load)
             })
             .unwrap_or(0)
     }
+
+    fn better_of_two(&self, n: usize) -> usize {
+        let first = rand::random_range(0..n);
+        let second = (first + rand::random_range(1..n)) % n;
+        let now = endpoint::now();
+        let cost = |position: usize| {
+            let endpoint = &self.endpoints[self.usable[position]];
+            if endpoint.is_ejected() { f64::INFINITY } else { endpoint.cost(now) }
+        };
+        if cost(second) < cost(first) { second } else { first }
+    }
+}
+
+/// The same on every node that runs the same program.
+fn client_hash(client: IpAddr) -> u64 {
+    FixedState::default().hash_one(client)
 }
 
 /// The walk over the usable endpoints of a pool.
@@ -155,6 +281,20 @@ mod tests {
 
     fn member(name: &str, port: u16, rotation: Rotation) -> (InstanceId, SocketAddr, Rotation) {
         (InstanceId::new(name), SocketAddr::from(([127, 0, 0, 1], port)), rotation)
+    }
+
+    const ALL: [Policy; 6] =
+        [Policy::RoundRobin, Policy::LeastConn, Policy::Random, Policy::Source, Policy::Maglev, Policy::P2c];
+
+    fn weighted(weights: &[u16]) -> Vec<Member> {
+        let members = (1..)
+            .zip(weights)
+            .map(|(port, weight)| Member { weight: *weight, ..member("i", port, Rotation::In).into() });
+        members.collect()
+    }
+
+    fn client(n: u32) -> IpAddr {
+        std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into()
     }
 
     fn ports(pool: &Pool, affinity: Option<u64>) -> Vec<u16> {
@@ -218,6 +358,21 @@ mod tests {
         assert_eq!(ports(&pool, Some(0)), [1, 2]);
     }
 
+    /// Many clients meet an instance that does not listen yet; a moment after it does, it is tried again.
+    #[test]
+    fn failures_while_it_is_ejected_do_not_make_it_longer() {
+        let pool = Pool::new(Policy::RoundRobin, [member("i", 1, Rotation::In)], None);
+        let endpoint = &pool.endpoints()[0];
+        for _ in 0..1000 {
+            endpoint.connect_failed();
+        }
+        let ejected_at = std::time::Instant::now();
+        while endpoint.is_ejected() {
+            assert!(ejected_at.elapsed() < Duration::from_secs(5));
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn an_endpoint_ejected_during_the_walk_is_not_proposed_twice() {
         let pool = Pool::new(Policy::Source, [1, 2].map(|p| member("i", p, Rotation::In)), None);
@@ -230,8 +385,74 @@ mod tests {
 
     #[test]
     fn an_empty_pool_proposes_nothing() {
-        for policy in [Policy::RoundRobin, Policy::LeastConn, Policy::Random, Policy::Source] {
-            assert_eq!(Pool::new(policy, [], None).pick(Some(1)).count(), 0);
+        for policy in ALL {
+            assert_eq!(Pool::empty(policy).pick(Some(1)).count(), 0);
+        }
+    }
+
+    #[test]
+    fn every_policy_proposes_every_usable_endpoint_once() {
+        for policy in ALL {
+            let pool = Pool::new(policy, weighted(&[1, 0, 3, 2]), None);
+            for n in 0..20 {
+                let mut walk: Vec<u16> = pool.choose(client(n)).map(|c| c.endpoint.address.port()).collect();
+                walk.sort_unstable();
+                assert_eq!(walk, [1, 3, 4], "{policy}");
+            }
+        }
+    }
+
+    #[test]
+    fn shares_follow_weights() {
+        for policy in [Policy::RoundRobin, Policy::Random, Policy::Source, Policy::Maglev] {
+            let pool = Pool::new(policy, weighted(&[1, 3, 0]), None);
+            let mut counts = [0_u32; 3];
+            for n in 0..4000 {
+                let first = pool.choose(client(n)).next().unwrap();
+                counts[usize::from(first.endpoint.address.port()) - 1] += 1;
+            }
+            assert_eq!(counts[2], 0);
+            assert!((800..1200).contains(&counts[0]), "{policy}: {counts:?}");
+        }
+        let pool = Pool::new(Policy::LeastConn, weighted(&[1, 3]), None);
+        let held: Vec<InFlight> = (0..40).map(|_| pool.pick(None).next().unwrap().endpoint.begin()).collect();
+        let first = held.iter().filter(|h| h.endpoint().address.port() == 1).count();
+        assert!((9..=11).contains(&first), "{first} of 40");
+    }
+
+    #[test]
+    fn two_choices_prefer_the_faster_and_the_idler() {
+        let pool = Pool::new(Policy::P2c, weighted(&[1, 1]), None);
+        let [fast, slow] = [&pool.endpoints()[0], &pool.endpoints()[1]];
+        fast.connect_took(Duration::from_millis(1));
+        slow.connect_took(Duration::from_millis(50));
+        assert!((0..20).all(|_| ports(&pool, None) == [1, 2]));
+        let _busy: Vec<InFlight> = (0..99).map(|_| fast.begin()).collect();
+        assert!((0..20).all(|_| ports(&pool, None) == [2, 1]));
+    }
+
+    #[test]
+    fn affinity_outlives_changes_of_the_pool_but_not_of_its_endpoint() {
+        let hour = Some(Duration::from_secs(3600));
+        let pool = Pool::new(Policy::RoundRobin, weighted(&[1, 1, 1]), None).with_affinity(hour, None);
+        let first = |pool: &Pool, n: u32| {
+            let endpoint = Arc::clone(pool.choose(client(n)).next().unwrap().endpoint);
+            pool.keep(client(n), &endpoint);
+            endpoint.address.port()
+        };
+        let before: Vec<u16> = (0..30).map(|n| first(&pool, n)).collect();
+        assert_eq!((0..30).map(|n| first(&pool, n)).collect::<Vec<_>>(), before);
+        let used: std::collections::BTreeSet<u16> = before.iter().copied().collect();
+        assert_eq!(used.len(), 3, "clients are spread at first");
+
+        let more =
+            Pool::new(Policy::RoundRobin, weighted(&[1; 9]), Some(&pool)).with_affinity(hour, Some(&pool));
+        assert_eq!((0..30).map(|n| first(&more, n)).collect::<Vec<_>>(), before);
+        let less =
+            Pool::new(Policy::RoundRobin, weighted(&[0, 1, 1]), Some(&more)).with_affinity(hour, Some(&more));
+        for (n, port) in (0..30).zip(before) {
+            let now = first(&less, n);
+            assert!(now == port || (port == 1 && now != 1), "client {n} went from {port} to {now}");
         }
     }
 }

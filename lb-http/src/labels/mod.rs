@@ -27,7 +27,7 @@ use serde::Serialize;
 
 use crate::access::Admission;
 use crate::edits::HeadEdits;
-use crate::sticky::Cookie;
+use crate::sticky::CookieStyle;
 use reader::Reader;
 
 pub use balance::HashOn;
@@ -121,7 +121,7 @@ impl Require {
         match self {
             Self::Running if runs => Rotation::In,
             Self::Healthy if runs && instance.readiness == Readiness::NotReady => match instance.health {
-                Health::Healthy | Health::Unchecked => Rotation::In,
+                Health::Healthy | Health::Presumed | Health::Unchecked => Rotation::In,
                 Health::Unhealthy => Rotation::Draining,
                 Health::Unknown => Rotation::Out,
             },
@@ -190,7 +190,7 @@ pub struct ServiceLabels {
     pub balance: Policy,
     pub hash_on: HashOn,
     pub affinity: Affinity,
-    pub cookie: Cookie,
+    pub cookie: CookieStyle,
     /// Each once.
     pub vhosts: Vec<HostPattern>,
     /// Empty: every path. Only looked at for virtual hosts.
@@ -257,7 +257,7 @@ pub fn read(
         balance,
         hash_on,
         affinity,
-        cookie: Cookie::default(),
+        cookie: CookieStyle::default(),
         admission: access::read(&mut reader, mode, &vhosts),
         edits: rewrite::read(&mut reader, mode, &vhosts),
         vhosts,
@@ -272,7 +272,26 @@ pub fn read(
         static_server: None,
     };
     templates::apply(&mut reader, &mut labels);
+    tell_what_is_not_served(&mut reader, &labels);
     (enabled && served && port.is_some()).then_some(labels)
+}
+
+/// Understood, and told apart from what has an effect.
+fn tell_what_is_not_served(reader: &mut Reader<'_>, labels: &ServiceLabels) {
+    let accept = if reader.find("ACCEPT_PROXY").is_some() { "ACCEPT_PROXY" } else { "BIND_OPTIONS" };
+    for (holds, key, what) in [
+        (labels.ssl_cert.is_some(), "SSL_CERT", "service ports do not speak TLS yet"),
+        (labels.proxy_protocol.send.is_some(), "SEND_PROXY", "the PROXY protocol is not spoken yet"),
+        (
+            labels.proxy_protocol.accept == AcceptProxy::Required,
+            accept,
+            "the PROXY protocol is not understood yet",
+        ),
+    ] {
+        if holds {
+            reader.problem(key, what.to_owned(), "the label has no effect");
+        }
+    }
 }
 
 /// A path without a host is for every host; Marathon-LB ignores it.

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::http1::refusal::Refusal;
+
 use super::histogram::{Histogram, N_BUCKETS, quantile};
 
 /// A counter that one worker writes.
@@ -38,6 +40,7 @@ macro_rules! shard {
         pub struct Shard {
             $($(#[$doc])* pub $name: Count,)*
             responses: [Count; 6],
+            refusals: Refusals,
             times: Histogram,
         }
 
@@ -47,6 +50,8 @@ macro_rules! shard {
             $($(#[$doc])* pub $name: u64,)*
             /// By class: 1xx, 2xx, 3xx, 4xx, 5xx, other.
             pub responses: [u64; 6],
+            /// By [`Refusal::index`].
+            pub refusals: [u64; Refusal::COUNT],
             pub mean_time: Option<Duration>,
             /// Half of all response heads came within this time.
             pub p50: Option<Duration>,
@@ -60,6 +65,9 @@ macro_rules! shard {
                 for shard in shards {
                     $(totals.$name += shard.$name.value();)*
                     for (sum, count) in totals.responses.iter_mut().zip(&shard.responses) {
+                        *sum += count.value();
+                    }
+                    for (sum, count) in totals.refusals.iter_mut().zip(&shard.refusals.0) {
                         *sum += count.value();
                     }
                     shard.times.add_to(&mut times);
@@ -111,12 +119,31 @@ pub struct ResponseClass(usize);
 
 impl ResponseClass {
     pub fn of(status: StatusCode) -> Self {
-        let hundreds = usize::from(status.as_u16() / 100);
+        Self::of_number(status.as_u16())
+    }
+
+    pub fn of_number(status: u16) -> Self {
+        let hundreds = usize::from(status / 100);
         Self(if (1..=5).contains(&hundreds) { hundreds - 1 } else { 5 })
     }
 }
 
+/// Requests that were refused, by the reason.
+#[derive(Debug)]
+struct Refusals([Count; Refusal::COUNT]);
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Count::default()))
+    }
+}
+
 impl Shard {
+    pub fn refused(&self, refusal: Refusal) {
+        self.n_request_errors.increment();
+        self.refusals.0[refusal.index()].increment();
+    }
+
     pub fn responded(&self, class: ResponseClass) {
         self.responses[class.0].increment();
     }

@@ -70,7 +70,7 @@ impl Compiled {
         self.generation += 1;
         let snapshot = Snapshot {
             generation: Generation(self.generation),
-            apps: Arc::new(apps.iter().map(|a| (a.id.clone(), Arc::clone(a))).collect()),
+            apps: apps.iter().map(|a| (a.id.clone(), Arc::clone(a))).collect(),
             ..Snapshot::default()
         };
         self.compiler.compile(&snapshot, Instant::now())
@@ -124,6 +124,20 @@ fn hosts_and_paths_lead_to_the_right_backend() {
         assert_eq!(host(&table, name, path), expect, "{name} {path}");
     }
     assert!(table.problems.is_empty());
+}
+
+#[test]
+fn who_has_a_port_keeps_it_when_scaling_makes_its_version_the_younger_one() {
+    let mut compiled = Compiled::new();
+    let winner =
+        |table: &Table| table.backends[table.routes.of_port(10000).unwrap()].service.app.as_str().to_owned();
+    let (a, b) = (app("/a", "2024-01-01", 10000, &[], vec![]), app("/b", "2024-02-02", 10000, &[], vec![]));
+    assert_eq!(winner(&compiled.table(&[Arc::clone(&a), Arc::clone(&b)])), "/a");
+    let scaled = app("/a", "2024-03-03", 10000, &[], vec![]);
+    assert_eq!(winner(&compiled.table(&[Arc::clone(&scaled), Arc::clone(&b)])), "/a");
+    let other = app("/c", "2023-01-01", 10001, &[], vec![]);
+    assert_eq!(winner(&compiled.table(&[scaled, Arc::clone(&b), Arc::clone(&other)])), "/a");
+    assert_eq!(winner(&compiled.table(&[b, other])), "/b", "the port is free again");
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl Cluster {
     async fn publish(&mut self) {
         self.generation += 1;
         let generation = Generation(self.generation);
-        let apps = Arc::new(self.apps.clone());
+        let apps = self.apps.clone().into_iter().collect();
         self.publisher.publish(Arc::new(Snapshot { generation, apps, ..Snapshot::default() }));
         soon("applied", self.plane.applied().reached(generation)).await.unwrap();
     }
@@ -235,6 +235,9 @@ async fn converse(
     let mut buffer = Vec::new();
     for n_before in 0.. {
         let Some(head) = read_head(&mut stream, &mut buffer).await? else { break };
+        if head.contains("\r\nExpect: 100-continue\r\n") {
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
         let body = read_body(&mut stream, &mut buffer, &head, Side::Request).await?;
         match reply(port, Request { head, body, n_before }) {
             Reply::Bytes(bytes) => stream.write_all(&bytes).await?,

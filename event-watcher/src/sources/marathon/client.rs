@@ -1,20 +1,28 @@
 //! HTTP to the members of one Marathon: whom to ask, redirects, credentials, deadlines and size limits.
 //!
-//! It decides nothing about when to ask, and reads no bodies but error messages. Answers are asked for uncompressed,
-//! so no small answer can become a large one.
+//! It decides nothing about when to ask. Answers are asked for uncompressed, and a compressed one is refused, so no
+//! small answer can become a large one. A list is read on a thread of its own while it arrives.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod names;
+mod pump;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
+};
 use reqwest::{Response, StatusCode, redirect};
 use url::{Origin, Url};
 
+use super::auth::Auth;
+use super::list::{Answer, Surroundings};
 use super::wire;
 use crate::catalog::AppId;
-use crate::config::{Config, Credentials};
+use crate::config::{Credentials, Marathon};
 use crate::error::{ConfigError, FetchError};
 
 const MAX_REDIRECTS: usize = 3;
@@ -23,7 +31,11 @@ const NEXT_MEMBER_AFTER: Duration = Duration::from_millis(250);
 /// An error message longer than this is not shown.
 const MAX_ERROR_BYTES: usize = 4096;
 /// How long one app may take to be answered; the list may take [`Shared::list_head_deadline`].
-const APP_HEAD_DEADLINE: Duration = Duration::from_secs(5);
+const APP_HEAD_DEADLINE: Duration = Duration::from_secs(3);
+/// A member that accepted and stayed silent is asked last for this long: a deadlocked former leader does that.
+const QUARANTINE: Duration = Duration::from_secs(60);
+/// Who leads is asked of all members at once, and who does not know at once does not count.
+const LEADER_DEADLINE: Duration = Duration::from_secs(1);
 const LEADER_HEADER: &str = "x-marathon-leader";
 
 #[derive(Clone, Debug)]
@@ -35,7 +47,9 @@ pub(crate) struct Client {
 struct Shared {
     http: reqwest::Client,
     members: Vec<Url>,
-    authorization: Option<HeaderValue>,
+    /// Members that stayed silent, and until when they are asked last.
+    quarantined: Mutex<HashMap<Origin, Instant>>,
+    auth: Option<Auth>,
     stream_head_deadline: Duration,
     /// A large cluster's list is computed for seconds before its first byte.
     list_head_deadline: Duration,
@@ -64,6 +78,25 @@ impl Base {
     }
 }
 
+/// What a read of the list brought.
+#[derive(Debug)]
+pub(crate) struct ListAnswer {
+    pub answer: Answer,
+    /// Who the answering member says is leader, or the member itself.
+    pub leader: String,
+}
+
+/// What the members say about who leads them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Leadership {
+    /// Nobody contradicts the member that is read from.
+    Agreed,
+    /// Most members name another one; it is this configured member.
+    Elsewhere(usize),
+    /// There are several claims and no majority.
+    Split(Vec<String>),
+}
+
 /// What a read of one app brought.
 #[derive(Debug)]
 pub(crate) enum Found {
@@ -72,7 +105,7 @@ pub(crate) enum Found {
 }
 
 impl Client {
-    pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &Marathon) -> Result<Self, ConfigError> {
         let mut members = config.schedulers.clone();
         let mut credentials = config.credentials.clone();
         if members.is_empty() {
@@ -97,19 +130,34 @@ impl Client {
             .tcp_keepalive(Duration::from_secs(5))
             .tcp_keepalive_interval(Duration::from_secs(5))
             .tcp_keepalive_retries(3)
+            .tcp_user_timeout(config.stream_deadline)
+            .dns_resolver(names::Remembering::default())
             .user_agent(concat!("waymark/", env!("CARGO_PKG_VERSION")));
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // Somebody else may be first; either way there is one afterwards.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
-        if members.iter().all(|url| url.scheme() == "http") {
+        if let Some(path) = &config.ca_file {
+            let failed = |why: String| ConfigError::Authorities { path: path.display().to_string(), why };
+            let pem = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
+            let authorities =
+                reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| failed(crate::error::chain(&e)))?;
+            if authorities.is_empty() {
+                return Err(failed("it holds no certificate".to_owned()));
+            }
+            builder = builder.tls_certs_only(authorities);
+        } else if members.iter().all(|url| url.scheme() == "http")
+            && !matches!(credentials, Some(Credentials::ServiceAccountFile(_)))
+        {
             // No certificate will be looked at, so a machine without a certificate store must not be an error.
             builder = builder.tls_certs_only([]);
         }
+        let http = builder.build().map_err(ConfigError::Client)?;
         let shared = Shared {
-            http: builder.build().map_err(ConfigError::Client)?,
+            auth: credentials.map(|credentials| Auth::new(http.clone(), credentials)).transpose()?,
+            http,
             members,
-            authorization: credentials.map(|c| authorization(&c)).transpose()?,
+            quarantined: Mutex::default(),
             stream_head_deadline: config.connect_timeout,
             list_head_deadline: config.request_deadline / 3,
             request_deadline: config.request_deadline,
@@ -131,7 +179,7 @@ impl Client {
     /// one as soon as the one before has failed or thought for a quarter of a second.
     pub(crate) async fn open_stream(&self, first: usize, kinds: &[&str]) -> Result<OpenStream, FetchError> {
         let mut waiting: std::collections::VecDeque<Base> =
-            (0..self.n_members()).map(|n| self.member(first + n)).collect();
+            self.willing_first((0..self.n_members()).map(|n| self.member(first + n)).collect()).into();
         let mut attempts = FuturesUnordered::new();
         let mut failure: Option<FetchError> = None;
         loop {
@@ -184,34 +232,91 @@ impl Client {
         }
         // Reads go to the leader behind a redirect, unless that would mean to go there without credentials.
         let origin = url.origin();
-        let reads_follow = origin != base.url.origin()
-            && (self.shared.authorization.is_none() || self.is_configured(&origin));
+        let reads_follow =
+            origin != base.url.origin() && (self.shared.auth.is_none() || self.is_configured(&origin));
         let base = if reads_follow { Base { url: with_origin(&base.url, &url), ..base } } else { base };
         Ok(OpenStream { response, base })
     }
 
     /// The whole list of apps.
-    pub(crate) async fn list(&self, base: &Base) -> Result<Vec<u8>, FetchError> {
+    pub(crate) async fn list(&self, base: &Base, around: Surroundings) -> Result<ListAnswer, FetchError> {
         let query = "embed=apps.tasks&embed=apps.deployments&embed=apps.readiness";
         let (response, host) =
             self.read(base, &["v2", "apps"], Some(query), self.shared.list_head_deadline).await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(host, response).await);
         }
-        self.body(response, host, self.shared.max_answer_bytes).await
+        refuse_compressed(&host, &response)?;
+        let leader = response.headers().get(LEADER_HEADER).and_then(|v| v.to_str().ok());
+        let leader = leader.map_or_else(|| host.clone(), str::to_owned);
+        let limit = self.shared.request_deadline;
+        let reading = pump::read(response, &host, self.shared.max_answer_bytes, around);
+        match tokio::time::timeout(limit, reading).await {
+            Ok(answer) => Ok(ListAnswer { answer: answer?, leader }),
+            Err(_) => Err(FetchError::Silent { host, limit }),
+        }
+    }
+
+    /// Asks all members who leads. A cluster of one has nobody to ask, and members that cannot tell do not count.
+    pub(crate) async fn leadership(&self, base: &Base) -> Leadership {
+        if self.n_members() < 2 {
+            return Leadership::Agreed;
+        }
+        let asking = (0..self.n_members()).map(|member| async move {
+            let url = endpoint(&self.shared.members[member], ["v2", "leader"]);
+            let (response, url) = self.request(url, "application/json", LEADER_DEADLINE).await.ok()?;
+            if response.status() != StatusCode::OK {
+                return None;
+            }
+            let reading = self.body(response, host(&url), MAX_ERROR_BYTES);
+            let body = tokio::time::timeout(LEADER_DEADLINE, reading).await.ok()?.ok()?;
+            let claim: wire::Leader = serde_json::from_slice(&body).ok()?;
+            Some((member, claim.leader))
+        });
+        let claims: Vec<(usize, String)> =
+            futures_util::future::join_all(asking).await.into_iter().flatten().collect();
+        self.weigh(base, &claims)
+    }
+
+    fn weigh(&self, base: &Base, claims: &[(usize, String)]) -> Leadership {
+        let n_for = |leader: &str| claims.iter().filter(|(_, claim)| claim == leader).count();
+        let Some((_, leader)) = claims.iter().max_by_key(|(_, claim)| n_for(claim)) else {
+            return Leadership::Agreed;
+        };
+        if 2 * n_for(leader) <= claims.len() {
+            let mut all: Vec<String> = claims.iter().map(|(_, claim)| claim.clone()).collect();
+            all.sort();
+            all.dedup();
+            return Leadership::Split(all);
+        }
+        let is_at = |url: &Url| {
+            let port = url.port_or_known_default().unwrap_or(0);
+            url.host_str().is_some_and(|host| *leader == format!("{host}:{port}"))
+        };
+        let claim_of = |member: usize| claims.iter().find(|(m, _)| *m == member).map(|(_, claim)| claim);
+        // A member that knows the leader passes reads on to it.
+        if is_at(&base.url) || claim_of(base.member).is_none_or(|claim| claim == leader) {
+            return Leadership::Agreed;
+        }
+        let leading = self.shared.members.iter().position(is_at);
+        let knowing = || claims.iter().find(|(_, claim)| claim == leader).map(|(member, _)| *member);
+        leading.or_else(knowing).map_or(Leadership::Agreed, Leadership::Elsewhere)
     }
 
     pub(crate) async fn app(&self, base: &Base, id: &AppId) -> Result<Found, FetchError> {
         let path: Vec<&str> = ["v2", "apps"].into_iter().chain(id.segments()).collect();
         let (response, host) = self.read(base, &path, Some("embed=app.readiness"), APP_HEAD_DEADLINE).await?;
         match response.status() {
-            StatusCode::OK => self.body(response, host, self.shared.max_answer_bytes).await.map(Found::Body),
+            StatusCode::OK => {
+                refuse_compressed(&host, &response)?;
+                self.body(response, host, self.shared.max_answer_bytes).await.map(Found::Body)
+            }
             StatusCode::NOT_FOUND => {
                 // Marathon's own 404 has a message; a proxy's page must not remove an app.
                 let body = self.body(response, host.clone(), MAX_ERROR_BYTES).await?;
                 match serde_json::from_slice::<wire::ErrorMessage>(&body) {
                     Ok(_) => Ok(Found::Gone),
-                    Err(source) => Err(FetchError::Malformed { host, source }),
+                    Err(error) => Err(FetchError::Malformed { host, source: error.into() }),
                 }
             }
             _ => Err(refusal(host, response).await),
@@ -226,7 +331,7 @@ impl Client {
         }
         let body = self.body(response, host.clone(), self.shared.max_answer_bytes).await?;
         let info: wire::Info =
-            serde_json::from_slice(&body).map_err(|source| FetchError::Malformed { host, source })?;
+            serde_json::from_slice(&body).map_err(|e| FetchError::Malformed { host, source: e.into() })?;
         Ok(info.marathon_config.and_then(|c| c.framework_name))
     }
 
@@ -238,10 +343,12 @@ impl Client {
         query: Option<&str>,
         head_deadline: Duration,
     ) -> Result<(Response, String), FetchError> {
-        let others = (0..self.n_members()).map(|n| self.member(base.member + n).url);
+        let others = (0..self.n_members()).map(|n| self.member(base.member + n));
         let mut failure = None;
         let mut tried = Vec::new();
-        for root in std::iter::once(base.url.clone()).chain(others) {
+        for Base { url: root, .. } in
+            self.willing_first(std::iter::once(base.clone()).chain(others).collect())
+        {
             if tried.contains(&root) {
                 continue;
             }
@@ -273,29 +380,63 @@ impl Client {
         head_deadline: Duration,
     ) -> Result<(Response, Url), FetchError> {
         for _ in 0..=MAX_REDIRECTS {
-            let mut headers = HeaderMap::new();
-            headers.insert(ACCEPT, HeaderValue::from_static(accept));
-            if let Some(authorization) = &self.shared.authorization
-                && self.is_configured(&url.origin())
-            {
-                headers.insert(AUTHORIZATION, authorization.clone());
-            }
-            let sending = self.shared.http.get(url.clone()).headers(headers).send();
-            let response = match tokio::time::timeout(head_deadline, sending).await {
-                Ok(sent) => sent.map_err(|source| FetchError::Connect {
-                    host: host(&url),
-                    source: source.without_url(),
-                })?,
-                Err(_) => {
-                    return Err(FetchError::Silent { host: host(&url), limit: head_deadline });
-                }
+            let auth = self.shared.auth.as_ref().filter(|_| self.is_configured(&url.origin()));
+            let mut authorization = match auth {
+                Some(auth) => Some(auth.value().await.map_err(|e| no_credentials(&url, e))?),
+                None => None,
             };
+            let mut response = self.send(&url, accept, authorization.as_ref(), head_deadline).await?;
+            if let (StatusCode::UNAUTHORIZED, Some(auth), Some(refused)) =
+                (response.status(), auth, &authorization)
+                && let Some(value) = auth.instead_of(refused).await.map_err(|e| no_credentials(&url, e))?
+            {
+                authorization = Some(value);
+                response = self.send(&url, accept, authorization.as_ref(), head_deadline).await?;
+            }
             if !response.status().is_redirection() {
                 return Ok((response, url));
             }
             url = self.redirected(&url, &response)?;
         }
         Err(FetchError::RedirectLoop { host: host(&url) })
+    }
+
+    async fn send(
+        &self,
+        url: &Url,
+        accept: &'static str,
+        authorization: Option<&HeaderValue>,
+        head_deadline: Duration,
+    ) -> Result<Response, FetchError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        let sending = self.shared.http.get(url.clone()).headers(headers).send();
+        match tokio::time::timeout(head_deadline, sending).await {
+            Ok(sent) => {
+                sent.map_err(|source| FetchError::Connect { host: host(url), source: source.without_url() })
+            }
+            Err(_) => {
+                let until = crate::watcher::now() + QUARANTINE;
+                self.quarantined().insert(url.origin(), until);
+                Err(FetchError::Silent { host: host(url), limit: head_deadline })
+            }
+        }
+    }
+
+    fn quarantined(&self) -> std::sync::MutexGuard<'_, HashMap<Origin, Instant>> {
+        self.shared.quarantined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same members, those that stayed silent lately at the end.
+    fn willing_first(&self, mut members: Vec<Base>) -> Vec<Base> {
+        let now = crate::watcher::now();
+        let mut quarantined = self.quarantined();
+        quarantined.retain(|_, until| *until > now);
+        members.sort_by_key(|base| quarantined.contains_key(&base.url.origin()));
+        members
     }
 
     fn redirected(&self, url: &Url, response: &Response) -> Result<Url, FetchError> {
@@ -368,30 +509,15 @@ async fn refusal(host: String, response: Response) -> FetchError {
     FetchError::Status { host, status, message }
 }
 
-fn authorization(credentials: &Credentials) -> Result<HeaderValue, ConfigError> {
-    let text = match credentials {
-        Credentials::Basic { user, password } => {
-            format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
-        }
-        Credentials::Token(token) => format!("token={token}"),
-    };
-    let mut value = HeaderValue::from_str(&text).map_err(|_| ConfigError::Credentials)?;
-    value.set_sensitive(true);
-    Ok(value)
+fn no_credentials(url: &Url, error: super::auth::AuthError) -> FetchError {
+    FetchError::NoCredentials { host: host(url), source: error }
 }
 
-/// RFC 4648 section 4.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group = (0..3).fold(0, |group, n| (group << 8) | u32::from(chunk.get(n).copied().unwrap_or(0)));
-        for n in 0..4 {
-            let digit = ALPHABET[(group >> (18 - 6 * n)) as usize & 63];
-            text.push(if n <= chunk.len() { digit as char } else { '=' });
-        }
+fn refuse_compressed(host: &str, response: &Response) -> Result<(), FetchError> {
+    match response.headers().get(CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => Err(FetchError::Compressed { host: host.to_owned() }),
+        _ => Ok(()),
     }
-    text
 }
 
 fn decoded(text: &str) -> String {
@@ -428,15 +554,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_follows_the_rfc() {
-        for (text, expect) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("None:None", "Tm9uZTpOb25l")]
-        {
-            assert_eq!(base64(text.as_bytes()), expect);
-        }
-    }
-
-    #[test]
     fn endpoints_keep_the_prefix_of_a_member() {
         for (root, id, expect) in [
             ("http://m:8080", "/a/b", "http://m:8080/v2/apps/a/b"),
@@ -449,12 +566,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn credentials_in_an_address_are_used_and_not_shown() {
-        let config = Config::new(vec!["http://us%40er:s%3Acret+@m:8080/".parse().unwrap()]);
+    #[tokio::test]
+    async fn credentials_in_an_address_are_used_and_not_shown() {
+        let config = Marathon::new(vec!["http://us%40er:s%3Acret+@m:8080/".parse().unwrap()]);
         let client = Client::new(&config).unwrap();
-        let sent = client.shared.authorization.clone().unwrap();
-        assert_eq!(sent, format!("Basic {}", base64(b"us@er:s:cret+")));
+        let sent = client.shared.auth.as_ref().unwrap().value().await.unwrap();
+        assert_eq!(sent, "Basic dXNAZXI6czpjcmV0Kw==");
         let shown = format!("{client:?}");
         assert!(!shown.contains("cret") && !shown.contains(sent.to_str().unwrap()), "{shown}");
     }
@@ -462,9 +579,31 @@ mod tests {
     #[test]
     fn addresses_must_be_http() {
         for bad in ["ftp://m/", "data:x", "unix:/x"] {
-            let error = Client::new(&Config::new(vec![bad.parse().unwrap()])).unwrap_err();
+            let error = Client::new(&Marathon::new(vec![bad.parse().unwrap()])).unwrap_err();
             assert!(matches!(error, ConfigError::NotHttp(_)), "{bad}: {error}");
         }
-        assert!(matches!(Client::new(&Config::new(vec![])), Err(ConfigError::NoScheduler)));
+        assert!(matches!(Client::new(&Marathon::new(vec![])), Err(ConfigError::NoScheduler)));
+    }
+
+    #[test]
+    fn a_majority_says_who_leads() {
+        let member = |n: usize| format!("http://m{n}:8080").parse().unwrap();
+        let client = Client::new(&Marathon::new((0..3).map(member).collect())).unwrap();
+        for (base, claims, expect) in [
+            (0, &[][..], Leadership::Agreed),
+            (0, &[(0, "m0:8080")], Leadership::Agreed),
+            (0, &[(0, "m0:8080"), (1, "m0:8080"), (2, "m0:8080")], Leadership::Agreed),
+            (1, &[(0, "m0:8080"), (1, "m0:8080")], Leadership::Agreed),
+            (0, &[(0, "m0:8080"), (1, "m1:8080"), (2, "m1:8080")], Leadership::Elsewhere(1)),
+            (0, &[(0, "m0:8080"), (1, "x:1"), (2, "x:1")], Leadership::Elsewhere(1)),
+            (
+                0,
+                &[(0, "m0:8080"), (1, "m1:8080")],
+                Leadership::Split(vec!["m0:8080".to_owned(), "m1:8080".to_owned()]),
+            ),
+        ] {
+            let claims: Vec<(usize, String)> = claims.iter().map(|(m, c)| (*m, (*c).to_owned())).collect();
+            assert_eq!(client.weigh(&client.member(base), &claims), expect, "{base} {claims:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@
 use super::translate::state_named;
 use super::wire;
 use crate::catalog::{AppId, InstanceState};
-use crate::sources::{InstanceRef, Signal, Urgency, Verdict};
+use crate::sources::{InstanceRef, News, Signal, Urgency, Verdict};
 
 /// The events that are asked for. Everything else is left to the periodic resync.
 pub(crate) const WANTED: &[&str] = &[
@@ -33,10 +33,11 @@ pub(crate) fn signal(kind: &str, data: &str) -> Result<Signal, serde_json::Error
     let event: wire::Event = serde_json::from_str(data)?;
     let kind = if kind.is_empty() { event.event_type.as_deref().unwrap_or_default() } else { kind };
     let app = event.app_id.as_deref().or(event.run_spec_id.as_deref()).map(AppId::new);
-    let touched = |app: Option<AppId>, urgency| match app {
-        Some(app) => Signal::Touched { apps: vec![app], urgency },
+    let about = |app: Option<AppId>, urgency, news| match app {
+        Some(app) => Signal::Touched { apps: vec![app], urgency, news },
         None => Signal::Everything,
     };
+    let touched = |app, urgency| about(app, urgency, News::Report);
     let task = || event.task_id.clone().map(InstanceRef::Task);
     let instance = || event.instance_id.clone().map(InstanceRef::Instance);
     let ended = |app: Option<AppId>, instance: Option<InstanceRef>, verdict| match (app, instance) {
@@ -71,10 +72,12 @@ pub(crate) fn signal(kind: &str, data: &str) -> Result<Signal, serde_json::Error
             };
             touched(app, urgency)
         }
-        "api_post_event" => touched(event.app_definition.map(|a| AppId::new(&a.id)), Urgency::Now),
+        "app_terminated_event" => about(app, Urgency::Now, News::Plan),
+        "api_post_event" => about(event.app_definition.map(|a| AppId::new(&a.id)), Urgency::Now, News::Plan),
         // An app's own id, or a group's: then deployment events name the apps in it.
         "group_change_success" => {
-            touched(event.group_id.map(|id| AppId::new(&id)).filter(|id| id.as_str() != "/"), Urgency::Now)
+            let id = event.group_id.map(|id| AppId::new(&id)).filter(|id| id.as_str() != "/");
+            about(id, Urgency::Now, News::Plan)
         }
         "deployment_info"
         | "deployment_step_success"
@@ -90,14 +93,18 @@ pub(crate) fn signal(kind: &str, data: &str) -> Result<Signal, serde_json::Error
             apps.sort();
             apps.dedup();
             // A plan without steps changes nothing that runs, but it may be the end of a definition's change.
-            if apps.is_empty() { Signal::Everything } else { Signal::Touched { apps, urgency: Urgency::Now } }
+            match apps.is_empty() {
+                true => Signal::Everything,
+                false => Signal::Touched { apps, urgency: Urgency::Now, news: News::Plan },
+            }
         }
         "event_stream_detached"
         | "failed_health_check_event"
         | "add_health_check_event"
         | "remove_health_check_event" => Signal::Nothing,
         // Kinds of a later version: dirty when they name an app, nothing otherwise.
-        _ => app.map_or(Signal::Nothing, |app| Signal::Touched { apps: vec![app], urgency: Urgency::Soon }),
+        _ if app.is_some() => touched(app, Urgency::Soon),
+        _ => Signal::Nothing,
     })
 }
 
@@ -108,7 +115,15 @@ mod tests {
     use super::*;
 
     fn touched(apps: &[&str], urgency: Urgency) -> Signal {
-        Signal::Touched { apps: apps.iter().map(|id| AppId::new(id)).collect(), urgency }
+        about(apps, urgency, News::Report)
+    }
+
+    fn planned(apps: &[&str]) -> Signal {
+        about(apps, Urgency::Now, News::Plan)
+    }
+
+    fn about(apps: &[&str], urgency: Urgency, news: News) -> Signal {
+        Signal::Touched { apps: apps.iter().map(|id| AppId::new(id)).collect(), urgency, news }
     }
 
     fn ended(instance: InstanceRef, verdict: Verdict) -> Signal {
@@ -176,20 +191,16 @@ mod tests {
                 json!({"runSpecId": "/a/b", "condition": "Running"}),
                 touched(&["/a/b"], Urgency::Now),
             ),
-            (
-                "api_post_event",
-                json!({"appDefinition": {"id": "a//b", "cmd": "x"}}),
-                touched(&["/a/b"], Urgency::Now),
-            ),
-            ("group_change_success", json!({"groupId": "/a/b"}), touched(&["/a/b"], Urgency::Now)),
+            ("api_post_event", json!({"appDefinition": {"id": "a//b", "cmd": "x"}}), planned(&["/a/b"])),
+            ("group_change_success", json!({"groupId": "/a/b"}), planned(&["/a/b"])),
             ("group_change_success", json!({"groupId": "/"}), Signal::Everything),
             (
                 "deployment_info",
                 json!({"plan": plan, "currentStep": {"actions": [{"app": "/d"}]}}),
-                touched(&["/a/b", "/c", "/d"], Urgency::Now),
+                planned(&["/a/b", "/c", "/d"]),
             ),
             ("deployment_success", json!({"id": "p"}), Signal::Everything),
-            ("app_terminated_event", json!({"appId": "/a/b"}), touched(&["/a/b"], Urgency::Soon)),
+            ("app_terminated_event", json!({"appId": "/a/b"}), planned(&["/a/b"])),
             ("pod_created_event", json!({"uri": "/v2/pods"}), Signal::Nothing),
             ("failed_health_check_event", json!({"appId": "/a/b"}), Signal::Nothing),
             ("a_later_event", json!({"appId": "/a/b"}), touched(&["/a/b"], Urgency::Soon)),

@@ -1,16 +1,30 @@
 //! Answers with one or all apps: each app is read on its own, so that a bad one never hides a good one, and an app
 //! whose text is the same as in the last list is not read at all.
 //!
-//! It applies nothing: the watcher says afterwards which texts the catalog now stands for.
+//! It applies nothing: the watcher says afterwards which texts it now holds. A list is read on a thread of its own,
+//! from copies that cost nothing, while everything else goes on.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::value::RawValue;
 
-use super::translate::{self, Context, Resolved};
+use super::split::{ShapeError, Splitter};
+use super::translate::{self, Context};
 use super::wire;
-use crate::catalog::{App, AppId, AppUpdate, Problem};
+use crate::catalog::{AppId, AppUpdate, Apps, Problem};
+use crate::resolver::Names;
+
+/// An answer that is none.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
 
 /// What an answer says about one app.
 #[derive(Debug)]
@@ -38,6 +52,7 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TextHash(u64);
 
+/// What an answer says, and what it could not say yet.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     pub entries: Vec<Entry>,
@@ -45,61 +60,141 @@ pub(crate) struct Answer {
     pub problems: Vec<Problem>,
     /// Host names to look up before the answer is applied.
     pub unasked_hosts: Vec<String>,
+    /// Apps with instances on such hosts, with their place among the entries.
+    waiting: Vec<(usize, Box<str>)>,
     pub n_tasks_skipped: u64,
+    /// Running tasks of apps with health checks, and how many of them have any result.
+    pub n_checked: usize,
+    pub n_with_results: usize,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Reader {
+/// The texts of the last list. A copy costs nothing until one of them changes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Texts(Arc<Known>);
+
+#[derive(Clone, Debug, Default)]
+struct Known {
     hasher: RandomState,
     apps: HashMap<TextHash, AppId>,
     texts: HashMap<AppId, TextHash>,
 }
 
-/// Everything beside the text that the meaning of an answer depends on.
-pub(crate) struct Surroundings<'a> {
-    pub framework: &'a str,
-    pub resolve: &'a dyn Fn(&str) -> Resolved,
-    pub previous: &'a dyn Fn(&AppId) -> Option<&'a App>,
+impl Texts {
+    /// What is held now is what this text says.
+    pub(crate) fn remember(&mut self, id: &AppId, text: Option<TextHash>) {
+        self.forget(id);
+        if let Some(text) = text {
+            let known = Arc::make_mut(&mut self.0);
+            known.apps.insert(text, id.clone());
+            known.texts.insert(id.clone(), text);
+        }
+    }
+
+    /// What is held is no longer what the last list said.
+    pub(crate) fn forget(&mut self, id: &AppId) {
+        if self.0.texts.contains_key(id) {
+            let known = Arc::make_mut(&mut self.0);
+            if let Some(text) = known.texts.remove(id) {
+                known.apps.remove(&text);
+            }
+        }
+    }
+
+    /// The same text means something else from now on.
+    pub(crate) fn forget_all(&mut self) {
+        *self = Self::default();
+    }
 }
 
-impl Reader {
-    /// Reads `{"apps": […]}`. An error means that the answer as a whole is none.
-    pub(crate) fn list(&self, body: &[u8], around: &Surroundings<'_>) -> Result<Answer, serde_json::Error> {
-        let list: wire::AppList<'_> = serde_json::from_slice(body)?;
-        let mut answer = Answer::default();
-        let mut known = BTreeSet::new();
-        for (index, raw) in list.apps.into_iter().enumerate() {
-            let entry = match self.entry(raw, around, &mut answer) {
+/// Everything beside the text that the meaning of an answer depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    pub framework: Arc<str>,
+    pub names: Names,
+    pub moment: Instant,
+    pub previous: Apps,
+    pub texts: Texts,
+}
+
+/// Reads one list as it arrives.
+#[derive(Debug)]
+pub(crate) struct ListReader {
+    around: Surroundings,
+    splitter: Splitter,
+    answer: Answer,
+    known: BTreeSet<AppId>,
+}
+
+impl ListReader {
+    pub(crate) fn new(around: Surroundings) -> Self {
+        Self { around, splitter: Splitter::new(), answer: Answer::default(), known: BTreeSet::new() }
+    }
+
+    /// An error means that the answer as a whole is none.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        let Self { around, splitter, answer, known } = self;
+        splitter.push(bytes, |text| {
+            let entry = match around.entry(text_of(text)?, answer) {
                 Ok(entry) => entry,
                 Err(error) => {
+                    not_broken(text)?;
                     answer.problems.push(Problem {
                         app: None,
-                        at: format!("apps[{index}]"),
+                        at: format!("apps[{}]", answer.n_apps()),
                         what: error.to_string(),
                         hint: "it is left out; the others are served".into(),
                     });
-                    continue;
+                    return Ok(());
                 }
             };
+            if let Entry::Rejected(..) = entry {
+                not_broken(text)?;
+            }
             if known.insert(entry.id().clone()) {
                 answer.entries.push(entry);
             } else {
                 answer.problems.push(Problem {
                     app: Some(entry.id().clone()),
-                    at: format!("apps[{index}].id"),
+                    at: format!("apps[{}].id", answer.n_apps()),
                     what: "the app is listed twice".into(),
                     hint: "the first one counts".into(),
                 });
             }
-        }
-        Ok(answer)
+            Ok(())
+        })
     }
 
+    pub(crate) fn finish(self) -> Result<Answer, Malformed> {
+        self.splitter.finish()?;
+        Ok(self.answer)
+    }
+}
+
+impl Answer {
+    /// Reads again what waited for addresses. Hosts that are still unknown cost their instances the address.
+    pub(crate) fn look_again(&mut self, around: &Surroundings) -> Result<(), serde_json::Error> {
+        for (at, text) in std::mem::take(&mut self.waiting) {
+            let entry = around.entry(&text, &mut Self::default())?;
+            if let Some(known) = self.entries.get_mut(at).filter(|known| known.id() == entry.id()) {
+                *known = entry;
+            }
+        }
+        self.unasked_hosts.clear();
+        Ok(())
+    }
+
+    /// Apps that were looked at so far.
+    fn n_apps(&self) -> usize {
+        self.entries.len() + self.problems.len()
+    }
+}
+
+impl Surroundings {
     /// Reads `{"app": {…}}`.
-    pub(crate) fn single(&self, body: &[u8], around: &Surroundings<'_>) -> Result<Answer, serde_json::Error> {
+    pub(crate) fn single(&self, body: &[u8]) -> Result<Answer, serde_json::Error> {
         let single: wire::SingleApp<'_> = serde_json::from_slice(body)?;
         let mut answer = Answer::default();
-        let entry = match self.entry(single.app, around, &mut answer)? {
+        let entry = match self.entry(single.app.get(), &mut answer)? {
             // A single answer has other fields than a list's; its text says nothing about the next list.
             Entry::Read { update, .. } => Entry::Read { update, text: None },
             entry => entry,
@@ -108,54 +203,32 @@ impl Reader {
         Ok(answer)
     }
 
-    /// The catalog now holds what this text says.
-    pub(crate) fn remember(&mut self, id: &AppId, text: Option<TextHash>) {
-        self.forget(id);
-        if let Some(text) = text {
-            self.apps.insert(text, id.clone());
-            self.texts.insert(id.clone(), text);
-        }
-    }
-
-    /// The catalog's app is no longer what the last list said.
-    pub(crate) fn forget(&mut self, id: &AppId) {
-        if let Some(text) = self.texts.remove(id) {
-            self.apps.remove(&text);
-        }
-    }
-
-    /// The same text means something else from now on.
-    pub(crate) fn forget_all(&mut self) {
-        self.apps.clear();
-        self.texts.clear();
-    }
-
-    fn entry(
-        &self,
-        raw: &RawValue,
-        around: &Surroundings<'_>,
-        answer: &mut Answer,
-    ) -> Result<Entry, serde_json::Error> {
-        let text = TextHash(self.hasher.hash_one(raw.get()));
-        if let Some(id) = self.apps.get(&text) {
+    fn entry(&self, raw: &str, answer: &mut Answer) -> Result<Entry, serde_json::Error> {
+        let text = TextHash(self.texts.0.hasher.hash_one(raw));
+        if let Some(id) = self.texts.0.apps.get(&text) {
             return Ok(Entry::Same(id.clone()));
         }
         // Without a readable id there is no last good version to keep either.
-        let id = serde_json::from_str(raw.get()).map(|wire::IdOnly { id }| AppId::new(&id))?;
+        let id = serde_json::from_str(raw).map(|wire::IdOnly { id }| AppId::new(&id))?;
         let context = Context {
-            framework: around.framework,
-            resolve: around.resolve,
-            previous: (around.previous)(&id),
+            framework: &self.framework,
+            resolve: &|host| self.names.resolve(host, self.moment),
+            previous: self.previous.get(&id).map(|app| &**app),
         };
-        match translate::app(raw.get(), &context) {
+        match translate::app(raw, &context) {
             Ok(translated) => {
                 let text = translated.hosts_known().then_some(text);
+                if !translated.unasked_hosts.is_empty() {
+                    answer.waiting.push((answer.entries.len(), raw.into()));
+                }
                 for host in translated.unasked_hosts {
                     if !answer.unasked_hosts.contains(&host) {
                         answer.unasked_hosts.push(host);
                     }
                 }
                 answer.n_tasks_skipped += translated.n_tasks_skipped;
+                answer.n_checked += translated.n_checked;
+                answer.n_with_results += translated.n_with_results;
                 Ok(Entry::Read { update: translated.update, text })
             }
             Err(error) => {
@@ -169,4 +242,14 @@ impl Reader {
             }
         }
     }
+}
+
+fn text_of(bytes: &[u8]) -> Result<&str, Malformed> {
+    std::str::from_utf8(bytes).map_err(|_| Malformed::Json(serde::de::Error::custom("it is not UTF-8")))
+}
+
+/// An app that is wrong is its own problem; a text that is no JSON means that the whole answer is broken.
+fn not_broken(text: &[u8]) -> Result<(), Malformed> {
+    serde_json::from_slice::<&RawValue>(text)?;
+    Ok(())
 }

@@ -1,14 +1,18 @@
 //! Marathon as a source: its HTTP client, its event stream, its JSON, and what all of it means in catalog words.
 //!
-//! Reading order: [`wire`] (a lenient reader's view of the JSON), [`translate`] (one app into catalog words), [`list`]
-//! (answers with one or all apps), [`events`] (what an event asks for), [`sse`] (framing), [`stream`] (reading on), [`client`] (HTTP).
+//! Reading order: [`watch`] (the task), [`client`] (HTTP), [`auth`] (who it says it is), [`stream`] (reading on), [`sse`]
+//! (framing), [`events`] (what an event asks for), [`list`] (answers with one or all apps), [`split`] (cutting a list),
+//! [`translate`] (one app into catalog words), [`wire`] (a lenient reader's view of the JSON).
 
+pub(crate) mod auth;
 pub(crate) mod client;
 pub(crate) mod events;
 pub(crate) mod list;
+pub(crate) mod split;
 pub(crate) mod sse;
 pub(crate) mod stream;
 pub(crate) mod translate;
+pub(crate) mod watch;
 pub(crate) mod wire;
 
 use crate::catalog::AppUpdate;

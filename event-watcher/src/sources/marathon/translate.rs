@@ -38,6 +38,9 @@ pub(crate) struct Translated {
     /// Host names that must be looked up before the instances on them have an address.
     pub unasked_hosts: Vec<String>,
     pub n_tasks_skipped: u64,
+    /// Running tasks, when the app has health checks, and how many of them have any result.
+    pub n_checked: usize,
+    pub n_with_results: usize,
     /// Instances on hosts without a known address: the same text may mean more later.
     n_hosts_failed: usize,
 }
@@ -70,10 +73,13 @@ pub(crate) fn app(json: &str, context: &Context<'_>) -> Result<Translated, serde
         unasked_hosts: Vec::new(),
         problems,
         n_skipped: 0,
+        n_checked: 0,
+        n_with_results: 0,
         n_hosts_failed: 0,
     };
     let instances = reader.instances(wire.tasks.as_deref().unwrap_or_default());
-    let TaskReader { unasked_hosts, problems, n_skipped, n_hosts_failed, .. } = reader;
+    let TaskReader { unasked_hosts, problems, n_skipped, n_checked, n_with_results, n_hosts_failed, .. } =
+        reader;
     let app = App {
         id,
         version: wire.version.as_deref().unwrap_or_default().into(),
@@ -93,6 +99,8 @@ pub(crate) fn app(json: &str, context: &Context<'_>) -> Result<Translated, serde
         update: AppUpdate { app, problems: problems.list },
         unasked_hosts,
         n_tasks_skipped: n_skipped,
+        n_checked,
+        n_with_results,
         n_hosts_failed,
     })
 }
@@ -355,6 +363,8 @@ struct TaskReader<'a> {
     unasked_hosts: Vec<String>,
     problems: Problems,
     n_skipped: u64,
+    n_checked: usize,
+    n_with_results: usize,
     n_hosts_failed: usize,
 }
 
@@ -405,6 +415,11 @@ impl TaskReader<'_> {
 
     fn instance(&mut self, index: usize, id: InstanceId, task: &wire::Task) -> Instance {
         let state = state(task);
+        if self.n_checks > 0 && state == InstanceState::Running {
+            self.n_checked += 1;
+            let results = task.health_check_results.iter().flatten().flatten();
+            self.n_with_results += usize::from(results.count() > 0);
+        }
         let addresses: Vec<IpAddr> = task
             .ip_addresses
             .iter()
@@ -414,15 +429,15 @@ impl TaskReader<'_> {
         let host = task.host.as_deref().unwrap_or_default();
         let host_address = self.host_address(index, host, state);
         let task_ports = task.ports.as_deref().unwrap_or_default();
-        let endpoints = self.ports.iter().enumerate().filter_map(|(port_index, port)| {
-            let address = match port.target {
-                Target::HostPort(n) => {
-                    SocketAddr::new(host_address?, port_number(task_ports.get(n).copied())?)
-                }
-                Target::Container(number) => SocketAddr::new(*addresses.first()?, number),
-                Target::Nowhere => return None,
+        let endpoints = self.ports.iter().enumerate().flat_map(|(port_index, port)| {
+            let (ips, number) = match port.target {
+                Target::HostPort(n) => (host_address.as_slice(), port_number(task_ports.get(n).copied())),
+                Target::Container(number) => (addresses.as_slice(), Some(number)),
+                Target::Nowhere => (&[][..], None),
             };
-            Some(Endpoint { port_index, address })
+            let of_number = |number| move |ip: &IpAddr| SocketAddr::new(*ip, number);
+            let addresses = number.into_iter().flat_map(move |number| ips.iter().map(of_number(number)));
+            addresses.map(move |address| Endpoint { port_index, address })
         });
         let endpoints = endpoints.collect();
         Instance {
@@ -489,7 +504,7 @@ impl TaskReader<'_> {
             return Health::Healthy;
         }
         match self.previous(id).map(|known| known.health) {
-            Some(known @ (Health::Healthy | Health::Unhealthy)) => known,
+            Some(known @ (Health::Healthy | Health::Presumed | Health::Unhealthy)) => known,
             _ => Health::Unknown,
         }
     }

@@ -8,11 +8,10 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-/// `GET /v2/apps`. Each app stays text until it is known to differ from the last one.
+/// `GET /v2/leader`.
 #[derive(Deserialize)]
-pub(crate) struct AppList<'a> {
-    #[serde(borrow)]
-    pub apps: Vec<&'a RawValue>,
+pub(crate) struct Leader {
+    pub leader: String,
 }
 
 /// `GET /v2/apps/{id}`.

@@ -11,7 +11,7 @@ use super::lines::{Condition, Holds, Negated, condition, time};
 use super::{Acl, Acls};
 use crate::access::{Proxied, ToHttps, Ways};
 use crate::edits::{Change, Edit, Value, When};
-use crate::sticky::Cookie;
+use crate::sticky::CookieStyle;
 
 /// Whether a line was understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,7 +258,7 @@ fn redirect(words: &[&str], labels: &mut ServiceLabels, acls: &Acls) -> Option<(
 
 /// `cookie NAME insert indirect nocache [httponly] [secure] [domain D] [maxidle D] [maxlife D]`.
 fn cookie(name: &str, words: &[&str], labels: &mut ServiceLabels) -> Option<()> {
-    let mut cookie = Cookie::named(name)?;
+    let mut cookie = CookieStyle::named(name)?;
     let mut inserts = false;
     let mut words = words.iter();
     while let Some(word) = words.next() {

@@ -124,6 +124,13 @@ fn addresses_follow_the_network_mode() {
             &[None],
         ),
         (
+            "dual stack: an endpoint for each address, in the task's order",
+            json!({"networks": overlay, "container": {"portMappings": [{"containerPort": 80}, {"containerPort": 81, "hostPort": 0}]}}),
+            json!({"ipAddresses": [{"ipAddress": "172.17.0.2"}, {"ipAddress": "fd01::5"}]}),
+            &["0=172.17.0.2:80", "0=[fd01::5]:80", "1=10.0.0.1:31001"],
+            &[None, None],
+        ),
+        (
             "a known host name",
             json!({"ports": [1]}),
             json!({"host": "agent.example"}),

@@ -1,0 +1,210 @@
+//! What the stats address says of VIPs: `/api/vips`, and `/v1/vips` as dcos-net answers it.
+//!
+//! Names, addresses and backends are the snapshot's; what serves them and what was counted is the plane's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::{IpAddr, SocketAddr};
+
+use event_watcher::catalog::{App, AppId, Generation, InstanceId, Rotation, Vip, VipKey, VipTarget};
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Response, StatusCode};
+use l4_vip::kernel::ChoiceView;
+use l4_vip::stats::{CountersView, VipView as Served};
+use serde::Serialize;
+
+use super::Admin;
+use super::server::{Answer, text};
+use super::view::Counters;
+
+/// Where named VIPs live in DNS.
+pub const ZONE: &str = "l4lb.thisdcos.directory";
+
+/// What this server reads of the plane that serves VIPs.
+pub trait VipPlane: Send + Sync {
+    fn choice(&self) -> ChoiceView;
+
+    fn vips(&self) -> Vec<Served>;
+}
+
+#[derive(Debug, Serialize)]
+pub struct Vips {
+    pub generation: Generation,
+    /// Absent when this process runs no VIP plane.
+    pub plane: Option<ChoiceView>,
+    pub vips: Vec<VipView>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct VipView {
+    /// Below the zone, e.g. `dcos-101app2.marathon`; the address itself for an IP VIP.
+    pub name: String,
+    /// The full name in DNS, or the address.
+    pub dns: String,
+    pub port: u16,
+    pub protocol: String,
+    pub addresses: Vec<IpAddr>,
+    /// Those of `addresses` that are in force now.
+    pub served: Vec<IpAddr>,
+    /// `ebpf`, `nft` or `userspace`.
+    pub plane: Option<&'static str>,
+    pub policy: Option<String>,
+    pub affinity_seconds: Option<u64>,
+    pub apps: Vec<AppId>,
+    #[serde(flatten)]
+    pub counters: CountersView,
+    pub backends: Vec<BackendView>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct BackendView {
+    pub instance: InstanceId,
+    pub address: SocketAddr,
+    pub rotation: Rotation,
+    /// Its share of new connections against the others'; 0 while it drains.
+    pub weight: u16,
+    pub n_in_flight: u64,
+    pub n_connections: u64,
+    pub n_connect_failures: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub per_sec: f64,
+    pub ejected: bool,
+}
+
+/// dcos-net's `/v1/vips`.
+#[derive(Serialize)]
+struct DcosVip {
+    vip: String,
+    protocol: String,
+    backend: Vec<DcosBackend>,
+}
+
+#[derive(Serialize)]
+struct DcosBackend {
+    ip: IpAddr,
+    port: u16,
+}
+
+impl Admin {
+    pub(super) fn vips(&self) -> Vips {
+        let snapshot = self.sources.subscriber.latest();
+        let counters = Counters::of(self);
+        let plane = self.sources.vips.as_ref();
+        let key = |vip: &Served| VipKey { target: vip.vip.clone(), protocol: vip.protocol, port: vip.port };
+        let served: HashMap<VipKey, Served> =
+            plane.map(|plane| plane.vips()).into_iter().flatten().map(|vip| (key(&vip), vip)).collect();
+        let view = |vip: &Vip| {
+            let own = served.get(&vip.key);
+            let weights: BTreeMap<SocketAddr, u16> =
+                own.into_iter().flat_map(|own| &own.endpoints).map(|e| (e.address, e.weight)).collect();
+            let name = vip.key.target.to_string();
+            let mut apps: Vec<AppId> = vip.services.iter().map(|service| service.app.clone()).collect();
+            apps.dedup();
+            VipView {
+                dns: dns_name(&vip.key),
+                name,
+                port: vip.key.port,
+                protocol: vip.key.protocol.to_string(),
+                addresses: vip.addresses.clone(),
+                served: own.map(|own| own.listening.clone()).unwrap_or_default(),
+                plane: own.map(|own| own.plane.as_str()),
+                policy: own.map(|own| word(own.policy)),
+                affinity_seconds: own.and_then(|own| own.affinity_seconds),
+                counters: own.map(|own| own.counters).unwrap_or_default(),
+                backends: vip
+                    .services
+                    .iter()
+                    .filter_map(|service| Some((snapshot.app(&service.app)?, service.port_index)))
+                    .flat_map(|(app, port_index)| backends(app, port_index, &vip.key, &weights, &counters))
+                    .collect(),
+                apps,
+            }
+        };
+        Vips {
+            generation: snapshot.generation,
+            plane: plane.map(|plane| plane.choice()),
+            vips: snapshot.vips.iter().map(view).collect(),
+        }
+    }
+}
+
+/// With an entity tag, so that whoever polls it is told cheaply that nothing changed.
+pub fn dcos_net(admin: &Admin, request: &HeaderMap) -> Response<Answer> {
+    let vips: Vec<DcosVip> = admin
+        .vips()
+        .vips
+        .into_iter()
+        .map(|vip| DcosVip {
+            vip: format!("{}:{}", vip.dns, vip.port),
+            protocol: vip.protocol,
+            backend: vip
+                .backends
+                .iter()
+                .map(|backend| DcosBackend { ip: backend.address.ip(), port: backend.address.port() })
+                .collect(),
+        })
+        .collect();
+    let body = serde_json::to_string(&vips).expect("texts and numbers are always written");
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    let tag = format!("\"{:016x}\"", hasher.finish());
+    let is_known = request
+        .get(header::IF_NONE_MATCH)
+        .and_then(|known| known.to_str().ok())
+        .is_some_and(|known| known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag));
+    let mut response = text("application/json", if is_known { String::new() } else { body });
+    if is_known {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let tag = HeaderValue::try_from(tag).expect("a quoted number in hexadecimal is a header value");
+    response.headers_mut().insert(header::ETAG, tag);
+    response
+}
+
+fn dns_name(key: &VipKey) -> String {
+    match &key.target {
+        VipTarget::Named(name) => format!("{name}.{ZONE}"),
+        VipTarget::Ip(ip) => ip.to_string(),
+    }
+}
+
+fn backends<'a>(
+    app: &'a App,
+    port_index: usize,
+    key: &'a VipKey,
+    weights: &'a BTreeMap<SocketAddr, u16>,
+    counters: &'a Counters,
+) -> impl Iterator<Item = BackendView> + 'a {
+    let members = app.instances.iter().filter(|instance| instance.rotation() != Rotation::Out);
+    members.flat_map(move |instance| {
+        instance.endpoints_of(port_index).map(move |endpoint| {
+            let traffic = counters.vip(&instance.id, endpoint.address, key).cloned().unwrap_or_default();
+            let weight = match instance.rotation() {
+                Rotation::In => weights.get(&endpoint.address).copied().unwrap_or(1),
+                _ => 0,
+            };
+            BackendView {
+                instance: instance.id.clone(),
+                address: endpoint.address,
+                rotation: instance.rotation(),
+                weight,
+                n_in_flight: traffic.n_in_flight,
+                n_connections: traffic.n_total,
+                n_connect_failures: traffic.n_failures,
+                bytes_in: traffic.bytes_in,
+                bytes_out: traffic.bytes_out,
+                per_sec: traffic.per_sec,
+                ejected: traffic.ejected,
+            }
+        })
+    })
+}
+
+/// The word that an enum is in JSON.
+fn word(value: impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        other => other.map_or_else(|_| String::new(), |value| value.to_string()),
+    }
+}

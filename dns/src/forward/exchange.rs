@@ -1,0 +1,88 @@
+//! One question to one upstream: over UDP, and over TCP when the answer was cut or cannot be trusted.
+//!
+//! Which upstream is asked when is not decided here.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use hickory_server::proto::op::Message;
+use hickory_server::proto::serialize::binary::DecodeError;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::{Instant, timeout_at};
+
+use super::question::{Match, Spelled};
+use crate::config::MAX_UDP_PAYLOAD_BYTES;
+
+/// Why one upstream gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    #[error("cannot exchange packets")]
+    Io(#[from] io::Error),
+    #[error("no answer in time")]
+    Elapsed(#[from] tokio::time::error::Elapsed),
+    #[error("cannot read the answer")]
+    Malformed(#[from] DecodeError),
+    #[error("the answer is to another question")]
+    Unrelated,
+}
+
+pub(crate) async fn ask(
+    spelled: &Spelled,
+    upstream: SocketAddr,
+    until: Instant,
+) -> Result<Message, AskError> {
+    let id = rand::random();
+    let query = spelled.packet(id);
+    let answer = timeout_at(until, ask_udp(spelled, id, &query, upstream)).await??;
+    if let UdpAnswer::Good(packet) = answer {
+        let message = Message::from_vec(&packet)?;
+        if !message.metadata.truncation {
+            return Ok(message);
+        }
+    }
+    let packet = timeout_at(until, ask_tcp(&query, upstream)).await??;
+    // A connection is nothing that a stranger could write into, so the spelling does not matter here.
+    if spelled.is_answered_by(&packet, id) == Match::No {
+        return Err(AskError::Unrelated);
+    }
+    Ok(Message::from_vec(&packet)?)
+}
+
+enum UdpAnswer {
+    Good(Vec<u8>),
+    /// Right but for its spelling.
+    Doubtful,
+}
+
+async fn ask_udp(spelled: &Spelled, id: u16, query: &[u8], upstream: SocketAddr) -> io::Result<UdpAnswer> {
+    let any =
+        if upstream.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    // A socket per query: its random port is as much to guess as the id (RFC 5452).
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(upstream).await?;
+    socket.send(query).await?;
+    let mut packet = vec![0; usize::from(MAX_UDP_PAYLOAD_BYTES)];
+    loop {
+        let n = socket.recv(&mut packet).await?;
+        match spelled.is_answered_by(&packet[..n], id) {
+            Match::No => {}
+            Match::OtherSpelling => return Ok(UdpAnswer::Doubtful),
+            Match::Exact => {
+                packet.truncate(n);
+                return Ok(UdpAnswer::Good(packet));
+            }
+        }
+    }
+}
+
+async fn ask_tcp(query: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(upstream).await?;
+    let mut framed = (query.len() as u16).to_be_bytes().to_vec();
+    framed.extend_from_slice(query);
+    stream.write_all(&framed).await?;
+    let length = stream.read_u16().await?;
+    let mut packet = vec![0; usize::from(length)];
+    stream.read_exact(&mut packet).await?;
+    Ok(packet)
+}

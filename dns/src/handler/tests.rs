@@ -1,0 +1,88 @@
+//! Whatever bytes come in, what goes out is a well-formed reply about the same question, or nothing.
+
+use event_watcher::catalog::{Catalog, CatalogConfig};
+use hickory_server::proto::op::Message;
+use proptest::prelude::*;
+
+use super::*;
+use crate::compile::Compiler;
+use crate::wire::HEADER;
+
+/// Knows the names of the cluster, which have every type of record but SRV.
+fn responder() -> Responder {
+    let catalog = CatalogConfig { framework: "marathon".into(), vip_pools: vec![] };
+    let snapshot = Catalog::new(catalog).snapshot().expect("the first is always taken");
+    let mut compiler = Compiler::new(&Config::default());
+    compiler.apply_without_new_vips(&snapshot);
+    let zone = Arc::new(ArcSwap::from_pointee(compiler.zone()));
+    let terms = Arc::new(Terms::new(&Config { rate_limit_per_sec: 0, ..Config::default() }));
+    let counters = Arc::new(Counters::new(zone.load().authority().zone_labels().len()));
+    Responder::new(zone, counters, terms)
+}
+
+fn packet() -> impl Strategy<Value = Vec<u8>> {
+    let label = prop_oneof![
+        Just(b"mesos".to_vec()),
+        Just(b"thisdcos".to_vec()),
+        Just(b"directory".to_vec()),
+        Just(b"global".to_vec()),
+        Just(b"l4lb".to_vec()),
+        Just(b"dclb".to_vec()),
+        Just(b"localhost".to_vec()),
+        Just(b"leader".to_vec()),
+        Just(b"*".to_vec()),
+        proptest::collection::vec(any::<u8>(), 1..64),
+    ];
+    let edits = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+    let name = proptest::collection::vec(label, 0..9);
+    (name, any::<u16>(), any::<bool>(), edits, any::<prop::sample::Index>(), 0..20_u8).prop_map(
+        |(name, record_type, edns, edits, cut, whether_cut)| {
+            let mut packet = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns)];
+            for label in name {
+                packet.push(label.len() as u8);
+                packet.extend(label);
+            }
+            packet.push(0);
+            packet.extend((record_type & 0xff).to_be_bytes());
+            packet.extend([0, 1]);
+            if edns {
+                packet.extend([0, 0, 41, 16, 0, 0, 0, 0, 0, 0, 0]);
+            }
+            for (at, byte) in edits {
+                let at = at.index(packet.len());
+                packet[at] = byte;
+            }
+            if whether_cut == 0 {
+                packet.truncate(cut.index(packet.len()));
+            }
+            packet
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    /// Whatever comes in: no panic, and what goes out is whole, within its limit, and about the same question.
+    #[test]
+    fn every_reply_is_well_formed(packet in packet()) {
+        let mut reply = Vec::new();
+        let outcome = responder().respond(&packet, Transport::Udp, [127, 0, 0, 1].into(), &mut reply);
+        match outcome {
+            Outcome::Reply => {
+                prop_assert!(reply.len() <= 1232);
+                prop_assert_eq!(&reply[..2], &packet[..2]);
+                let message = Message::from_vec(&reply);
+                prop_assert!(message.is_ok(), "{:?} {:x?}", message, reply);
+                if reply[5] == 1 {
+                    let question = &reply[HEADER..];
+                    let n = question.len().min(packet.len() - HEADER);
+                    let n = n.min(question.iter().position(|b| *b == 0).unwrap_or(0));
+                    prop_assert_eq!(&question[..n], &packet[HEADER..][..n]);
+                }
+            }
+            Outcome::Silence => prop_assert!(reply.is_empty()),
+            Outcome::Forward(_) => prop_assert!(false, "there is nobody to forward to"),
+        }
+    }
+}

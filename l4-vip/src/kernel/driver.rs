@@ -1,0 +1,281 @@
+//! Drives a kernel plane: what should be in force, what is, what failed, and when to look again.
+//!
+//! Every call to the kernel runs on a thread of the runtime's blocking pool, one at a time, so the control thread
+//! waits for none. It reads no snapshot: whoever follows them says which services there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, Service};
+
+/// Whether somebody else changed the kernel's state is looked at this often: a foreign flush is mended within 1 s.
+const LOOK: Duration = Duration::from_millis(500);
+/// Everything is read back and compared this often, for what a look does not see.
+const COMPARE: Duration = Duration::from_secs(30);
+const COUNT: Duration = Duration::from_secs(1);
+/// A call that failed is tried again after this, then after twice as long, up to the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// Counters as of the last reading.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counted {
+    pub(crate) frontends: BTreeMap<Frontend, KernelCounters>,
+    pub(crate) backends: BTreeMap<(Frontend, SocketAddr), KernelCounters>,
+}
+
+/// A call to the kernel that failed; what was in force before is in force still.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failed {
+    pub(crate) what: String,
+    pub(crate) n_times: u32,
+    retry_at: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Driver {
+    /// `None` only while a call runs.
+    plane: Option<Box<dyn KernelPlane>>,
+    wanted: BTreeMap<Frontend, Service>,
+    /// What the kernel took last.
+    in_force: BTreeMap<Frontend, Service>,
+    /// Frontends whose wanted state may not be in force.
+    dirty: BTreeSet<Frontend>,
+    /// What it cannot take, with its reason.
+    refused: BTreeMap<Frontend, String>,
+    failed: Option<Failed>,
+    /// When everything is read back; at once until it has worked for the first time.
+    compare_at: Instant,
+    look_at: Instant,
+    count_at: Instant,
+    pub(crate) counted: Arc<Counted>,
+    /// Elements that somebody else had changed and that were put right.
+    pub(crate) n_repaired: u64,
+    /// The kernel has been compared with what is wanted at least once.
+    is_settled: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(plane: Box<dyn KernelPlane>) -> Self {
+        let now = Instant::now();
+        Self {
+            plane: Some(plane),
+            wanted: BTreeMap::new(),
+            in_force: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            failed: None,
+            compare_at: now,
+            look_at: now + LOOK,
+            count_at: now,
+            counted: Arc::default(),
+            n_repaired: 0,
+            is_settled: false,
+        }
+    }
+
+    /// Makes `services` what should be in force, and puts it in force. Frontends in `gone` are not served any more.
+    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) {
+        if !gone.is_empty() {
+            // What goes may make room for what was refused.
+            self.dirty.extend(std::mem::take(&mut self.refused).into_keys());
+        }
+        for frontend in gone {
+            self.wanted.remove(&frontend);
+            self.dirty.insert(frontend);
+        }
+        for service in services {
+            self.refused.remove(&service.frontend);
+            self.dirty.insert(service.frontend);
+            self.wanted.insert(service.frontend, service);
+        }
+        self.work().await;
+    }
+
+    pub(crate) fn served(&self) -> Vec<Frontend> {
+        self.in_force.keys().copied().collect()
+    }
+
+    /// Everything that is wanted and not refused is in force.
+    pub(crate) fn is_applied(&self) -> bool {
+        self.is_settled && self.failed.is_none()
+    }
+
+    pub(crate) fn refused(&self) -> impl Iterator<Item = (&Frontend, &str)> {
+        self.refused.iter().map(|(frontend, reason)| (frontend, reason.as_str()))
+    }
+
+    pub(crate) fn failed(&self) -> Option<&Failed> {
+        self.failed.as_ref()
+    }
+
+    pub(crate) fn wanted(&self) -> impl Iterator<Item = &Frontend> {
+        self.wanted.keys()
+    }
+
+    /// When [`Self::tick`] has something to do.
+    pub(crate) fn next(&self) -> Instant {
+        let retry_at = self.failed.as_ref().map_or(self.compare_at, |failed| failed.retry_at);
+        self.look_at.min(self.count_at).min(retry_at)
+    }
+
+    /// Looks, compares, counts and tries again, whatever is due. Answers whether something that is told has changed.
+    pub(crate) async fn tick(&mut self) -> Ticked {
+        let now = Instant::now();
+        let before = (self.failed.clone(), self.n_repaired, self.in_force.len());
+        if self.is_settled && now >= self.look_at {
+            self.look_at = now + LOOK;
+            match self.call(|plane| plane.was_changed_by_others()).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::warn!("somebody changed the kernel state of the VIPs; it is put right");
+                    self.compare_at = now;
+                }
+                Err(error) => self.fail(&error),
+            }
+        }
+        let is_due = match &self.failed {
+            Some(failed) => now >= failed.retry_at,
+            None => now >= self.compare_at,
+        };
+        if is_due {
+            // After a failure it is not known what the kernel holds.
+            self.compare_at = now;
+            self.work().await;
+        }
+        if now >= self.count_at {
+            self.count_at = now + COUNT;
+            self.count().await;
+        }
+        let after = (self.failed.clone(), self.n_repaired, self.in_force.len());
+        if before == after { Ticked::Same } else { Ticked::Differs }
+    }
+
+    /// Removes everything of ours from the kernel.
+    pub(crate) async fn flush(&mut self) -> Result<(), ApplyError> {
+        self.call(|plane| plane.flush()).await
+    }
+
+    /// Brings the kernel to what is wanted: by the difference, or by comparing everything when that is due.
+    async fn work(&mut self) {
+        loop {
+            let outcome =
+                if Instant::now() >= self.compare_at { self.compare().await } else { self.change().await };
+            match outcome {
+                Ok(()) => {
+                    self.failed = None;
+                    return;
+                }
+                // Without them, the rest may be taken.
+                Err(ApplyError::Refused { frontends, reason }) if !frontends.is_empty() => {
+                    tracing::warn!(n_refused = frontends.len(), reason, "VIP addresses are not served");
+                    self.refused.extend(frontends.into_iter().map(|frontend| (frontend, reason.clone())));
+                }
+                Err(error) => return self.fail(&error),
+            }
+        }
+    }
+
+    async fn compare(&mut self) -> Result<(), ApplyError> {
+        let services: Vec<Service> = self.acceptable().cloned().collect();
+        let was_settled = self.is_settled;
+        let n_differed = {
+            let services = services.clone();
+            self.call(move |plane| plane.reconcile(&services)).await?
+        };
+        if was_settled && n_differed > 0 && self.failed.is_none() {
+            self.n_repaired += n_differed as u64;
+        }
+        self.in_force = services.into_iter().map(|service| (service.frontend, service)).collect();
+        self.dirty.clear();
+        self.compare_at = Instant::now() + COMPARE;
+        self.is_settled = true;
+        Ok(())
+    }
+
+    async fn change(&mut self) -> Result<(), ApplyError> {
+        let mut changes = Vec::new();
+        for frontend in &self.dirty {
+            let wanted = self.wanted.get(frontend).filter(|_| !self.refused.contains_key(frontend));
+            match (wanted, self.in_force.get(frontend)) {
+                (Some(wanted), Some(in_force)) if wanted == in_force => {}
+                (Some(wanted), _) => changes.push(Change::Set(wanted.clone())),
+                (None, Some(_)) => changes.push(Change::Remove(*frontend)),
+                (None, None) => {}
+            }
+        }
+        if !changes.is_empty() {
+            let asked = changes.clone();
+            self.call(move |plane| plane.apply(&asked)).await?;
+        }
+        self.dirty.clear();
+        for change in changes {
+            match change {
+                Change::Set(service) => self.in_force.insert(service.frontend, service),
+                Change::Remove(frontend) => self.in_force.remove(&frontend),
+            };
+        }
+        Ok(())
+    }
+
+    fn acceptable(&self) -> impl Iterator<Item = &Service> {
+        self.wanted.values().filter(|service| !self.refused.contains_key(&service.frontend))
+    }
+
+    async fn count(&mut self) {
+        let counted = self.call(|plane| Ok((plane.counters()?, plane.backend_counters()?))).await;
+        match counted {
+            Ok((frontends, backends)) => {
+                self.counted = Arc::new(Counted {
+                    frontends: frontends.into_iter().collect(),
+                    backends: backends.into_iter().map(|(f, address, c)| ((f, address), c)).collect(),
+                });
+            }
+            Err(error) => tracing::warn!(%error, "the VIPs' counters cannot be read"),
+        }
+    }
+
+    fn fail(&mut self, error: &ApplyError) {
+        let what = match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        let n_times = self.failed.as_ref().map_or(0, |failed| failed.n_times) + 1;
+        if n_times == 1 {
+            tracing::error!(what, "a change of the VIPs was not made; what was in force stays");
+        }
+        let pause = FIRST_RETRY.saturating_mul(1 << (n_times - 1).min(16)).min(LONGEST_RETRY);
+        self.failed = Some(Failed { what, n_times, retry_at: Instant::now() + pause });
+    }
+
+    async fn call<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut dyn KernelPlane) -> Result<T, ApplyError> + Send + 'static,
+    ) -> Result<T, ApplyError> {
+        let mut plane = self.plane.take().expect("one call runs at a time, and each puts the plane back");
+        let called = tokio::task::spawn_blocking(move || {
+            let outcome = work(&mut *plane);
+            (plane, outcome)
+        });
+        match called.await {
+            Ok((plane, outcome)) => {
+                self.plane = Some(plane);
+                outcome
+            }
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => Err(ApplyError::kernel("call the kernel", std::io::Error::other(error))),
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ticked {
+    Same,
+    Differs,
+}

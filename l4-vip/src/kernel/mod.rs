@@ -1,0 +1,87 @@
+//! The kernel seam: what a plane inside the kernel holds, how it is changed, and what it counts.
+//!
+//! Implementations are [`ebpf`] (the backend is picked inside `connect()`) and [`nft`] (addresses are translated in the
+//! packet path). Nothing here follows snapshots or decides which plane is used.
+
+mod choice;
+pub(crate) mod driver;
+pub mod ebpf;
+mod error;
+pub mod nft;
+pub(crate) mod serving;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use event_watcher::catalog::Protocol;
+
+pub use choice::{ChoiceConfig, Chosen, OnExit, PlaneChoice, Rejection, UnknownPlane, choose};
+pub use error::{ApplyError, OpenError};
+pub use serving::ChoiceView;
+
+use crate::stats::PlaneKind;
+
+/// An address, port and protocol that the kernel serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    pub protocol: Protocol,
+    pub address: SocketAddr,
+}
+
+/// Weight 0: draining, no new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    pub address: SocketAddr,
+    pub weight: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub frontend: Frontend,
+    pub backends: Vec<Backend>,
+    /// Session affinity by client address.
+    pub affinity: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Change {
+    Set(Service),
+    Remove(Frontend),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelCounters {
+    pub n_connections: u64,
+    pub n_refused: u64,
+    pub n_packets: u64,
+    pub bytes: u64,
+}
+
+pub trait KernelPlane: Send + std::fmt::Debug {
+    fn kind(&self) -> PlaneKind;
+
+    /// Puts the changes in force, all of them or none.
+    fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError>;
+
+    /// Makes the kernel hold exactly `all`: adoption on start, and repair after somebody else changed it. Returns how
+    /// many entries differed.
+    fn reconcile(&mut self, all: &[Service]) -> Result<usize, ApplyError>;
+
+    /// Whether somebody else changed our kernel state since the last look (cheap; called every 500 ms).
+    fn was_changed_by_others(&mut self) -> Result<bool, ApplyError>;
+
+    fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError>;
+
+    /// What the kernel counted of each backend of each frontend, when it counts that.
+    fn backend_counters(&mut self) -> Result<Vec<(Frontend, SocketAddr, KernelCounters)>, ApplyError> {
+        Ok(Vec::new())
+    }
+
+    /// Another plane takes over: takes no new connections from now on, and keeps only what established ones need.
+    fn retire(&mut self) -> Result<(), ApplyError> {
+        self.flush()
+    }
+
+    /// Removes everything of ours from the kernel (`--flush-on-exit`, or another plane takes over).
+    fn flush(&mut self) -> Result<(), ApplyError>;
+}

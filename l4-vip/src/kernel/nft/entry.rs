@@ -1,0 +1,257 @@
+//! One frontend as the kernel holds it: how it picks and what is in its slots, made from a service so that as few slots
+//! as possible change.
+//!
+//! It talks to no kernel: `Edits` gathers what a transaction has to remove and to add.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::batch::{Batch, Value};
+use super::elements::{backend_value, frontend_key, slot_key};
+use super::family::{Family, SetKind};
+use super::pick::Pick;
+use crate::kernel::{Backend, Frontend, Service};
+
+/// Weights whose sum is beyond it even in lowest terms are rounded to parts of it, so that a frontend never costs the
+/// kernel more memory than this many slots, or one for each backend.
+const MAX_WEIGHTED_SLOTS: u64 = 1024;
+
+/// The fewest slots of a frontend with session affinity: three backends differ by less than 2 %.
+const AFFINITY_SLOTS: u64 = 256;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) pick: Pick,
+    pub(super) slots: Box<[SocketAddr]>,
+}
+
+impl Entry {
+    /// `held`: what the kernel holds of this frontend now.
+    pub(super) fn compile(service: &Service, held: Option<&Self>) -> Result<Self, String> {
+        let family = Family::of(service.frontend.address.ip());
+        if let Some(other) = service.backends.iter().find(|b| Family::of(b.address.ip()) != family) {
+            return Err(format!("backend {} is of another address family", other.address));
+        }
+        let shares = match service.affinity {
+            None => shares(&service.backends),
+            Some(_) => shares_of(affinity_slots(service.backends.len()), &service.backends),
+        };
+        let n_slots = u16::try_from(shares.values().sum::<u64>())
+            .map_err(|_| format!("more than {} backends", u16::MAX))?;
+        let pick = match (n_slots, service.affinity) {
+            (0, _) => Pick::Refuse,
+            (n_slots, None) => Pick::Random(n_slots),
+            (n_slots, Some(_)) => Pick::ByClient(n_slots),
+        };
+        let held = held.map_or(&[][..], |entry| &entry.slots);
+        Ok(Self { pick, slots: fill(n_slots.into(), shares, held) })
+    }
+}
+
+/// With session affinity the number of slots does not follow that of backends, and a slot is a group of clients: a
+/// backend that goes leaves its clients to the others, one that comes takes its share, and all others stay.
+fn affinity_slots(n_backends: usize) -> u64 {
+    (4 * n_backends as u64).next_power_of_two().max(AFFINITY_SLOTS)
+}
+
+/// The number of slots of each backend that takes new connections: as few as their weights allow.
+fn shares(backends: &[Backend]) -> BTreeMap<SocketAddr, u64> {
+    let mut weights = weights(backends);
+    let common = weights.values().copied().fold(0, greatest_common_divisor).max(1);
+    weights.values_mut().for_each(|weight| *weight /= common);
+    if weights.values().sum::<u64>() > MAX_WEIGHTED_SLOTS.max(weights.len() as u64) {
+        return shares_of(MAX_WEIGHTED_SLOTS, backends);
+    }
+    weights
+}
+
+/// About `n_slots`, and at least one for each.
+fn shares_of(n_slots: u64, backends: &[Backend]) -> BTreeMap<SocketAddr, u64> {
+    let mut weights = weights(backends);
+    let total: u64 = weights.values().sum();
+    let (mut n_weighed, mut n_given) = (0, 0);
+    for weight in weights.values_mut() {
+        // Rounding what has been given so far, not each by itself, makes the sum come out.
+        n_weighed += *weight;
+        *weight = (n_weighed * n_slots / total).saturating_sub(n_given).max(1);
+        n_given += *weight;
+    }
+    weights
+}
+
+fn weights(backends: &[Backend]) -> BTreeMap<SocketAddr, u64> {
+    let mut weights: BTreeMap<SocketAddr, u64> = BTreeMap::new();
+    for backend in backends.iter().filter(|backend| backend.weight > 0) {
+        *weights.entry(backend.address).or_default() += u64::from(backend.weight);
+    }
+    weights
+}
+
+fn greatest_common_divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+/// Leaves what is right where it is.
+fn fill(n_slots: usize, mut shares: BTreeMap<SocketAddr, u64>, held: &[SocketAddr]) -> Box<[SocketAddr]> {
+    let mut take = |backend: &SocketAddr| {
+        let share = shares.get_mut(backend).filter(|share| **share > 0)?;
+        *share -= 1;
+        Some(*backend)
+    };
+    let kept: Vec<Option<SocketAddr>> = (0..n_slots).map(|slot| take(held.get(slot)?)).collect();
+    let mut rest = shares.into_iter().flat_map(|(backend, share)| (0..share).map(move |_| backend));
+    kept.into_iter().filter_map(|kept| kept.or_else(|| rest.next())).collect()
+}
+
+/// Elements to remove and to add, in one family.
+#[derive(Debug, Default)]
+struct FamilyEdits {
+    removed: Vec<(SetKind, Vec<u8>)>,
+    added: Vec<(SetKind, Vec<u8>, Value)>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Edits {
+    v4: FamilyEdits,
+    v6: FamilyEdits,
+}
+
+const EDITED: [SetKind; 5] =
+    [SetKind::Services, SetKind::Slots, SetKind::Frontends, SetKind::Connections, SetKind::Refusals];
+
+/// The sets that hold each frontend, as long as there is one.
+pub(super) const OF_FRONTENDS: [SetKind; 3] = [SetKind::Frontends, SetKind::Connections, SetKind::Refusals];
+
+impl Edits {
+    /// Makes `new` of `old`; none is no frontend at all.
+    pub(super) fn change(&mut self, frontend: Frontend, old: Option<&Entry>, new: Option<&Entry>) {
+        let family = Family::of(frontend.address.ip());
+        let FamilyEdits { removed, added } = self.of(family);
+        let key = || frontend_key(frontend);
+        for kind in OF_FRONTENDS {
+            match (old, new) {
+                (None, Some(_)) => added.push((kind, key(), Value::None)),
+                (Some(_), None) => removed.push((kind, key())),
+                _ => {}
+            }
+        }
+        let pick = |entry: Option<&Entry>| entry.map(|entry| entry.pick);
+        if pick(old) != pick(new) {
+            removed.extend(old.map(|_| (SetKind::Services, key())));
+            added.extend(new.map(|new| (SetKind::Services, key(), Value::Goto(new.pick.chain(family)))));
+        }
+        let slots = |entry: Option<&Entry>| entry.map_or(&[][..], |entry| &entry.slots).to_vec();
+        let (old_slots, new_slots) = (slots(old), slots(new));
+        for slot in 0..old_slots.len().max(new_slots.len()) {
+            let (old, new) = (old_slots.get(slot), new_slots.get(slot));
+            if old != new {
+                let key = slot_key(frontend, slot as u16);
+                removed.extend(old.map(|_| (SetKind::Slots, key.clone())));
+                added.extend(new.map(|new| (SetKind::Slots, key, Value::Bytes(backend_value(*new)))));
+            }
+        }
+    }
+
+    /// Takes out elements that belong to nothing.
+    pub(super) fn remove(&mut self, family: Family, kind: SetKind, key: Vec<u8>) {
+        self.of(family).removed.push((kind, key));
+    }
+
+    /// Removals first, because an element takes a new value only as a new element.
+    pub(super) fn write(&self, batch: &mut Batch) {
+        for (family, edits) in [(Family::V4, &self.v4), (Family::V6, &self.v6)] {
+            for kind in EDITED {
+                let keys: Vec<&[u8]> =
+                    edits.removed.iter().filter(|(k, _)| *k == kind).map(|(_, key)| &key[..]).collect();
+                batch.delete_elements(family.set(kind), &keys);
+                let elements: Vec<(&[u8], &Value)> = edits
+                    .added
+                    .iter()
+                    .filter(|(k, ..)| *k == kind)
+                    .map(|(_, key, value)| (&key[..], value))
+                    .collect();
+                batch.add_elements(family.set(kind), &elements);
+            }
+        }
+    }
+
+    fn of(&mut self, family: Family) -> &mut FamilyEdits {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use event_watcher::catalog::Protocol;
+
+    use super::*;
+
+    fn service(weights: &[u16]) -> Service {
+        let frontend = Frontend { protocol: Protocol::Tcp, address: "11.0.0.1:80".parse().unwrap() };
+        let backends =
+            weights.iter().enumerate().map(|(n, weight)| Backend { address: address(n), weight: *weight });
+        Service { frontend, backends: backends.collect(), affinity: None }
+    }
+
+    fn address(n: usize) -> SocketAddr {
+        SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 80))
+    }
+
+    #[test]
+    fn weights_become_slots() {
+        let check = |weights: &[u16], expect: &[usize]| {
+            let entry = Entry::compile(&service(weights), None).unwrap();
+            let count = |n| entry.slots.iter().filter(|slot| **slot == address(n)).count();
+            let counts: Vec<usize> = (0..weights.len()).map(count).collect();
+            assert_eq!(counts, expect, "{weights:?}");
+            assert_eq!(usize::from(entry.pick.n_slots()), entry.slots.len(), "{weights:?}");
+        };
+        check(&[], &[]);
+        check(&[0, 0], &[0, 0]);
+        check(&[1, 1, 1], &[1, 1, 1]);
+        check(&[100, 50], &[2, 1]);
+        check(&[100, 0, 25], &[4, 0, 1]);
+        check(&[65_535, 1], &[1023, 1]);
+        check(&[1; 2000], &[1; 2000]);
+    }
+
+    #[test]
+    fn what_stays_keeps_its_slot() {
+        let three = Entry::compile(&service(&[1, 1, 1]), None).unwrap();
+        let two = Entry::compile(&service(&[0, 1, 1]), Some(&three)).unwrap();
+        assert_eq!(*two.slots, [address(2), address(1)]);
+        let again = Entry::compile(&service(&[1, 1, 1]), Some(&two)).unwrap();
+        assert_eq!(*again.slots, [address(2), address(1), address(0)]);
+        assert_eq!(Entry::compile(&service(&[1, 1, 1]), Some(&again)).unwrap(), again);
+    }
+
+    #[test]
+    fn with_affinity_only_the_clients_of_what_goes_or_comes_move() {
+        let mut service = service(&[1; 3]);
+        service.affinity = Some(std::time::Duration::from_secs(60));
+        let three = Entry::compile(&service, None).unwrap();
+        assert_eq!(three.pick, Pick::ByClient(256));
+        let gone = service.backends.remove(1).address;
+        let two = Entry::compile(&service, Some(&three)).unwrap();
+        for (before, after) in three.slots.iter().zip(&two.slots) {
+            assert!(before == after || *before == gone);
+        }
+        service.backends.push(Backend { address: gone, weight: 1 });
+        let again = Entry::compile(&service, Some(&two)).unwrap();
+        for (before, after) in two.slots.iter().zip(&again.slots) {
+            assert!(before == after || *after == gone);
+        }
+        let count = again.slots.iter().filter(|slot| **slot == gone).count();
+        assert!((85..=86).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn another_family_is_refused() {
+        let mut service = service(&[1]);
+        service.backends[0].address = "[fd00::1]:80".parse().unwrap();
+        assert!(Entry::compile(&service, None).unwrap_err().contains("[fd00::1]:80"));
+    }
+}

@@ -1,0 +1,396 @@
+//! The table `waymark` as it always is, whatever the VIPs: its sets, its hooks and what they do with a packet.
+//!
+//! A new connection's address, protocol and port give the number of slots of its frontend, a random slot gives the
+//! backend. Only a connection's first packet comes here; connection tracking translates the rest. Frontends and
+//! backends are elements of sets and none of this module's business, so that a change of them changes no rule.
+//!
+//! The hooks and a rule that translates stay when the last VIP goes: without any the kernel would stop translating,
+//! and what is established would break.
+
+use std::time::Duration;
+
+use event_watcher::catalog::VipPool;
+
+use super::batch::{Batch, CHAIN_NAME};
+use super::elements::octets;
+use super::expression::{Expression as E, Header, OBJECT_CT_TIMEOUT, Register as R, Tracked, write_counter};
+use super::family::{Family, SetKind};
+use super::pick::Pick;
+
+/// Before the usual priority of destination NAT (-100), where container runtimes translate the ports they publish: a
+/// VIP's port may equal one of them.
+const DESTINATION_PRIORITY: i32 = libc::NF_IP_PRI_NAT_DST - 10;
+const SOURCE_PRIORITY: i32 = libc::NF_IP_PRI_NAT_SRC - 10;
+
+/// A client is remembered from the first packet's arrival to its departure, which takes no time; the rest is slack
+/// that keeps clients with many connections from coming and going.
+const ARRIVAL_LIFETIME: Duration = Duration::from_secs(60);
+/// Links or clients. What finds no room is served all the same, but not masqueraded.
+const REMEMBERED: u32 = 1 << 16;
+
+/// The object that holds the timeouts of a translated TCP connection.
+const TIMEOUTS: &str = "vip";
+/// Connection tracking keeps a closed connection's addresses and ports for 120 s by default. A client that makes many
+/// connections to one VIP uses each port again sooner than that, and its new connection then collides with the old.
+const CLOSED_LIFETIME_SECS: u32 = 1;
+
+/// The data types of nft(8), which it shows elements by; the kernel only stores them.
+#[derive(Clone, Copy)]
+enum Type {
+    Verdict = 1,
+    Ipv4Address = 7,
+    Ipv6Address = 8,
+    Protocol = 12,
+    Port = 13,
+    Mark = 19,
+    Interface = 20,
+}
+
+/// What the kernel takes for the type of a verdict.
+const DATA_VERDICT: u32 = 0xffff_ff00;
+/// NFT_SET_EXPR.
+const SET_EXPR: u32 = 0x100;
+
+/// The names of the chains that a pool's addresses matter to.
+const STRAY: &str = "stray";
+const REFUSED_DATAGRAM: &str = "refused_datagram";
+
+/// Everything but the chains that pick, which are made when a frontend first needs them.
+pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
+    timeouts(batch);
+    set(batch, "links", &[Type::Interface; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
+    for family in Family::ALL {
+        sets(batch, family);
+        for name in ["arrive", "serve", "refuse", STRAY, REFUSED_DATAGRAM] {
+            batch.chain(&chain(name, family));
+        }
+    }
+    base_chain(batch, "prerouting", "nat", libc::NF_INET_PRE_ROUTING, DESTINATION_PRIORITY);
+    base_chain(batch, "output", "nat", libc::NF_INET_LOCAL_OUT, DESTINATION_PRIORITY);
+    base_chain(batch, "postrouting", "nat", libc::NF_INET_POST_ROUTING, SOURCE_PRIORITY);
+    base_chain(batch, "input", "filter", libc::NF_INET_LOCAL_IN, libc::NF_IP_PRI_FILTER);
+    batch.rule("input", &[protocol(R(0)), E::Differs { register: R(0), value: &UDP }, E::Return]);
+    // On a host without an address of its own a client's datagrams come from the VIP, and answers go there.
+    let direction = E::Tracked { what: Tracked::Direction, to: R(0) };
+    batch.rule("input", &[direction, E::Equal { register: R(0), value: &[1] }, E::Return]);
+    for family in Family::ALL {
+        batch.rule("prerouting", &to_family(family, &chain("arrive", family)));
+        batch.rule("output", &to_family(family, &chain("serve", family)));
+        batch.rule("input", &to_family(family, &chain(REFUSED_DATAGRAM, family)));
+        arrive(batch, family);
+        serve(batch, family);
+        refuse(batch, family);
+        depart(batch, family, pools);
+        stray(batch, family, pools);
+        refused_datagram(batch, family, pools);
+    }
+}
+
+/// Leaves the addresses of the pools that no frontend has to whoever else serves them.
+pub(super) fn disown_pools(batch: &mut Batch) {
+    for family in Family::ALL {
+        batch.clear_chain(&chain(STRAY, family));
+        batch.clear_chain(&chain(REFUSED_DATAGRAM, family));
+    }
+}
+
+/// The chain that picks a backend for the frontends that pick so.
+pub(super) fn write_pick(batch: &mut Batch, family: Family, pick: Pick) {
+    let slot = family.after_address(R(2));
+    let backend = R(slot.0 + 1);
+    let mut rule = frontend(family, R(0)).to_vec();
+    let below = pick.n_slots().into();
+    match pick {
+        Pick::Refuse => return,
+        Pick::Random(_) => rule.push(E::Random { below, to: slot }),
+        Pick::ByClient(_) => {
+            let bytes = family.address_bytes();
+            rule.extend([family.source(backend), E::Hash { of: backend, bytes, below, to: slot }]);
+        }
+    }
+    rule.extend([
+        E::Map { map: family.set(SetKind::Slots), key: R(0), to: backend },
+        E::Dnat { family: family.number(), address: backend, port: family.after_address(backend) },
+    ]);
+    batch.chain(&pick.chain(family));
+    batch.rule(&pick.chain(family), &rule);
+}
+
+pub(super) fn delete_pick(batch: &mut Batch, family: Family, pick: Pick) {
+    batch.delete_chain(&pick.chain(family));
+}
+
+/// The type of the interface `lo`.
+const LOOPBACK: [u8; 2] = libc::ARPHRD_LOOPBACK.to_ne_bytes();
+const TCP: [u8; 1] = [libc::IPPROTO_TCP as u8];
+const UDP: [u8; 1] = [libc::IPPROTO_UDP as u8];
+
+fn chain(name: &str, family: Family) -> String {
+    format!("{name}{}", family.digit())
+}
+
+/// What came from elsewhere may have to leave by the link that it came by, or for the very address that it came from.
+/// Its answer would not come back through here then, so `depart` has to know.
+fn arrive(batch: &mut Batch, family: Family) {
+    let name = chain("arrive", family);
+    let mut rule = frontend(family, R(0)).to_vec();
+    rule.extend([
+        E::Find { set: family.set(SetKind::Frontends), key: R(0) },
+        E::Meta { key: libc::NFT_META_IIF, to: R(0) },
+        E::Meta { key: libc::NFT_META_IIF, to: R(1) },
+        E::Remember { set: "links", key: R(0), lifetime: ARRIVAL_LIFETIME },
+        family.source(R(0)),
+        family.source(family.after_address(R(0))),
+        E::Remember { set: family.set(SetKind::Clients), key: R(0), lifetime: ARRIVAL_LIFETIME },
+    ]);
+    batch.rule(&name, &rule);
+    batch.rule(&name, &[E::Goto { chain: &chain("serve", family) }]);
+}
+
+fn serve(batch: &mut Batch, family: Family) {
+    let name = chain("serve", family);
+    // A TCP connection that is picked up in its middle belongs to whoever had it: another plane on this host, or
+    // nobody any more, and then the host's own TCP resets it.
+    batch.rule(
+        &name,
+        &[
+            protocol(R(0)),
+            E::Equal { register: R(0), value: &TCP },
+            // FIN, SYN, RST and ACK.
+            E::Packet { header: Header::Transport, offset: 13, bytes: 1, to: R(1) },
+            E::Mask { register: R(1), mask: &[0x17] },
+            E::Differs { register: R(1), value: &[0x02] },
+            E::Return,
+        ],
+    );
+    let mut rule = frontend(family, R(0)).to_vec();
+    rule.extend([
+        E::Find { set: family.set(SetKind::Connections), key: R(0) },
+        E::Timeouts { object: TIMEOUTS },
+        E::Dispatch { map: family.set(SetKind::Services), key: R(0) },
+    ]);
+    batch.rule(&name, &rule);
+    batch.rule(&name, &[E::Goto { chain: &chain(STRAY, family) }]);
+}
+
+/// A frontend without a backend. Datagrams go on to the host itself and are answered there: what is stopped on its
+/// way out fails as "not permitted" instead of "refused".
+fn refuse(batch: &mut Batch, family: Family) {
+    let name = chain("refuse", family);
+    let mut rule = frontend(family, R(0)).to_vec();
+    rule.push(E::Find { set: family.set(SetKind::Refusals), key: R(0) });
+    batch.rule(&name, &rule);
+    let [load, equal] = is_tcp(R(0));
+    batch.rule(&name, &[load, equal, E::Reset]);
+}
+
+/// A port of the pool that is no frontend.
+fn stray(batch: &mut Batch, family: Family, pools: &[VipPool]) {
+    for pool in of_family(pools, family) {
+        let network = Network::of(pool);
+        let mut rule = is_tcp(R(0)).to_vec();
+        rule.extend(network.holds(family.destination(R(0))));
+        rule.push(E::Reset);
+        batch.rule(&chain(STRAY, family), &rule);
+    }
+}
+
+/// Datagrams to VIPs that were not translated: all of the pool's, and those of frontends outside of it.
+fn refused_datagram(batch: &mut Batch, family: Family, pools: &[VipPool]) {
+    let name = chain(REFUSED_DATAGRAM, family);
+    for pool in of_family(pools, family) {
+        let network = Network::of(pool);
+        let [load, mask, equal] = network.holds(family.destination(R(0)));
+        batch.rule(&name, &[load, mask, equal, E::PortUnreachable]);
+    }
+    let mut rule = frontend(family, R(0)).to_vec();
+    rule.extend([E::Find { set: family.set(SetKind::Frontends), key: R(0) }, E::PortUnreachable]);
+    batch.rule(&name, &rule);
+}
+
+/// Clients get another address only where the answer would miss this host otherwise: out by the link that they came
+/// by, back to themselves, or with a VIP for a source, which happens on a host that had no address of its own when the
+/// pool's route was made.
+fn depart(batch: &mut Batch, family: Family, pools: &[VipPool]) {
+    let masquerade = |batch: &mut Batch, key: &[E<'_>], set: &str, behind: R| {
+        let mut rule = is_family(family).to_vec();
+        rule.extend_from_slice(key);
+        rule.extend([
+            E::Find { set, key: R(0) },
+            family.original_destination(behind),
+            protocol(family.after_address(behind)),
+            E::Tracked { what: Tracked::Port, to: R(family.after_address(behind).0 + 1) },
+            E::Find { set: family.set(SetKind::Frontends), key: behind },
+            E::Masquerade,
+        ]);
+        batch.rule("postrouting", &rule);
+    };
+    let links =
+        [E::Meta { key: libc::NFT_META_IIF, to: R(0) }, E::Meta { key: libc::NFT_META_OIF, to: R(1) }];
+    masquerade(batch, &links, "links", R(2));
+    let ends = [family.source(R(0)), family.destination(family.after_address(R(0)))];
+    masquerade(batch, &ends, family.set(SetKind::Clients), R(0));
+    for pool in of_family(pools, family) {
+        let network = Network::of(pool);
+        let mut rule = is_family(family).to_vec();
+        rule.extend(network.holds(family.source(R(0))));
+        rule.extend([
+            E::Meta { key: libc::NFT_META_OIFTYPE, to: R(0) },
+            E::Differs { register: R(0), value: &LOOPBACK },
+            E::Masquerade,
+        ]);
+        batch.rule("postrouting", &rule);
+    }
+}
+
+fn is_family(family: Family) -> [E<'static>; 2] {
+    let value = match family {
+        Family::V4 => &[libc::NFPROTO_IPV4 as u8],
+        Family::V6 => &[libc::NFPROTO_IPV6 as u8],
+    };
+    [E::Meta { key: libc::NFT_META_NFPROTO, to: R(0) }, E::Equal { register: R(0), value }]
+}
+
+fn to_family<'a>(family: Family, chain: &'a str) -> [E<'a>; 3] {
+    let [load, equal] = is_family(family);
+    [load, equal, E::Jump { chain }]
+}
+
+fn protocol(to: R) -> E<'static> {
+    E::Meta { key: libc::NFT_META_L4PROTO, to }
+}
+
+fn is_tcp(register: R) -> [E<'static>; 2] {
+    [protocol(register), E::Equal { register, value: &TCP }]
+}
+
+/// The frontend that a packet is addressed to: address, protocol and port in registers from `to` on.
+fn frontend(family: Family, to: R) -> [E<'static>; 3] {
+    let behind = family.after_address(to);
+    let port = E::Packet { header: Header::Transport, offset: 2, bytes: 2, to: R(behind.0 + 1) };
+    [family.destination(to), protocol(behind), port]
+}
+
+fn of_family(pools: &[VipPool], family: Family) -> impl Iterator<Item = &VipPool> {
+    pools.iter().filter(move |pool| Family::of(pool.first()) == family)
+}
+
+/// A pool as rules compare it.
+struct Network {
+    first: Vec<u8>,
+    mask: Vec<u8>,
+}
+
+impl Network {
+    fn of(pool: &VipPool) -> Self {
+        let first = octets(pool.first());
+        let bits = 0..first.len() * 8;
+        let mut mask = vec![0; first.len()];
+        bits.take(pool.prefix_bits().into()).for_each(|bit| mask[bit / 8] |= 0x80 >> (bit % 8));
+        Self { first, mask }
+    }
+
+    /// Goes on if the address that `load` puts into the first register belongs to it.
+    fn holds<'a>(&'a self, load: E<'a>) -> [E<'a>; 3] {
+        [load, E::Mask { register: R(0), mask: &self.mask }, E::Equal { register: R(0), value: &self.first }]
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Options {
+    /// Only this program changes it.
+    Fixed,
+    /// Each element counts how often it was found.
+    Counts,
+    /// Rules put elements in, for this long unless they say otherwise.
+    Remembers(Duration),
+}
+
+fn sets(batch: &mut Batch, family: Family) {
+    let address = match family {
+        Family::V4 => Type::Ipv4Address,
+        Family::V6 => Type::Ipv6Address,
+    };
+    let frontend = [address, Type::Protocol, Type::Port];
+    let of_slot = [&frontend[..], &[Type::Mark]].concat();
+    let name = |kind| family.set(kind);
+    set(batch, name(SetKind::Services), &frontend, &[Type::Verdict], Options::Fixed);
+    set(batch, name(SetKind::Slots), &of_slot, &[address, Type::Port], Options::Fixed);
+    set(batch, name(SetKind::Frontends), &frontend, &[], Options::Fixed);
+    set(batch, name(SetKind::Connections), &frontend, &[], Options::Counts);
+    set(batch, name(SetKind::Refusals), &frontend, &[], Options::Counts);
+    set(batch, name(SetKind::Clients), &[address; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
+}
+
+/// A set of these keys, or a map when there are values.
+fn set(batch: &mut Batch, name: &str, key: &[Type], value: &[Type], options: Options) {
+    let mut flags = if value.is_empty() { 0 } else { libc::NFT_SET_MAP as u32 };
+    match options {
+        Options::Fixed => {}
+        Options::Counts => flags |= SET_EXPR,
+        Options::Remembers(_) => flags |= (libc::NFT_SET_EVAL | libc::NFT_SET_TIMEOUT) as u32,
+    }
+    batch.create("create a set", libc::NFT_MSG_NEWSET, |w| {
+        w.string(2, name);
+        w.be32(3, flags);
+        w.be32(4, type_number(key));
+        w.be32(5, key.iter().map(|field| field.bytes()).sum());
+        match value {
+            [] => {}
+            [Type::Verdict] => w.be32(6, DATA_VERDICT),
+            value => {
+                w.be32(6, type_number(value));
+                w.be32(7, value.iter().map(|field| field.bytes()).sum());
+            }
+        }
+        // The transaction's own number of the set: unused, but asked for.
+        w.be32(10, 0);
+        match options {
+            Options::Fixed => {}
+            Options::Counts => write_counter(w, 17),
+            Options::Remembers(lifetime) => {
+                w.nest(9, |w| w.be32(1, REMEMBERED));
+                w.attribute(11, &(lifetime.as_millis() as u64).to_be_bytes());
+            }
+        }
+    });
+}
+
+impl Type {
+    /// Rounded up to whole registers.
+    fn bytes(self) -> u32 {
+        if matches!(self, Self::Ipv6Address) { 16 } else { 4 }
+    }
+}
+
+/// nft(8) packs the types of a key of several values into one number, 6 bits each.
+fn type_number(types: &[Type]) -> u32 {
+    types.iter().fold(0, |number, kind| number << 6 | *kind as u32)
+}
+
+fn base_chain(batch: &mut Batch, name: &str, kind: &str, hook: libc::c_int, priority: i32) {
+    batch.create("create a chain at a hook", libc::NFT_MSG_NEWCHAIN, |w| {
+        w.string(CHAIN_NAME, name);
+        w.nest(4, |w| {
+            w.be32(1, hook as u32);
+            w.be32(2, priority as u32);
+        });
+        w.string(7, kind);
+    });
+}
+
+fn timeouts(batch: &mut Batch) {
+    batch.create("create connection timeouts", libc::NFT_MSG_NEWOBJ, |w| {
+        w.string(2, TIMEOUTS);
+        w.be32(3, OBJECT_CT_TIMEOUT);
+        w.nest(4, |w| {
+            w.attribute(1, &(libc::NFPROTO_IPV4 as u16).to_be_bytes());
+            w.attribute(2, &TCP);
+            w.nest(3, |w| {
+                // CTA_TIMEOUT_TCP_TIME_WAIT and CTA_TIMEOUT_TCP_CLOSE; the others stay as the system has them.
+                w.be32(7, CLOSED_LIFETIME_SECS);
+                w.be32(8, CLOSED_LIFETIME_SECS);
+            });
+        });
+    });
+}

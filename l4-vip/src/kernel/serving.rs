@@ -1,0 +1,183 @@
+//! The kernel's part of the VIP plane: what the follower of snapshots tells it, and what it tells about itself.
+//!
+//! With the userspace plane there is no driver, and all that is left to do is to take over from an earlier run that
+//! used the kernel. It neither follows snapshots nor opens sockets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use event_watcher::catalog::Problem;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::choice::Others;
+use super::driver::{Counted, Driver, Ticked};
+use super::{Chosen, Frontend, OnExit, PlaneChoice, Rejection, Service};
+use crate::plane::not_served;
+use crate::stats::{PlaneKind, VipView};
+use crate::table::VipState;
+
+/// Which plane serves, why no better one does, and how it fares.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChoiceView {
+    pub wanted: PlaneChoice,
+    pub active: PlaneKind,
+    pub why_not: Vec<Rejection>,
+    /// The last call to the kernel failed; what was in force before is in force still, and it is tried again.
+    pub failure: Option<String>,
+    /// Elements in the kernel that somebody else had changed and that were put right.
+    pub n_repaired: u64,
+}
+
+/// What others see of the kernel's part.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    pub(crate) choice: ChoiceView,
+    pub(crate) served: Arc<BTreeSet<Frontend>>,
+    pub(crate) refused: Arc<BTreeMap<Frontend, String>>,
+    pub(crate) counted: Arc<Counted>,
+}
+
+impl Told {
+    /// What the kernel counted at one of the VIP's addresses.
+    pub(crate) fn add_counters(&self, view: &mut VipView, frontend: &Frontend) {
+        let Some(counted) = self.counted.frontends.get(frontend) else { return };
+        view.counters.n_connections += counted.n_connections;
+        view.counters.n_no_endpoint += counted.n_refused;
+        for endpoint in &mut view.endpoints {
+            if let Some(counted) = self.counted.backends.get(&(*frontend, endpoint.address)) {
+                endpoint.n_picked += counted.n_connections;
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Serving {
+    driver: Option<Driver>,
+    on_exit: OnExit,
+    /// Until it has been done: it waits for the first VIPs to be served by this plane.
+    take_over: Option<Others>,
+    told: Arc<ArcSwap<Told>>,
+}
+
+impl Serving {
+    pub(crate) fn new(chosen: Chosen, on_exit: OnExit) -> Self {
+        let choice = ChoiceView {
+            wanted: chosen.wanted,
+            active: chosen.kind(),
+            why_not: chosen.why_not.clone(),
+            failure: None,
+            n_repaired: 0,
+        };
+        let told = Told { choice, served: Arc::default(), refused: Arc::default(), counted: Arc::default() };
+        Self {
+            take_over: Some(chosen.others()),
+            driver: chosen.kernel.map(Driver::new),
+            on_exit,
+            told: Arc::new(ArcSwap::from_pointee(told)),
+        }
+    }
+
+    pub(crate) fn told(&self) -> Arc<ArcSwap<Told>> {
+        Arc::clone(&self.told)
+    }
+
+    /// The kernel serves, so nobody listens.
+    pub(crate) fn is_kernel(&self) -> bool {
+        self.driver.is_some()
+    }
+
+    /// Makes the kernel serve `services` and nothing in `gone`. Answers whether all of it is in force.
+    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) -> bool {
+        let Some(driver) = &mut self.driver else { return true };
+        driver.set(services, gone).await;
+        self.tell();
+        self.is_applied()
+    }
+
+    pub(crate) fn is_applied(&self) -> bool {
+        self.driver.as_ref().is_none_or(Driver::is_applied)
+    }
+
+    /// When [`Self::tick`] wants to be called; never, for userspace.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.driver.as_ref().map(Driver::next)
+    }
+
+    pub(crate) async fn tick(&mut self) -> Ticked {
+        let Some(driver) = &mut self.driver else { return Ticked::Same };
+        let ticked = driver.tick().await;
+        match ticked {
+            Ticked::Differs => self.tell(),
+            Ticked::Same => self.tell_counters(),
+        }
+        ticked
+    }
+
+    /// What could not be done, for people.
+    pub(crate) fn problems(&self, frontends: &BTreeMap<Frontend, Arc<VipState>>) -> Vec<Problem> {
+        let told = self.told.load();
+        let failure = told.choice.failure.iter().map(|what| Problem {
+            app: None,
+            at: format!("{} VIP plane", told.choice.active.as_str()),
+            what: what.clone(),
+            hint: "what was in force stays in force; it is tried again every few seconds".into(),
+        });
+        let refused = told.refused.iter().filter_map(|(frontend, reason)| {
+            let hint = "remove VIPs that nobody needs, or choose another --vip-plane";
+            Some(not_served(frontends.get(frontend)?, frontend.address, reason.clone(), hint.into()))
+        });
+        failure.chain(refused).collect()
+    }
+
+    /// Every frontend that should be served, as it was told last.
+    pub(crate) fn frontends(&self) -> Vec<Frontend> {
+        self.driver.iter().flat_map(Driver::wanted).copied().collect()
+    }
+
+    /// Takes the VIPs away from planes of earlier runs, once, when `served` are served by this one.
+    pub(crate) async fn take_over(&mut self, served: &BTreeMap<Frontend, Arc<VipState>>) {
+        let Some(others) = self.take_over.take() else { return };
+        let served: Vec<Frontend> = served.keys().copied().collect();
+        let taken = tokio::task::spawn_blocking(move || others.take_over(&served)).await;
+        let failure = match taken {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(failure, "another plane may still serve the VIPs");
+    }
+
+    /// Leaves the kernel as the configuration says.
+    pub(crate) async fn stop(mut self) {
+        if let (Some(driver), OnExit::Flush) = (&mut self.driver, self.on_exit)
+            && let Err(error) = driver.flush().await
+        {
+            tracing::error!(%error, "the VIPs could not be removed from the kernel");
+        }
+    }
+
+    fn tell(&self) {
+        let Some(driver) = &self.driver else { return };
+        let known = self.told.load();
+        let failure = driver.failed().map(|failed| failed.what.clone());
+        let refused = driver.refused().map(|(frontend, reason)| (*frontend, reason.to_owned()));
+        self.told.store(Arc::new(Told {
+            choice: ChoiceView { failure, n_repaired: driver.n_repaired, ..known.choice.clone() },
+            served: Arc::new(driver.served().into_iter().collect()),
+            refused: Arc::new(refused.collect()),
+            counted: Arc::clone(&driver.counted),
+        }));
+    }
+
+    fn tell_counters(&self) {
+        let Some(driver) = &self.driver else { return };
+        let known = self.told.load();
+        if !Arc::ptr_eq(&known.counted, &driver.counted) {
+            let counted = Arc::clone(&driver.counted);
+            self.told.store(Arc::new(Told { counted, ..Told::clone(&known) }));
+        }
+    }
+}

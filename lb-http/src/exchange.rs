@@ -1,0 +1,250 @@
+//! One request at one endpoint: sent while it still comes, answered by a head, interim ones passed on.
+//!
+//! This is the seam between a client's protocol and the endpoints: whatever speaks to the client (HTTP/1.1 here) is a
+//! [`Front`], `failover::Attempt` finds it an endpoint, and the [`Exchange`] that comes of it holds the typed head of the
+//! response and the connection that the body is read from. Endpoints are always spoken to in HTTP/1.1.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::StatusCode;
+use l4_vip::pool::InFlight;
+
+use crate::error::ProxyError;
+use crate::http1::flow::FlowError;
+use crate::http1::refusal::Refusal;
+use crate::http1::request::{Method, Persistence};
+use crate::http1::response::{BadResponse, Response};
+use crate::http1::scan::{Scan, Scanned};
+use crate::http1::side::Side;
+use crate::stats::{ResponseClass, Session, Shard};
+use crate::table::{Backend, Server};
+use crate::upstream::Upstream;
+use crate::wait::{Phase, Wait};
+use crate::worker::Local;
+
+/// A client that hints of what will come may do so this often.
+const MOST_INTERIM: u32 = 16;
+
+/// A request on its way, whatever protocol it came by.
+pub(crate) trait Front {
+    fn method(&self) -> Method;
+
+    /// Sends more of the request; ready when all of it is sent.
+    fn poll_send(&mut self, cx: &mut Context<'_>, to: &mut Upstream) -> Poll<Result<(), FlowError>>;
+
+    /// Everything that was sent can be sent again.
+    fn is_whole(&self) -> bool;
+
+    /// Of a request that is whole: begins again.
+    fn rewind(&mut self);
+
+    /// More of the body is wanted of the client, and does not come.
+    fn lacks_body(&mut self) -> bool;
+
+    /// Has a 1xx to pass on; `head` are its bytes.
+    fn interim(&mut self, response: &Response, head: &[u8]);
+
+    /// Passes on what it has. An error means that the client is gone, and is looked for while there is nothing.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The connection to the endpoint broke, or was closed, before a byte of the response.
+    Connection,
+    Proxy(ProxyError),
+}
+
+impl From<BadResponse> for Failure {
+    fn from(bad: BadResponse) -> Self {
+        Self::Proxy(ProxyError::BadResponse(bad))
+    }
+}
+
+/// Sends a request and reads the head of its response.
+pub(crate) struct Call<'a, F> {
+    pub(crate) front: &'a mut F,
+    pub(crate) upstream: &'a mut Upstream,
+    pub(crate) local: &'a Local,
+    pub(crate) wait: &'a Wait,
+    /// The longest that the endpoint may take.
+    pub(crate) server_head: Duration,
+    pub(crate) is_sent: bool,
+    pub(crate) scan: Scan,
+    pub(crate) n_interim: u32,
+}
+
+impl<F: Front> Call<'_, F> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Failure>> {
+        if !self.is_sent {
+            self.poll_send(cx)?;
+        }
+        if let Poll::Ready(done) = self.poll_head(cx) {
+            return Poll::Ready(done);
+        }
+        if let Poll::Ready(Err(_)) = self.front.poll_client(cx) {
+            return Poll::Ready(Err(Failure::Proxy(ProxyError::ClientGone)));
+        }
+        if self.wait.is_expired() {
+            return Poll::Ready(Err(Failure::Proxy(self.timed_out())));
+        }
+        Poll::Pending
+    }
+
+    fn timed_out(&mut self) -> ProxyError {
+        if self.is_sent || !self.front.lacks_body() {
+            return ProxyError::ServerTimeout;
+        }
+        ProxyError::Refused(if self.wait.is_all_over() { Refusal::Time } else { Refusal::BodyTime })
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        match self.front.poll_send(cx, self.upstream) {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Ok(())) => {}
+            // It may have answered before it closed.
+            Poll::Ready(Err(FlowError::Write(error))) => {
+                tracing::debug!(%error, "the endpoint does not take the request");
+            }
+            Poll::Ready(Err(error)) => return Err(Failure::Proxy(client_error(&error))),
+        }
+        self.is_sent = true;
+        self.wait.enter(Phase::ServerHead, self.server_head);
+        Ok(())
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Failure>> {
+        // As for requests: what is longer is not understood.
+        let limits = self.local.limits.head();
+        loop {
+            let scanned = self.scan.advance(self.upstream.input.filled(), &limits);
+            match scanned.map_err(BadResponse::from)? {
+                Scanned::FirstLine(_) => continue,
+                Scanned::Head(n) => {
+                    let fields = self.local.fields.take();
+                    let head = &self.upstream.input.filled()[..n];
+                    let response = Response::parse(head, self.front.method(), fields)?;
+                    if !response.is_interim() {
+                        return Poll::Ready(Ok(response));
+                    }
+                    self.n_interim += 1;
+                    if self.n_interim > MOST_INTERIM {
+                        return Poll::Ready(Err(BadResponse::ManyInterim.into()));
+                    }
+                    self.front.interim(&response, head);
+                    self.local.fields.set(response.fields);
+                    self.upstream.input.consume(n);
+                    self.scan = Scan::default();
+                    continue;
+                }
+                Scanned::Partial if !is_begin_of_head(self.upstream.input.filled()) => {
+                    return Poll::Ready(Err(BadResponse::StatusLine.into()));
+                }
+                Scanned::Partial => {}
+            }
+            if self.upstream.input.is_full() {
+                self.upstream.input.grow(limits.head_bytes(), &self.local.means.spare);
+            }
+            match ready!(self.upstream.poll_fill(cx, &self.local.means.spare)) {
+                Ok(1..) => {}
+                Ok(0) | Err(_) if self.upstream.n_read() == 0 => {
+                    return Poll::Ready(Err(Failure::Connection));
+                }
+                Ok(0) | Err(_) => return Poll::Ready(Err(Failure::Proxy(ProxyError::NoResponse))),
+            }
+        }
+    }
+}
+
+/// What speaks another protocol may say little and then wait.
+fn is_begin_of_head(bytes: &[u8]) -> bool {
+    bytes.iter().zip(b"HTTP/1.").all(|(is, must)| is == must)
+}
+
+/// What a request's flow failed with, when it was not the endpoint.
+pub(crate) fn client_error(error: &FlowError) -> ProxyError {
+    match error {
+        FlowError::BadChunk(_) => ProxyError::Refused(Refusal::Chunk),
+        FlowError::Cut => ProxyError::Refused(Refusal::BodyCut),
+        FlowError::Read(_) | FlowError::Write(_) => ProxyError::ClientGone,
+    }
+}
+
+/// A request that an endpoint has answered, until the end of its response.
+pub(crate) struct Exchange {
+    pub(crate) local: Rc<Local>,
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) server: usize,
+    pub(crate) in_flight: InFlight,
+    pub(crate) _session: Session,
+    pub(crate) upstream: Upstream,
+    pub(crate) response: Response,
+    pub(crate) cookie: CookieDue,
+}
+
+/// Whether the client is to be given a cookie, because it had no valid one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CookieDue {
+    No,
+    Yes,
+}
+
+impl Exchange {
+    pub(crate) fn server(&self) -> &Server {
+        &self.backend.servers[self.server]
+    }
+
+    /// The bytes of the response's head, before they are consumed.
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.upstream.input.filled()[..self.response.head_bytes]
+    }
+
+    /// The head has been used: what follows is the body.
+    pub(crate) fn consume_head(&mut self) {
+        self.upstream.input.consume(self.response.head_bytes);
+        self.local.fields.set(std::mem::take(&mut self.response.fields));
+    }
+
+    fn each_shard(&self, count: impl Fn(&Shard)) {
+        count(self.backend.series.of_worker(self.local.index));
+        count(self.server().series.of_worker(self.local.index));
+    }
+
+    pub(crate) fn responded(&self, took: Duration) {
+        let class = ResponseClass::of_number(self.response.status);
+        self.each_shard(|shard| {
+            shard.responded(class);
+            shard.took(took);
+        });
+    }
+
+    pub(crate) fn bad_response(self) {
+        self.each_shard(|s| {
+            s.n_response_errors.increment();
+            s.responded(ResponseClass::of(StatusCode::BAD_GATEWAY));
+        });
+    }
+
+    /// Request and response have ended as they should.
+    pub(crate) fn ended(self) {
+        if self.response.persistence == Persistence::Keep {
+            let endpoint = self.in_flight.endpoint();
+            self.local.upstreams.give_back(endpoint, self.upstream, &self.local.means.spare);
+        }
+    }
+
+    /// The endpoint broke the response off.
+    pub(crate) fn broken(self) {
+        self.each_shard(|s| s.n_server_aborts.increment());
+    }
+
+    /// The client left before the end.
+    pub(crate) fn given_up(self) {
+        self.each_shard(|s| s.n_client_aborts.increment());
+    }
+}

@@ -1,0 +1,411 @@
+//! A request head, from bytes to what may be routed: a method, a target, one Host, one framing; or a refusal.
+//!
+//! There is no way to have a [`Request`] that breaks these rules, and nothing else can be serialized (RFC 9112
+//! sections 3, 5 and 6, RFC 9110 sections 7.6, 7.8 and 10.1.1). Routes, limits of size and time are not looked at here.
+
+use std::ops::Range;
+
+use memchr::{memchr, memrchr};
+
+use super::Framing;
+use super::fields::{Field, Name, Seen};
+use super::grammar;
+use super::refusal::Refusal;
+
+/// Longer than any registered method.
+const LONGEST_METHOD: usize = 32;
+/// Elements of all Connection lines: each field of the head is compared with each of them.
+pub(super) const MOST_OPTIONS: usize = 100;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Options,
+    /// PUT and DELETE, which may be sent again.
+    OtherIdempotent,
+    Other,
+}
+
+impl Method {
+    fn of(token: &[u8]) -> Result<Self, Refusal> {
+        Ok(match token {
+            b"GET" => Self::Get,
+            b"HEAD" => Self::Head,
+            b"POST" => Self::Post,
+            b"OPTIONS" => Self::Options,
+            b"PUT" | b"DELETE" => Self::OtherIdempotent,
+            b"CONNECT" | b"TRACE" => return Err(Refusal::Method),
+            _ => Self::Other,
+        })
+    }
+
+    pub fn is_idempotent(self) -> bool {
+        matches!(self, Self::Get | Self::Head | Self::Options | Self::OtherIdempotent)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    Http10,
+    Http11,
+}
+
+/// Whether the client wants another exchange on its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persistence {
+    Close,
+    Keep,
+}
+
+/// What the first line says.
+#[derive(Clone, Debug)]
+struct RequestLine {
+    method_end: usize,
+    kind: Method,
+    target: Target,
+    version: Version,
+}
+
+#[derive(Clone, Debug)]
+struct Target {
+    /// Empty unless the target is in absolute form.
+    authority: Range<usize>,
+    /// In origin form or `*`; may lack its first slash after an authority.
+    path: Range<usize>,
+}
+
+/// A request that may be routed. Borrows the buffer that its head came in.
+#[derive(Debug)]
+pub struct Request<'b> {
+    head: &'b [u8],
+    line: RequestLine,
+    host: Option<Range<usize>>,
+    fields: &'b [Field],
+    seen: Seen,
+    pub framing: Framing,
+    pub persistence: Persistence,
+    /// The client waits for a 100 before it sends the body.
+    pub expects_continue: bool,
+    /// Asks for a WebSocket, the only upgrade that is passed on; never of HTTP/1.0.
+    pub wants_websocket: bool,
+    /// Of OPTIONS only.
+    pub max_forwards: Option<u32>,
+    /// Connection names fields that are to be left out.
+    names_fields: bool,
+}
+
+impl<'b> Request<'b> {
+    /// `head` is whole, with the empty line at its end and none before its begin.
+    pub fn parse(head: &'b [u8], fields: &'b mut Vec<Field>) -> Result<Self, Refusal> {
+        let line_end = memchr(b'\n', head).ok_or(Refusal::RequestLine)? - 1;
+        let line = request_line(head, line_end)?;
+        let mut found = Found::default();
+        fields.clear();
+        let mut start = line_end + 2;
+        while let Some(length) = memchr(b'\n', &head[start..]).filter(|length| *length > 1) {
+            let field = Field::parse(head, start..start + length - 1).ok_or(Refusal::Field)?;
+            found.add(head, &field, line.version)?;
+            fields.push(field);
+            start += length + 1;
+        }
+        found.request(head, line, fields)
+    }
+
+    pub fn method(&self) -> Method {
+        self.line.kind
+    }
+
+    pub fn method_name(&self) -> &'b [u8] {
+        &self.head[..self.line.method_end]
+    }
+
+    pub fn version(&self) -> Version {
+        self.line.version
+    }
+
+    /// Path and query; `*` for the server as a whole. `None` for the path of a URI that has none.
+    pub(crate) fn path_and_query(&self) -> (Option<u8>, &'b [u8]) {
+        let path = &self.head[self.line.target.path.clone()];
+        match path {
+            [] if self.line.kind == Method::Options => (Some(b'*'), path),
+            [] | [b'?', ..] => (Some(b'/'), path),
+            _ => (None, path),
+        }
+    }
+
+    /// Without the query.
+    pub fn path(&self) -> &'b [u8] {
+        let target = &self.head[self.line.target.path.clone()];
+        let path = &target[..memchr(b'?', target).unwrap_or(target.len())];
+        if path.is_empty() { b"/" } else { path }
+    }
+
+    /// Valid, or empty when the client named none.
+    pub fn host(&self) -> &'b [u8] {
+        self.host.clone().map_or(b"", |host| &self.head[host])
+    }
+
+    pub(crate) fn has_host(&self) -> bool {
+        self.host.is_some()
+    }
+
+    pub fn has(&self, name: Name) -> bool {
+        self.seen.has(name)
+    }
+
+    /// The values of all lines of that name, in order. `name` is not [`Name::Other`].
+    pub fn values(&self, name: Name) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b> {
+        let (head, fields) = (self.head, self.fields);
+        fields.iter().filter(move |field| field.name == name).map(|field| field.value_in(head))
+    }
+
+    /// The value of the first line of any name, in any case.
+    pub fn value_of(&self, name: &[u8]) -> Option<&'b [u8]> {
+        let mut fields = self.fields.iter();
+        let found = fields.find(|field| field.name_in(self.head).eq_ignore_ascii_case(name));
+        found.map(|field| field.value_in(self.head))
+    }
+
+    pub(super) fn head(&self) -> &'b [u8] {
+        self.head
+    }
+
+    pub(super) fn fields(&self) -> &'b [Field] {
+        self.fields
+    }
+
+    pub(super) fn options(&self) -> Option<Options<'b>> {
+        self.names_fields.then_some(Options { head: self.head, fields: self.fields })
+    }
+}
+
+/// The elements of the Connection lines of a head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options<'b> {
+    pub(super) head: &'b [u8],
+    pub(super) fields: &'b [Field],
+}
+
+impl Options<'_> {
+    /// Whether the field is named as one for the next hop only. What frames, routes or vouches for a message cannot be
+    /// made to vanish that way.
+    pub(super) fn name(&self, field: &Field) -> bool {
+        let name = field.name_in(self.head);
+        field.name == Name::Other
+            && self
+                .fields
+                .iter()
+                .filter(|field| field.name == Name::Connection)
+                .flat_map(|field| grammar::elements(field.value_in(self.head)))
+                .any(|option| option.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Judges a first line before the rest of the head is there. `line` ends with CR LF.
+pub fn check_first_line(line: &[u8]) -> Result<(), Refusal> {
+    request_line(line, line.len().saturating_sub(2)).map(|_| ())
+}
+
+fn request_line(head: &[u8], end: usize) -> Result<RequestLine, Refusal> {
+    let line = &head[..end];
+    let method_end = memchr(b' ', line).ok_or(Refusal::RequestLine)?;
+    let target_end = memrchr(b' ', line).ok_or(Refusal::RequestLine)?;
+    if !grammar::is_token(&line[..method_end]) {
+        return Err(Refusal::RequestLine);
+    }
+    let version = version(&line[target_end + 1..])?;
+    let Some(target) = line.get(method_end + 1..target_end) else { return Err(Refusal::RequestLine) };
+    if method_end > LONGEST_METHOD {
+        return Err(Refusal::MethodLength);
+    }
+    let kind = Method::of(&line[..method_end])?;
+    if !grammar::is_target(target) {
+        return Err(Refusal::Target);
+    }
+    let target = parse_target(target, kind, method_end + 1)?;
+    Ok(RequestLine { method_end, kind, target, version })
+}
+
+pub(super) fn version(text: &[u8]) -> Result<Version, Refusal> {
+    match text {
+        b"HTTP/1.1" => Ok(Version::Http11),
+        b"HTTP/1.0" => Ok(Version::Http10),
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Err(Refusal::Version)
+        }
+        _ => Err(Refusal::RequestLine),
+    }
+}
+
+/// One of the forms of RFC 9112 section 3.2; `start` is the target's place in the head.
+fn parse_target(target: &[u8], method: Method, start: usize) -> Result<Target, Refusal> {
+    let whole = start..start + target.len();
+    let none = start..start;
+    match target {
+        [b'/', ..] => check_path(target).map(|()| Target { authority: none, path: whole }),
+        b"*" if method == Method::Options => Ok(Target { authority: none, path: whole }),
+        _ => {
+            let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| {
+                target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme))
+            });
+            let authority = scheme.ok_or(Refusal::Target)?.len();
+            let rest = &target[authority..];
+            let length = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
+            if !grammar::is_host(&rest[..length]) {
+                return Err(Refusal::Target);
+            }
+            check_path(&rest[length..])?;
+            let path = start + authority + length;
+            Ok(Target { authority: start + authority..path, path: path..whole.end })
+        }
+    }
+}
+
+/// Queries are left alone: much that is old writes a bare `%` there.
+fn check_path(target: &[u8]) -> Result<(), Refusal> {
+    let path = &target[..memchr(b'?', target).unwrap_or(target.len())];
+    if grammar::is_percent_encoded(path) { Ok(()) } else { Err(Refusal::Target) }
+}
+
+/// What the lines of a head have said so far.
+#[derive(Default)]
+struct Found {
+    seen: Seen,
+    host: Option<Range<usize>>,
+    length: Option<u64>,
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    names_fields: bool,
+    n_options: usize,
+    is_websocket: bool,
+    max_forwards: Option<u32>,
+}
+
+impl Found {
+    fn add(&mut self, head: &[u8], field: &Field, version: Version) -> Result<(), Refusal> {
+        let is_first = !self.seen.has(field.name);
+        self.seen.add(field.name);
+        let value = field.value_in(head);
+        match field.name {
+            Name::Other => {}
+            Name::Host => {
+                if !is_first {
+                    return Err(Refusal::ManyHosts);
+                }
+                if !value.is_empty() && !grammar::is_host(value) {
+                    return Err(Refusal::Host);
+                }
+                self.host = Some(field.value_start as usize..field.value_end as usize);
+            }
+            Name::ContentLength => {
+                let length = grammar::length(value).filter(|_| is_first);
+                self.length = Some(length.ok_or(Refusal::ContentLength)?);
+            }
+            Name::TransferEncoding => {
+                let is_good = is_first && version == Version::Http11;
+                if !is_good || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Refusal::TransferEncoding);
+                }
+            }
+            Name::Connection => self.add_options(value)?,
+            Name::Upgrade => self.is_websocket = is_first && value.eq_ignore_ascii_case(b"websocket"),
+            Name::Expect if !value.eq_ignore_ascii_case(b"100-continue") => {
+                return Err(Refusal::Expectation);
+            }
+            Name::MaxForwards => {
+                self.max_forwards = grammar::length(value).and_then(|n| u32::try_from(n).ok());
+            }
+            Name::Underscored => {
+                let looks_like = |other: &[u8]| {
+                    let name = field.name_in(head);
+                    name.len() == other.len()
+                        && name.iter().zip(other).all(|(a, b)| match a {
+                            b'_' => *b == b'-',
+                            _ => a.eq_ignore_ascii_case(b),
+                        })
+                };
+                if looks_like(b"transfer-encoding") || looks_like(b"content-length") {
+                    return Err(Refusal::Field);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn add_options(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        for option in grammar::elements(value) {
+            self.n_options += 1;
+            if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if option.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if option.eq_ignore_ascii_case(b"upgrade") {
+                self.upgrade = true;
+            } else if option.eq_ignore_ascii_case(b"transfer-encoding") {
+                return Err(Refusal::TransferEncoding);
+            } else if !option.is_empty() {
+                self.names_fields = true;
+            }
+        }
+        if self.n_options > MOST_OPTIONS { Err(Refusal::Field) } else { Ok(()) }
+    }
+
+    fn request<'b>(
+        self,
+        head: &'b [u8],
+        line: RequestLine,
+        fields: &'b [Field],
+    ) -> Result<Request<'b>, Refusal> {
+        if self.host.is_none() && line.version == Version::Http11 {
+            return Err(Refusal::NoHost);
+        }
+        let authority = &head[line.target.authority.clone()];
+        if let Some(host) = self.host.clone().filter(|_| !authority.is_empty())
+            && !authority.eq_ignore_ascii_case(&head[host])
+        {
+            return Err(Refusal::HostMismatch);
+        }
+        let framing = match (self.seen.has(Name::TransferEncoding), self.length) {
+            (true, Some(_)) => return Err(Refusal::TwoFramings),
+            (true, None) => Framing::Chunked,
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::None,
+        };
+        let has_body = !matches!(framing, Framing::None | Framing::Length(0));
+        let is_11 = line.version == Version::Http11;
+        let persistence = match (is_11, self.close, self.keep_alive) {
+            (_, true, _) | (false, _, false) => Persistence::Close,
+            _ => Persistence::Keep,
+        };
+        let host = self
+            .host
+            .or_else(|| Some(line.target.authority.clone()).filter(|authority| !authority.is_empty()));
+        Ok(Request {
+            framing,
+            persistence,
+            expects_continue: is_11 && has_body && self.seen.has(Name::Expect),
+            wants_websocket: is_11
+                && line.kind == Method::Get
+                && self.upgrade
+                && self.is_websocket
+                && !has_body,
+            max_forwards: self.max_forwards.filter(|_| line.kind == Method::Options),
+            names_fields: self.names_fields,
+            seen: self.seen,
+            head,
+            host,
+            fields,
+            line,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,116 @@
+//! The two sides of an exchange as bodies see them: something to read from and to write to, and who counts the bytes.
+//!
+//! A client's stream is any that can be read and written. One that is a socket as it is (no TLS) says so, and large
+//! bodies then pass through the kernel.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::buffer::{Buffer, Spare};
+use crate::stats::{Series, Shard};
+
+/// What a client's connection is made of.
+pub(crate) trait ClientStream: AsyncRead + AsyncWrite + Unpin + 'static {
+    /// The socket, when what is written to it is what the client reads.
+    fn plain(&self) -> Option<&TcpStream>;
+
+    /// Makes the close a reset, so that the client sees that something is missing.
+    fn cut(&self);
+}
+
+impl ClientStream for TcpStream {
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
+    fn cut(&self) {
+        // Without it the connection still ends, only less visibly.
+        let _ = socket2::SockRef::from(self).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+/// One side of an exchange.
+pub(crate) trait Side {
+    fn input(&mut self) -> &mut Buffer;
+
+    /// Reads into the input. 0: the other side has ended.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, spare: &Spare) -> Poll<io::Result<usize>>;
+
+    /// Never `Ok(0)`.
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Says that nothing more will be written.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// For moving bytes within the kernel, whose number is then told.
+    fn plain(&self) -> Option<&TcpStream>;
+    fn count_read(&self, n: usize);
+    fn count_written(&self, n: usize);
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub(crate) struct ClientSide<S> {
+    pub(crate) stream: S,
+    pub(crate) input: Buffer,
+    pub(crate) frontend: Arc<Series>,
+    pub(crate) worker: usize,
+    /// It has said that it will send nothing more.
+    pub(crate) has_ended: bool,
+}
+
+impl<S> ClientSide<S> {
+    pub(crate) fn shard(&self) -> &Shard {
+        self.frontend.of_worker(self.worker)
+    }
+}
+
+impl<S: ClientStream> Side for ClientSide<S> {
+    fn input(&mut self) -> &mut Buffer {
+        &mut self.input
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, spare: &Spare) -> Poll<io::Result<usize>> {
+        let n = ready!(self.input.poll_fill(cx, &mut self.stream, spare))?;
+        self.has_ended |= n == 0;
+        self.count_read(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.count_written(n);
+        Poll::Ready(some(n))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        self.stream.plain()
+    }
+
+    fn count_read(&self, n: usize) {
+        self.shard().bytes_in.add(n as u64);
+    }
+
+    fn count_written(&self, n: usize) {
+        self.shard().bytes_out.add(n as u64);
+    }
+}
+
+pub(crate) fn some(n: usize) -> io::Result<usize> {
+    if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
+}

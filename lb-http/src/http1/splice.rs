@@ -1,0 +1,115 @@
+//! Bytes from one socket to another without passing through this process: splice(2) by way of a pipe.
+//!
+//! Worth it for large bodies only: a pipe costs two system calls more than a copy. Pipes are kept by the worker.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::null_mut;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// From so many bytes on that are still to come.
+pub(super) const WORTH_BYTES: u64 = 64 * 1024;
+/// Of a pipe, asked of the kernel, which may give less.
+const PIPE_BYTES: usize = 256 * 1024;
+const MOST_SPARE: usize = 16;
+
+/// Empty pipes of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct Pipes(RefCell<Vec<Pipe>>);
+
+impl Pipes {
+    /// An error (no file descriptors left) means: copy.
+    pub(super) fn take(&self) -> io::Result<Pipe> {
+        match self.0.borrow_mut().pop() {
+            Some(pipe) => Ok(pipe),
+            None => Pipe::new(),
+        }
+    }
+
+    /// One that still holds bytes is closed.
+    pub(super) fn put(&self, pipe: Pipe) {
+        let mut spare = self.0.borrow_mut();
+        if pipe.n_held == 0 && spare.len() < MOST_SPARE {
+            spare.push(pipe);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Pipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    n_held: usize,
+}
+
+impl Pipe {
+    fn new() -> io::Result<Self> {
+        let mut fds = [0; 2];
+        // SAFETY: the call writes two descriptors into the array.
+        if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: both are new, open, and owned by nobody else.
+        let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
+        // SAFETY: a plain call on an open descriptor. That the kernel refuses a larger pipe does not matter.
+        unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_BYTES as libc::c_int) };
+        Ok(Self { reader, writer, n_held: 0 })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.n_held == 0
+    }
+
+    /// Takes up to `most` bytes from the socket into the empty pipe. 0: the other side has ended.
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        most: u64,
+    ) -> Poll<io::Result<usize>> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(PIPE_BYTES);
+        let n = ready!(poll_io(cx, from, Interest::READABLE, || {
+            splice(from.as_raw_fd(), self.writer.as_raw_fd(), most)
+        }))?;
+        self.n_held = n;
+        Poll::Ready(Ok(n))
+    }
+
+    /// Gives what it holds to the socket.
+    pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+        let n = ready!(poll_io(cx, to, Interest::WRITABLE, || {
+            splice(self.reader.as_raw_fd(), to.as_raw_fd(), self.n_held)
+        }))?;
+        self.n_held -= n;
+        Poll::Ready(Ok(n))
+    }
+}
+
+fn poll_io(
+    cx: &mut Context<'_>,
+    socket: &TcpStream,
+    interest: Interest,
+    mut io: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(match interest {
+            Interest::READABLE => socket.poll_read_ready(cx),
+            _ => socket.poll_write_ready(cx),
+        })?;
+        match socket.try_io(interest, &mut io) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return Poll::Ready(result),
+        }
+    }
+}
+
+fn splice(from: i32, to: i32, most: usize) -> io::Result<usize> {
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+    // SAFETY: a plain call on open descriptors; no memory is passed.
+    let n = unsafe { libc::splice(from, null_mut(), to, null_mut(), most, flags) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}

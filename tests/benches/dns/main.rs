@@ -1,0 +1,143 @@
+//! DNS against Knot, NSD, Unbound, BIND and dnsmasq, with one worker each, in the same run.
+//!
+//! `cargo bench -p tests --bench dns`. Each server is a process of its own, pinned to one core; dnsperf asks on another.
+//! Rounds are interleaved. The CPU time of the server's processes per query is steady where throughput moves with the
+//! neighbours. Peers that are not installed are left out; without dnsperf nothing can be compared.
+//! `-- a srv tcp memory change flood` says which measurements; `a` alone is the default.
+
+#![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
+
+mod alone;
+mod peers;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use peers::Server;
+use support::{LOAD_CORE, is_not_installed, median, pinned};
+
+/// Names that every server knows: `app<i>.marathon.mesos` at 10.0.0.1 + i, and its SRV record.
+const N_NAMES: u32 = 10_000;
+const N_ROUNDS: usize = 7;
+const ROUND_SECONDS: u64 = 2;
+/// Of the CPU time per query, against Knot's.
+const CPU_GOAL: f64 = 0.92;
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if let [command, n_names, upstream @ ..] = &args[..]
+        && command == "serve-dns"
+    {
+        return alone::serve(n_names.parse()?, upstream.first().map(|a| a.parse()).transpose()?);
+    }
+    let wanted = |name: &str| args.iter().any(|a| a == name) || args.is_empty() && name == "a";
+    for load in LOADS.iter().filter(|load| wanted(load.name)) {
+        compare(load)?;
+    }
+    if wanted("memory") {
+        alone::memory()?;
+    }
+    if wanted("change") {
+        alone::change()?;
+    }
+    if wanted("flood") {
+        alone::flood()?;
+    }
+    Ok(())
+}
+
+struct Load {
+    name: &'static str,
+    what: &'static str,
+    transport: &'static str,
+    query: fn(u32) -> String,
+}
+
+const LOADS: [Load; 3] = [
+    Load { name: "a", what: "A over UDP", transport: "udp", query: |i| format!("app{i}.marathon.mesos A\n") },
+    Load {
+        name: "srv",
+        what: "SRV with its target's address over UDP",
+        transport: "udp",
+        query: |i| format!("_app{i}._tcp.marathon.mesos SRV\n"),
+    },
+    Load {
+        name: "tcp",
+        what: "A over TCP, 20 connections",
+        transport: "tcp",
+        query: |i| format!("app{i}.marathon.mesos A\n"),
+    },
+];
+
+#[derive(Clone, Copy)]
+struct Measured {
+    cpu_us: f64,
+    rate: f64,
+}
+
+fn compare(load: &Load) -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut servers = vec![Server::waymark(N_NAMES, None)?];
+    for start in [Server::knot, Server::nsd, Server::unbound, Server::bind, Server::dnsmasq] {
+        match start(scratch.path()) {
+            Ok(server) if load.name != "srv" || server.has_services => servers.push(server),
+            Ok(_) => {}
+            Err(error) if is_not_installed(&error) => println!("not installed: {error:#}"),
+            Err(error) => return Err(error),
+        }
+    }
+    let queries = scratch.path().join("queries");
+    std::fs::write(&queries, (0..N_NAMES).map(load.query).collect::<String>())?;
+    let mut rounds: Vec<Vec<Measured>> = servers.iter().map(|_| Vec::new()).collect();
+    for _ in 0..N_ROUNDS {
+        for (server, rounds) in servers.iter().zip(&mut rounds) {
+            rounds.push(measure(server, load, &queries)?);
+        }
+    }
+    let middle = |rounds: &[Measured], of: fn(&Measured) -> f64| median(rounds.iter().map(of));
+    let knot = servers.iter().position(|server| server.name == "knot");
+    let knot_cpu = knot.map_or(f64::NAN, |at| middle(&rounds[at], |m| m.cpu_us));
+    let mine = middle(&rounds[0], |m| m.rate);
+    println!(
+        "{}: medians of {N_ROUNDS} interleaved rounds of {ROUND_SECONDS} s (goals: CPU <= {CPU_GOAL} of knot's, rate >= the fastest's)",
+        load.what
+    );
+    println!("  server      CPU us/query  of knot's   queries/s  waymark's rate to it");
+    for (server, rounds) in servers.iter().zip(&rounds) {
+        let (cpu, rate) = (middle(rounds, |m| m.cpu_us), middle(rounds, |m| m.rate));
+        println!(
+            "  {:<10} {cpu:>13.2} {:>10.2} {rate:>11.0} {:>21.2}",
+            server.name,
+            cpu / knot_cpu,
+            mine / rate
+        );
+    }
+    Ok(())
+}
+
+fn measure(server: &Server, load: &Load, queries: &Path) -> anyhow::Result<Measured> {
+    let before = server.cpu_time()?;
+    let mut command = Command::new("dnsperf");
+    command.args(["-s", "127.0.0.1", "-p", &server.address.port().to_string(), "-m", load.transport]);
+    command.args(["-c", "20", "-T", "1", "-l", &ROUND_SECONDS.to_string(), "-d"]).arg(queries);
+    pinned(&mut command, LOAD_CORE);
+    let output = command.output().context("cannot run dnsperf (Debian: apt-get install dnsperf)")?;
+    let cpu_us = (server.cpu_time()? - before).as_secs_f64() * 1e6;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let value = |key: &str| -> anyhow::Result<f64> {
+        let line = text.lines().find(|l| l.trim_start().starts_with(key));
+        let word = line.and_then(|l| l.split_once(':')?.1.split_whitespace().next());
+        word.with_context(|| format!("dnsperf did not say {key:?}:\n{text}"))?.parse().map_err(Into::into)
+    };
+    let n_answered = value("Queries completed:")?;
+    anyhow::ensure!(
+        text.contains("Response codes:       NOERROR") && value("Queries lost:")? <= n_answered / 1000.0,
+        "{}: the answers are not what they should be:\n{text}",
+        server.name
+    );
+    Ok(Measured { cpu_us: cpu_us / n_answered, rate: value("Queries per second:")? })
+}

@@ -1,0 +1,225 @@
+//! The servers that are compared, each with the same names, one worker and no logs.
+//!
+//! Nothing is measured here but what a server's processes have used.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::N_NAMES;
+use crate::support::Pinned;
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// A server in processes of its own.
+pub struct Server {
+    pub name: &'static str,
+    pub address: SocketAddr,
+    pub has_services: bool,
+    process: Pinned,
+}
+
+impl Server {
+    pub fn waymark(n_names: u32, upstream: Option<SocketAddr>) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["serve-dns", &n_names.to_string()]).args(upstream.map(|a| a.to_string()));
+        command.stdout(Stdio::piped()).process_group(0);
+        let mut process = Pinned::start(&mut command).context("cannot start the DNS server")?;
+        let stdout = process.0.stdout.take().context("the child has no output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().parse().with_context(|| format!("the child said {line:?}"))?;
+        Ok(Self { name: "waymark", address, has_services: true, process })
+    }
+
+    pub fn knot(scratch: &Path) -> anyhow::Result<Self> {
+        let (address, port, directory) = place(scratch)?;
+        write_zone(scratch)?;
+        std::fs::write(
+            scratch.join("knot.conf"),
+            format!(
+                "server:\n    listen: 127.0.0.1@{port}\n    rundir: {directory}\n    udp-workers: 1\n    tcp-workers: 1\n    \
+                 background-workers: 1\ndatabase:\n    storage: {directory}\nlog:\n  - target: stderr\n    any: error\n\
+                 zone:\n  - domain: mesos\n    storage: {directory}\n    file: mesos.zone\n"
+            ),
+        )?;
+        let mut command = Command::new("knotd");
+        command.arg("-c").arg(scratch.join("knot.conf"));
+        Self::start("knot", address, &mut command)
+    }
+
+    pub fn nsd(scratch: &Path) -> anyhow::Result<Self> {
+        let (address, port, directory) = place(scratch)?;
+        write_zone(scratch)?;
+        std::fs::write(
+            scratch.join("nsd.conf"),
+            format!(
+                "server:\n  ip-address: 127.0.0.1@{port}\n  server-count: 1\n  username: \"\"\n  zonesdir: \"{directory}\"\n  \
+                 database: \"\"\n  pidfile: \"\"\n  xfrdfile: \"{directory}/xfrd.state\"\n  zonelistfile: \"{directory}/zone.list\"\n  \
+                 xfrdir: \"{directory}\"\n  logfile: \"{directory}/nsd.log\"\n  rrl-ratelimit: 0\nremote-control:\n  control-enable: no\n\
+                 zone:\n  name: mesos\n  zonefile: mesos.zone\n"
+            ),
+        )?;
+        let mut command = Command::new("nsd");
+        command.arg("-d").arg("-c").arg(scratch.join("nsd.conf"));
+        Self::start("nsd", address, &mut command)
+    }
+
+    pub fn unbound(scratch: &Path) -> anyhow::Result<Self> {
+        let (address, port, directory) = place(scratch)?;
+        let mut config = format!(
+            "server:\n  directory: \"{directory}\"\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n  use-syslog: no\n  \
+             do-daemonize: no\n  interface: 127.0.0.1@{port}\n  num-threads: 1\n  access-control: 127.0.0.0/8 allow\n  \
+             local-zone: \"mesos.\" static\n"
+        );
+        for i in 0..N_NAMES {
+            writeln!(config, "  local-data: \"app{i}.marathon.mesos. 5 A {}\"", ip(i))?;
+            writeln!(
+                config,
+                "  local-data: \"_app{i}._tcp.marathon.mesos. 5 SRV 0 1 31000 app{i}.marathon.mesos.\""
+            )?;
+        }
+        std::fs::write(scratch.join("unbound.conf"), config)?;
+        let mut command = Command::new("unbound");
+        command.arg("-d").arg("-c").arg(scratch.join("unbound.conf"));
+        Self::start("unbound", address, &mut command)
+    }
+
+    pub fn bind(scratch: &Path) -> anyhow::Result<Self> {
+        let (address, port, directory) = place(scratch)?;
+        write_zone(scratch)?;
+        std::fs::write(
+            scratch.join("named.conf"),
+            format!(
+                "options {{ directory \"{directory}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; \
+                 recursion no; pid-file none; session-keyfile \"{directory}/session.key\"; }};\ncontrols {{ }};\n\
+                 zone \"mesos\" {{ type primary; file \"{directory}/mesos.zone\"; }};\n"
+            ),
+        )?;
+        let mut command = Command::new("named");
+        command.args(["-f", "-n", "1", "-c"]).arg(scratch.join("named.conf"));
+        Self::start("bind9", address, &mut command)
+    }
+
+    pub fn dnsmasq(scratch: &Path) -> anyhow::Result<Self> {
+        let (address, port, directory) = place(scratch)?;
+        let hosts: String = (0..N_NAMES).map(|i| format!("{} app{i}.marathon.mesos\n", ip(i))).collect();
+        std::fs::write(scratch.join("hosts"), hosts)?;
+        let mut command = Command::new("dnsmasq");
+        command.args([
+            "-k",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--user=root",
+            "--local=/mesos/",
+        ]);
+        command.args([
+            "--listen-address=127.0.0.1",
+            "--bind-interfaces",
+            "--cache-size=20000",
+            "--local-ttl=5",
+        ]);
+        command
+            .arg(format!("--port={port}"))
+            .arg(format!("--addn-hosts={directory}/hosts"))
+            .arg("--pid-file");
+        let server = Self::start("dnsmasq", address, &mut command)?;
+        // It keeps services in a list that it walks through.
+        Ok(Self { has_services: false, ..server })
+    }
+
+    fn start(name: &'static str, address: SocketAddr, command: &mut Command) -> anyhow::Result<Self> {
+        command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let process = Pinned::start(command)?;
+        let server = Self { name, address, has_services: true, process };
+        server.wait_until_ready()?;
+        Ok(server)
+    }
+
+    /// Asks for the last name until it is there.
+    fn wait_until_ready(&self) -> anyhow::Result<()> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(self.address)?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let query = query(&format!("app{}.marathon.mesos", N_NAMES - 1));
+        let deadline = Instant::now() + READY_WITHIN;
+        while Instant::now() < deadline {
+            // Before it listens, the system says so.
+            let _ = socket.send(&query);
+            let mut reply = [0; 512];
+            if matches!(socket.recv(&mut reply), Ok(12..)) && reply[7] == 1 {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("{} at {} did not become ready", self.name, self.address)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// User and system time of all its processes.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let mut total = 0;
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            // State, parent, group.
+            if after_name.split(' ').nth(2).and_then(|group| group.parse().ok()) != Some(self.pid()) {
+                continue;
+            }
+            for thread in std::fs::read_dir(entry.path().join("task"))?.flatten() {
+                let account = std::fs::read_to_string(thread.path().join("schedstat"))?;
+                total += account.split_whitespace().next().context("an empty schedstat")?.parse::<u64>()?;
+            }
+        }
+        Ok(Duration::from_nanos(total))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // SAFETY: kill takes two numbers; the group is the one that was started for this server.
+        unsafe { libc::kill(-(self.pid() as libc::pid_t), libc::SIGKILL) };
+    }
+}
+
+pub fn query(name: &str) -> Vec<u8> {
+    let mut query = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.').chain([""]) {
+        query.push(label.len() as u8);
+        query.extend_from_slice(label.as_bytes());
+    }
+    query.extend_from_slice(&[0, 1, 0, 1]);
+    query
+}
+
+fn write_zone(scratch: &Path) -> anyhow::Result<()> {
+    let mut zone =
+        "$ORIGIN mesos.\n$TTL 5\n@ SOA ns1 root.ns1 1 60 180 86400 1\n@ NS ns1\nns1 A 127.0.0.1\n".to_owned();
+    for i in 0..N_NAMES {
+        writeln!(zone, "app{i}.marathon A {}\n_app{i}._tcp.marathon SRV 0 1 31000 app{i}.marathon", ip(i))?;
+    }
+    Ok(std::fs::write(scratch.join("mesos.zone"), zone)?)
+}
+
+fn place(scratch: &Path) -> io::Result<(SocketAddr, u16, String)> {
+    let address = free_address()?;
+    Ok((address, address.port(), scratch.display().to_string()))
+}
+
+pub fn ip(i: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a00_0001 + i)
+}
+
+/// An address that is free for UDP now.
+pub fn free_address() -> io::Result<SocketAddr> {
+    UdpSocket::bind("127.0.0.1:0")?.local_addr()
+}
