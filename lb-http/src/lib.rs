@@ -9,6 +9,7 @@
 //! counters never go back while an app exists; a bad label never drops an app.
 
 pub mod access;
+mod access_log;
 mod config;
 mod deployment;
 pub mod edits;
@@ -32,7 +33,7 @@ mod upstream;
 mod wait;
 mod worker;
 
-pub use config::{Config, Limits, Timeouts};
-pub use error::BindError;
+pub use config::{AccessLogConfig, Config, Limits, LogFormat, Timeouts};
+pub use error::{BindError, StartError};
 pub use plane::{Plane, start};
 pub use worker::Worker;

@@ -84,10 +84,14 @@ impl ScriptedScheduler {
         lock(&self.shared.apps).insert(id, app);
     }
 
-    /// Tells that an app has changed, so that a watcher looks at it again.
-    pub fn app_changed(&self, id: &str) -> anyhow::Result<()> {
-        let event = json!({"eventType": "api_post_event", "timestamp": VERSION, "appDefinition": {"id": id}});
-        self.event("api_post_event", &event).map(|_| ())
+    /// Answers from now on as if nothing ran.
+    pub fn forget_apps(&self) {
+        lock(&self.shared.apps).clear();
+    }
+
+    /// Ends every event stream; new ones are welcome.
+    pub fn cut_streams(&self) {
+        lock(&self.shared.streams).clear();
     }
 
     pub async fn stream_opened(&self) {

@@ -4,6 +4,7 @@
 //! it is at (what is pipelined waits in the buffer, and beyond that in the kernel), and leaves every wait to the
 //! worker's sweep.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use super::serialize::{self, Delivery, Edits, Forwarding};
 use super::side::{ClientSide, ClientStream, Side};
 use super::tunnel;
 use crate::access::{Admit, Scheme, Verification};
+use crate::access_log::{Outcome, Record};
 use crate::edits;
 use crate::error::ProxyError;
 use crate::exchange::{CookieDue, Exchange};
@@ -52,6 +54,10 @@ struct Connection<S> {
     origin: edits::Connection,
     /// What every request is told about the client.
     lines: Box<[u8]>,
+    /// Of the present request, when it is to be logged.
+    record: Option<Box<Record>>,
+    /// Of the last response.
+    status: u16,
 }
 
 enum Arrival {
@@ -99,10 +105,12 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         frontend: Arc::clone(session.series()),
         worker: local.index,
         has_ended: false,
+        n_written: Cell::new(0),
     };
     let lines = lines.into_bytes().into();
     let origin = edits::Connection { scheme: Scheme::Http, client: address, local_port };
-    let mut connection = Connection { local, registered, side, entry, origin, lines };
+    let mut connection =
+        Connection { local, registered, side, entry, origin, lines, record: None, status: 0 };
     connection.run().await;
     drop((session, permit));
 }
@@ -120,7 +128,12 @@ impl<S: ClientStream> Connection<S> {
         loop {
             let idle = if is_last_chance { LAST_REQUEST } else { self.local.timeouts.client_keepalive };
             let then = match self.read_head(idle, is_last_chance).await {
-                Arrival::Head(n) => self.exchange(n).await,
+                Arrival::Head(n) => {
+                    let n_before = self.side.n_written.get();
+                    let then = self.exchange(n).await;
+                    self.log(n_before);
+                    then
+                }
                 Arrival::Refused(refusal) => self.refuse(refusal).await,
                 Arrival::Ended => return,
             };
@@ -134,6 +147,19 @@ impl<S: ClientStream> Connection<S> {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    fn log(&mut self, n_before: u64) {
+        if let (Some(record), Some(log)) = (self.record.take(), &self.local.access_log) {
+            let n_bytes = self.side.n_written.get() - n_before;
+            log.write(*record, Outcome { status: self.status, n_bytes });
+        }
+    }
+
+    /// The client gets a response with this status.
+    fn responds(&mut self, status: u16) {
+        self.status = status;
+        self.side.shard().responded(ResponseClass::of_number(status));
     }
 
     fn wait(&self) -> &Rc<Wait> {
@@ -241,6 +267,7 @@ impl<S: ClientStream> Connection<S> {
             started: Instant::now(),
         };
         let framing = request.framing;
+        let request_id = local.request_ids.next();
         let routed = local.with_table(|table| proxy::route(table, self.entry, &request));
         let origin = Origin { entry: self.entry, connection: self.origin };
         let allowed = routed.map_err(Stop::Answer).and_then(|backend| {
@@ -255,6 +282,11 @@ impl<S: ClientStream> Connection<S> {
                 }
             }
         });
+        self.status = 0;
+        self.record = local
+            .access_log
+            .as_ref()
+            .and_then(|log| log.record(self.origin.client, &request, allowed.as_deref().ok(), &request_id));
         let prepared = allowed.map(|backend| {
             let mut cookies = local.scratch.take();
             cookies.clear();
@@ -270,7 +302,7 @@ impl<S: ClientStream> Connection<S> {
             let forwarding = Forwarding {
                 lines: if is_ours { &self.lines } else { b"" },
                 target: edits.as_ref().and_then(|e| e.target.as_deref()).map(str::as_bytes),
-                request_id: &local.request_ids.next(),
+                request_id: &request_id,
                 cookies: has_changed.then_some(&*cookies),
                 edits: edits.as_ref().map_or(Edits::NONE, |e| &e.edits),
             };
@@ -310,6 +342,9 @@ impl<S: ClientStream> Connection<S> {
     /// Gives the client the response; `up` is what is left of the request, `out` of interim responses.
     async fn deliver(&mut self, mut exchange: Exchange, mut up: Flow, about: &About, out: Vec<u8>) -> Then {
         let took = about.started.elapsed();
+        if let Some(record) = &mut self.record {
+            record.server = Some(exchange.server().name.to_string());
+        }
         if exchange.response.status == 101 {
             if !about.wants_websocket || !exchange.response.switches_to_websocket() {
                 let error = ProxyError::BadResponse(BadResponse::Switch);
@@ -339,7 +374,7 @@ impl<S: ClientStream> Connection<S> {
             return self.fail(error, about, then, Vec::new()).await;
         }
         exchange.responded(took);
-        self.side.shard().responded(ResponseClass::of_number(exchange.response.status));
+        self.responds(exchange.response.status);
         let Self { local, registered, side, .. } = self;
         let (wait, means) = (registered.wait(), &local.means);
         let limit = exchange.backend.labels.timeouts.server.unwrap_or(local.timeouts.server_body_idle);
@@ -399,7 +434,7 @@ impl<S: ClientStream> Connection<S> {
             edits: &edits,
         };
         serialize::response(&mut out, &exchange.response, exchange.head(), &delivery);
-        self.side.shard().responded(ResponseClass::of_number(exchange.response.status));
+        self.responds(exchange.response.status);
         let wait = self.registered.wait();
         wait.limit_all(None);
         let limit = exchange.backend.labels.timeouts.tunnel.unwrap_or(self.local.timeouts.tunnel_idle);
@@ -433,7 +468,7 @@ impl<S: ClientStream> Connection<S> {
     /// Says what the balancer itself has to say, after what is left in `out`.
     async fn answer(&mut self, answer: &Answer, about: &About, then: Then, mut out: Vec<u8>) -> Then {
         self.side.shard().n_intercepted.increment();
-        self.side.shard().responded(ResponseClass::of_number(answer.status));
+        self.responds(answer.status);
         answer.write(&mut out, about.method, connection_line(then, about.version));
         let Self { local, registered, side, .. } = self;
         let wait = registered.wait();

@@ -6,6 +6,7 @@
 
 mod balancing;
 mod failover;
+mod http_cases;
 mod limits;
 mod protocol;
 mod statistics;
