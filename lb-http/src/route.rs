@@ -204,6 +204,10 @@ fn ends(name: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Every rule that has no better claim before it, in the order in which they are tried.
+#[expect(
+    clippy::mutable_key_type,
+    reason = "an expression is ordered by its text; what changes in it is a cache"
+)]
 fn rules(
     backends: &Vector<Arc<Backend>>,
     by_age: &[usize],
