@@ -9,6 +9,7 @@ use std::time::Duration;
 use event_watcher::catalog::AppId;
 
 use crate::http1::scan::HeadLimits;
+use crate::labels::Reading;
 use crate::tls::MinVersion;
 
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
@@ -23,8 +24,8 @@ pub struct Config {
     pub appid_listen: Option<SocketAddr>,
     /// The address that service ports are opened on.
     pub service_address: IpAddr,
-    /// Apps of these groups (`HAPROXY_GROUP`) are served; `*` serves all.
-    pub groups: Vec<String>,
+    /// Which apps are served, and how their labels are read.
+    pub reading: Reading,
     /// In plain text; over TLS, clients and the balancer agree on a protocol.
     pub http2: Http2,
     pub timeouts: Timeouts,
@@ -113,7 +114,7 @@ impl Default for Config {
             tls: Tls::default(),
             appid_listen: Some(SocketAddr::new(loopback, 9091)),
             service_address: loopback,
-            groups: vec!["*".to_owned()],
+            reading: Reading::default(),
             http2: Http2::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 
 use crate::http1::connection;
 use crate::http1::side::ClientStream;
-use crate::proxy::{Accepted, Entry, Scheme};
+use crate::proxy::{Accepted, Entry, Protection};
 use crate::stats::Series;
 use crate::wait::{Phase, Registered};
 use crate::worker::{Local, Permit};
@@ -57,7 +57,7 @@ struct Client {
     address: std::net::SocketAddr,
     local_port: u16,
     entry: Entry,
-    scheme: Scheme,
+    protection: Protection,
     frontend: std::sync::Arc<Series>,
     permit: Rc<Permit>,
     n_streams: Cell<usize>,
@@ -69,14 +69,14 @@ pub(crate) async fn serve<S>(local: Rc<Local>, accepted: Accepted<S>, registered
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let Accepted { stream, client: address, local_port, entry, scheme, session, permit } = accepted;
+    let Accepted { stream, client: address, local_port, entry, protection, session, permit } = accepted;
     let client = Rc::new(Client {
         frontend: std::sync::Arc::clone(session.series()),
         local: Rc::clone(&local),
         address,
         local_port,
         entry,
-        scheme,
+        protection,
         permit,
         n_streams: Cell::new(0),
         registered,
@@ -155,7 +155,7 @@ impl Client {
             client: self.address,
             local_port: self.local_port,
             entry: self.entry,
-            scheme: self.scheme.clone(),
+            protection: self.protection.clone(),
             session: self.frontend.begin(),
             permit: Rc::clone(&self.permit),
         };

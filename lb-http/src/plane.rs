@@ -15,8 +15,11 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::AccessLog;
 use crate::config::Config;
 use crate::error::StartError;
+use crate::explain::{self, Explanation, Question};
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
+use crate::route::Routes;
+use crate::static_names::StaticNames;
 use crate::stats::{self, BackendView, RouteView, Series};
 use crate::table::{Compiler, Table};
 use crate::tls;
@@ -61,7 +64,7 @@ pub async fn start(
     let n_workers = n_workers.max(1);
     let config = Arc::new(config);
     let tls = tls::Follower::start(&config.tls)?;
-    let mut compiler = Compiler::new(config.groups.clone(), n_workers);
+    let mut compiler = Compiler::new(config.reading.clone(), n_workers);
     let table = compiler.compile(&Snapshot::default(), Instant::now());
     let table = Arc::new(ArcSwap::from_pointee(table));
     let (mark, applied) = applied();
@@ -112,7 +115,10 @@ pub async fn start(
         listeners.open(Entry::AppIds, address.port(), sockets, &shared.appid_in).await;
     }
     tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
-    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, tls, mark };
+    let names = StaticNames::start(cancel.clone());
+    let newest = Snapshot::default();
+    let follower =
+        Follower { shared: Arc::clone(&shared), compiler, listeners, tls, routes: None, mark, names, newest };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
 }
@@ -122,7 +128,11 @@ struct Follower {
     compiler: Compiler,
     listeners: Listeners,
     tls: tls::Follower,
+    /// That `tls` follows.
+    routes: Option<Arc<Routes>>,
     mark: AppliedMark,
+    names: StaticNames,
+    newest: Snapshot,
 }
 
 impl Follower {
@@ -147,6 +157,10 @@ impl Follower {
                 _ = looks.tick() => if self.tls.look() {
                     self.tell(&self.shared.table.load());
                 },
+                names = self.names.changed() => {
+                    self.compiler.set_names(names);
+                    self.compile().await;
+                }
                 () = cancel.cancelled() => return,
             }
         }
@@ -156,18 +170,28 @@ impl Follower {
         if snapshot.generation <= self.shared.applied.generation() {
             return;
         }
-        let table = Arc::new(self.compiler.compile(snapshot, Instant::now()));
+        self.newest = snapshot.clone();
+        self.compile().await;
+        self.mark.set(snapshot.generation);
+    }
+
+    async fn compile(&mut self) {
+        let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
         let before = self.shared.table.swap(Arc::clone(&table));
+        self.names.want(&table.unknown_names);
         let same =
             Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
         if !same || self.listeners.has_failed() {
             self.listen(&table).await;
         }
-        self.mark.set(snapshot.generation);
     }
 
     async fn listen(&mut self, table: &Table) {
-        self.tls.follow(table.tls_policies());
+        // Policies come from labels, and whatever labels change changes routes.
+        if !self.routes.as_ref().is_some_and(|known| Arc::ptr_eq(known, &table.routes)) {
+            self.tls.follow(table.tls_policies());
+            self.routes = Some(Arc::clone(&table.routes));
+        }
         self.listeners.follow(table).await;
         self.tell(table);
     }
@@ -227,6 +251,11 @@ impl Plane {
     /// The newest table, for whoever explains a route.
     pub fn table(&self) -> Arc<Table> {
         self.shared.table.load_full()
+    }
+
+    /// What a request would reach now.
+    pub fn explain(&self, question: &Question<'_>) -> Explanation {
+        explain::explain(&self.shared.table.load(), question)
     }
 
     /// HAProxy's statistics as CSV, as behind `/haproxy?stats;csv`.

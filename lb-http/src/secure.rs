@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use crate::http1::connection;
 use crate::http1::side::ClientStream;
 use crate::http2;
-use crate::proxy::{Accepted, Entry, Scheme};
+use crate::proxy::{Accepted, Entry, Protection};
 use crate::tls::{self, Protocol};
 use crate::wait::{Phase, Registered};
 use crate::worker::Local;
@@ -69,9 +69,9 @@ pub(crate) async fn serve(local: Rc<Local>, accepted: Accepted<TcpStream>, regis
             return;
         }
     };
-    let scheme = Scheme::Https { server_name: greeted.server_name };
+    let protection = Protection::Tls { server_name: greeted.server_name };
     let stream = greeted.stream;
-    let accepted = Accepted { stream, client, local_port, entry, scheme, session, permit };
+    let accepted = Accepted { stream, client, local_port, entry, protection, session, permit };
     match greeted.protocol {
         Protocol::Http1 => connection::serve(local, accepted, registered).await,
         Protocol::Http2 => http2::serve(local, accepted, registered).await,

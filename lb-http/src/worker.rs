@@ -27,7 +27,7 @@ use crate::http1::connection;
 use crate::http1::fields::Field;
 use crate::http1::flow::Means;
 use crate::labels::Mode;
-use crate::proxy::{Accepted, Entry, Scheme};
+use crate::proxy::{Accepted, Entry, Protection};
 use crate::request_id::RequestIds;
 use crate::secure;
 use crate::stats::{Series, Session};
@@ -252,12 +252,18 @@ impl From {
         }
         let session = series.begin();
         if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {
+            if !backend.labels.admission.lets_in(client.ip()) {
+                shard.n_denied_requests.increment();
+                backend.series.of_worker(local.index).n_denied_requests.increment();
+                return;
+            }
             local.tasks.spawn_local(forward(Rc::clone(local), backend, stream, client.ip(), session, permit));
             return;
         }
         let (entry, local_port) = (self.entry, self.port);
         let permit = Rc::new(permit);
-        let accepted = Accepted { stream, client, local_port, entry, scheme: Scheme::Http, session, permit };
+        let accepted =
+            Accepted { stream, client, local_port, entry, protection: Protection::Plain, session, permit };
         let registered = local.waits.register(&local.clock);
         let local = Rc::clone(local);
         let tasks = local.tasks.clone();

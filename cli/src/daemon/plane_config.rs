@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use event_watcher::catalog::{AppId, Reserved, VipPool};
 use event_watcher::{Source, SourceKind};
+use lb_http::labels::{self, Reading, Unlabelled};
 use url::Url;
 
-use crate::args::{DnsCompat, Mode};
+use crate::args::{Compat, DnsCompat, Mode};
 use crate::config::{self, AccessLogFormat, Config, Credentials, HttpAccessLog, Sources, WatchedScheduler};
 use crate::failure::Failure;
 
@@ -33,6 +34,7 @@ pub fn http(config: &Config) -> Result<lb_http::Config, Failure> {
         },
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
+        reading: reading(config),
         timeouts: lb_http::Timeouts {
             client_header: timeouts.client_header,
             client_body_idle: timeouts.client_body_idle,
@@ -61,6 +63,18 @@ fn certificates_of_environment() -> Vec<String> {
     let numbered = (0..=100).map(|n| format!("HAPROXY_SSL_CERT{n}"));
     let names = std::iter::once("HAPROXY_SSL_CERT".to_owned()).chain(numbered);
     names.filter_map(|name| std::env::var(name).ok()).filter(|pem| !pem.trim().is_empty()).collect()
+}
+
+/// How labels are read.
+pub fn reading(config: &Config) -> Reading {
+    Reading {
+        groups: config.group.clone(),
+        unlabelled: if config.strict.mode { Unlabelled::Ignored } else { Unlabelled::Served },
+        compat: match config.compat.contains(&Compat::MarathonLb) {
+            true => labels::Compat::MarathonLb,
+            false => labels::Compat::None,
+        },
+    }
 }
 
 fn access_log(config: &HttpAccessLog) -> Option<lb_http::AccessLogConfig> {
@@ -268,7 +282,7 @@ pub fn watcher(
             state_file: Some(config.state.dir.join(format!("{STATE_FILE}-{name}"))),
             ..event_watcher::Marathon::new(members)
         };
-        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
+        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(Box::new(marathon)) });
     }
     if let Some(address) = embedded {
         // Where it listens on every address, this machine reaches it on its own.
@@ -287,7 +301,7 @@ pub fn watcher(
         };
         sources.push(Source {
             name: event_watcher::config::DEFAULT_SOURCE.into(),
-            kind: SourceKind::Marathon(marathon),
+            kind: SourceKind::Marathon(Box::new(marathon)),
         });
     }
     for (name, file) in files {

@@ -98,6 +98,8 @@ shard! {
     n_denied,
     /// Connections whose TLS handshake failed or took too long.
     n_handshake_failures,
+    /// Refused by a service's own rules.
+    n_denied_requests,
     /// Requests that are malformed or did not arrive in time.
     n_request_errors,
     n_connect_errors,

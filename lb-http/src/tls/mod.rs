@@ -15,5 +15,5 @@ mod table;
 
 pub(crate) use follow::Follower;
 pub(crate) use handshake::{Protocol, accept};
-pub use policy::{ClientAuth, HostPolicy, MinVersion};
+pub use policy::{ClientAuth, HostPolicy, MinVersion, Need};
 pub(crate) use table::{Policies, TlsTable};
