@@ -3,7 +3,10 @@
 //! Nothing here changes while it runs.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
+
+use event_watcher::catalog::AppId;
 
 use crate::http1::scan::HeadLimits;
 
@@ -20,8 +23,29 @@ pub struct Config {
     pub groups: Vec<String>,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    /// `None`: requests are not logged.
+    pub access_log: Option<AccessLogConfig>,
     /// How long requests in flight may take to end after the start of a shutdown.
     pub drain_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct AccessLogConfig {
+    /// Appended to; `None`: standard output.
+    pub file: Option<PathBuf>,
+    pub format: LogFormat,
+    /// Of so many requests one is logged; 1: all.
+    pub one_in: u32,
+    /// The apps whose requests are logged; empty: all, and requests that are for none.
+    pub apps: Vec<AppId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One object a line.
+    Json,
+    /// The Common Log Format of NCSA httpd.
+    Common,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +90,7 @@ impl Default for Config {
             groups: vec!["*".to_owned()],
             timeouts: Timeouts::default(),
             limits: Limits::default(),
+            access_log: None,
             drain_timeout: DRAIN_TIMEOUT,
         }
     }

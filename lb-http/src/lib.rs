@@ -8,6 +8,7 @@
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;
 //! counters never go back while an app exists; a bad label never drops an app.
 
+mod access_log;
 mod config;
 mod error;
 mod exchange;
@@ -27,7 +28,7 @@ mod upstream;
 mod wait;
 mod worker;
 
-pub use config::{Config, Limits, Timeouts};
-pub use error::BindError;
+pub use config::{AccessLogConfig, Config, Limits, LogFormat, Timeouts};
+pub use error::{BindError, StartError};
 pub use plane::{Plane, start};
 pub use worker::Worker;

@@ -12,8 +12,9 @@ use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::access_log::AccessLog;
 use crate::config::Config;
-use crate::error::BindError;
+use crate::error::StartError;
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
 use crate::stats::{self, BackendView, RouteView, Series};
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) http_in: Arc<Series>,
     pub(crate) appid_in: Arc<Series>,
     pub(crate) config: Arc<Config>,
+    access_log: Option<Arc<AccessLog>>,
     problems: ArcSwap<Arc<[Problem]>>,
     applied: Applied,
     http_address: Option<SocketAddr>,
@@ -50,7 +52,7 @@ pub async fn start(
     subscriber: Subscriber,
     n_workers: usize,
     cancel: CancellationToken,
-) -> Result<(Plane, Vec<Worker>), BindError> {
+) -> Result<(Plane, Vec<Worker>), StartError> {
     let n_workers = n_workers.max(1);
     let config = Arc::new(config);
     let mut compiler = Compiler::new(config.groups.clone(), n_workers);
@@ -58,6 +60,7 @@ pub async fn start(
     let table = Arc::new(ArcSwap::from_pointee(table));
     let (mark, applied) = applied();
     let clients = Clients::new();
+    let access_log = config.access_log.as_ref().map(AccessLog::start).transpose()?.map(Arc::new);
     let (senders, workers): (Vec<_>, Vec<_>) = (0..n_workers)
         .map(|index| {
             let (sender, commands) = mpsc::channel(MOST_COMMANDS);
@@ -68,6 +71,7 @@ pub async fn start(
                 applied: applied.clone(),
                 commands,
                 clients: Arc::clone(&clients),
+                access_log: access_log.clone(),
                 cancel: cancel.clone(),
             };
             (sender, worker)
@@ -82,6 +86,7 @@ pub async fn start(
         http_in: Series::new(n_workers),
         appid_in: Series::new(n_workers),
         config,
+        access_log,
         problems: ArcSwap::from_pointee(Arc::default()),
         applied,
         http_address: http.as_ref().map(|(address, _)| *address),
@@ -211,6 +216,11 @@ impl Plane {
     /// Appends Prometheus text with the names of HAProxy's exporter.
     pub fn metrics(&self, text: &mut String) {
         stats::metrics(&stats::rows(&self.shared), text);
+        stats::own_metrics(&self.shared, text);
+        text.push_str("# HELP waymark_http_access_log_dropped_total Lines that the log was too slow for.\n");
+        text.push_str("# TYPE waymark_http_access_log_dropped_total counter\n");
+        let n_dropped = self.shared.access_log.as_ref().map_or(0, |log| log.n_dropped());
+        text.push_str(&format!("waymark_http_access_log_dropped_total {n_dropped}\n"));
     }
 
     /// What each port, host and path leads to.

@@ -4,6 +4,7 @@
 //! it is at (what is pipelined waits in the buffer, and beyond that in the kernel), and leaves every wait to the
 //! worker's sweep.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::Framing;
 use super::buffer::Buffer;
+use super::fields::Name;
 use super::flow::{Coding, Flow, FlowError};
 use super::front::Http1Front;
 use super::refusal::Refusal;
@@ -22,6 +24,7 @@ use super::scan::{Scan, Scanned};
 use super::serialize::{self, Delivery, Forwarding};
 use super::side::{ClientSide, ClientStream, Side};
 use super::tunnel;
+use crate::access_log::{Outcome, Record};
 use crate::error::ProxyError;
 use crate::exchange::{CookieDue, Exchange};
 use crate::failover::Attempt;
@@ -51,6 +54,10 @@ struct Connection<S> {
     address: IpAddr,
     /// What every request is told about the client.
     lines: Box<[u8]>,
+    /// Of the present request, when it is to be logged.
+    record: Option<Box<Record>>,
+    /// Of the last response.
+    status: u16,
 }
 
 enum Arrival {
@@ -95,9 +102,11 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         frontend: Arc::clone(session.series()),
         worker: local.index,
         has_ended: false,
+        n_written: Cell::new(0),
     };
     let lines = lines.into_bytes().into();
-    let mut connection = Connection { local, registered, side, entry, address, lines };
+    let mut connection =
+        Connection { local, registered, side, entry, address, lines, record: None, status: 0 };
     connection.run().await;
     drop((session, permit));
 }
@@ -115,7 +124,12 @@ impl<S: ClientStream> Connection<S> {
         loop {
             let idle = if is_last_chance { LAST_REQUEST } else { self.local.timeouts.client_keepalive };
             let then = match self.read_head(idle, is_last_chance).await {
-                Arrival::Head(n) => self.exchange(n).await,
+                Arrival::Head(n) => {
+                    let n_before = self.side.n_written.get();
+                    let then = self.exchange(n).await;
+                    self.log(n_before);
+                    then
+                }
                 Arrival::Refused(refusal) => self.refuse(refusal).await,
                 Arrival::Ended => return,
             };
@@ -129,6 +143,19 @@ impl<S: ClientStream> Connection<S> {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    fn log(&mut self, n_before: u64) {
+        if let (Some(record), Some(log)) = (self.record.take(), &self.local.access_log) {
+            let n_bytes = self.side.n_written.get() - n_before;
+            log.write(*record, Outcome { status: self.status, n_bytes });
+        }
+    }
+
+    /// The client gets a response with this status.
+    fn responds(&mut self, status: u16) {
+        self.status = status;
+        self.side.shard().responded(ResponseClass::of_number(status));
     }
 
     fn wait(&self) -> &Rc<Wait> {
@@ -229,18 +256,24 @@ impl<S: ClientStream> Connection<S> {
             started: Instant::now(),
         };
         let framing = request.framing;
+        let request_id = local.request_ids.next();
         let routed = local.with_table(|table| proxy::route(table, self.entry, &request));
         let allowed = routed.and_then(|backend| proxy::before_pick(&backend, &request).map(|()| backend));
+        self.status = 0;
+        self.record = local
+            .access_log
+            .as_ref()
+            .and_then(|log| log.record(self.address, &request, allowed.as_deref().ok(), &request_id));
         let prepared = allowed.map(|backend| {
             let mut cookies = local.scratch.take();
             cookies.clear();
-            let cookie = (backend.is_sticky() && request.has(super::fields::Name::Cookie))
-                .then(|| sticky::take_cookie(request.values(super::fields::Name::Cookie), &mut cookies))
+            let cookie = (backend.is_sticky() && request.has(Name::Cookie))
+                .then(|| sticky::take_cookie(request.values(Name::Cookie), &mut cookies))
                 .flatten();
             let has_changed = cookie.is_some() || !cookies.is_empty();
             let forwarding = Forwarding {
                 lines: &self.lines,
-                request_id: &local.request_ids.next(),
+                request_id: &request_id,
                 cookies: has_changed.then_some(&*cookies),
                 edits: proxy::request_edits(&backend),
             };
@@ -249,7 +282,6 @@ impl<S: ClientStream> Connection<S> {
             local.scratch.set(cookies);
             (backend, cookie, out)
         });
-        drop(request);
         local.fields.set(fields);
         self.side.input.consume(n);
         let (backend, cookie, out) =
@@ -274,6 +306,9 @@ impl<S: ClientStream> Connection<S> {
     /// Gives the client the response; `up` is what is left of the request, `out` of interim responses.
     async fn deliver(&mut self, mut exchange: Exchange, mut up: Flow, about: &About, out: Vec<u8>) -> Then {
         let took = about.started.elapsed();
+        if let Some(record) = &mut self.record {
+            record.server = Some(exchange.server().name.to_string());
+        }
         if exchange.response.status == 101 {
             if !about.wants_websocket || !exchange.response.switches_to_websocket() {
                 let error = ProxyError::BadResponse(BadResponse::Switch);
@@ -302,7 +337,7 @@ impl<S: ClientStream> Connection<S> {
             return self.fail(error, about, then, Vec::new()).await;
         }
         exchange.responded(took);
-        self.side.shard().responded(ResponseClass::of_number(exchange.response.status));
+        self.responds(exchange.response.status);
         let Self { local, registered, side, .. } = self;
         let (wait, means) = (registered.wait(), &local.means);
         wait.enter(Phase::ResponseBody, local.timeouts.server_body_idle);
@@ -359,7 +394,7 @@ impl<S: ClientStream> Connection<S> {
             edits: proxy::response_edits(&exchange.backend),
         };
         serialize::response(&mut out, &exchange.response, exchange.head(), &delivery);
-        self.side.shard().responded(ResponseClass::of_number(exchange.response.status));
+        self.responds(exchange.response.status);
         let wait = self.registered.wait();
         wait.limit_all(None);
         wait.enter(Phase::Tunnel, self.local.timeouts.tunnel_idle);
@@ -392,7 +427,7 @@ impl<S: ClientStream> Connection<S> {
     /// Says what the balancer itself has to say, after what is left in `out`.
     async fn answer(&mut self, answer: &Answer, about: &About, then: Then, mut out: Vec<u8>) -> Then {
         self.side.shard().n_intercepted.increment();
-        self.side.shard().responded(ResponseClass::of_number(answer.status));
+        self.responds(answer.status);
         answer.write(&mut out, about.method, connection_line(then, about.version));
         let Self { local, registered, side, .. } = self;
         let wait = registered.wait();

@@ -55,7 +55,10 @@ macro_rules! shard {
             pub mean_time: Option<Duration>,
             /// Half of all response heads came within this time.
             pub p50: Option<Duration>,
+            pub p90: Option<Duration>,
             pub p99: Option<Duration>,
+            /// 99.9 % of all.
+            pub p999: Option<Duration>,
         }
 
         impl Totals {
@@ -75,7 +78,9 @@ macro_rules! shard {
                 let n_times: u64 = times.iter().sum();
                 totals.mean_time = totals.response_micros.checked_div(n_times).map(Duration::from_micros);
                 totals.p50 = quantile(&times, 0.5);
+                totals.p90 = quantile(&times, 0.9);
                 totals.p99 = quantile(&times, 0.99);
+                totals.p999 = quantile(&times, 0.999);
                 totals
             }
         }
@@ -109,6 +114,13 @@ shard! {
     /// Answered by the balancer itself.
     n_intercepted,
     response_micros,
+}
+
+impl Totals {
+    /// 50, 90, 99 and 99.9 %.
+    pub fn quantiles(&self) -> [Option<Duration>; 4] {
+        [self.p50, self.p90, self.p99, self.p999]
+    }
 }
 
 /// As HAProxy classes them.
