@@ -1,5 +1,7 @@
 //! DNS as its users meet it: dig, the C library, curl over HTTPS, Unbound as an upstream, and as the host's resolver.
 
+#![allow(clippy::print_stdout, reason = "whoever runs the tests should see what was not tested")]
+
 use std::process::Stdio;
 
 use serde_json::Value;
