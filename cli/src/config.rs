@@ -15,7 +15,7 @@ use l4_vip::kernel::PlaneChoice;
 use l4_vip::policy::Policy;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
+use crate::args::{Compat, DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
 use crate::failure::Failure;
 
 pub use layers::Environment;
@@ -42,6 +42,10 @@ pub struct Config {
     #[serde(rename = "static")]
     pub static_files: Vec<String>,
     pub planes: Vec<PlaneName>,
+    /// Apps of these groups are served over HTTP; `*` is all.
+    pub group: Vec<String>,
+    /// Whose behaviour counts where ours is different on purpose.
+    pub compat: Vec<Compat>,
     /// 0: one per core.
     pub workers: usize,
     /// How long a shutdown waits for what is in flight.
@@ -55,6 +59,7 @@ pub struct Config {
     pub dns: Dns,
     pub vip: Vip,
     pub watch: Watch,
+    pub strict: Strict,
     pub state: State,
     pub ready: Ready,
 }
@@ -65,6 +70,24 @@ pub struct Scheduler {
     pub listen: SocketAddr,
     /// Create the demo app.
     pub demo: bool,
+    /// Cores, MiB of memory and MiB of disk for instances; 0: the machine's.
+    pub cpus: f64,
+    pub mem: f64,
+    pub disk: f64,
+    /// Host ports for instances, `FIRST-LAST`; empty: the scheduler's own choice.
+    pub ports: String,
+    /// `NAME=VALUE`, for constraints.
+    pub attributes: Vec<String>,
+    /// Instances only pretend to run.
+    pub simulate: bool,
+    /// What API requests must bring; empty: nothing. Never shown.
+    #[serde(skip_serializing)]
+    pub token: String,
+    /// `USER:PASSWORD`; empty: nothing. Never shown.
+    #[serde(skip_serializing)]
+    pub credentials: String,
+    /// Names besides localhost that API requests may be addressed to.
+    pub names: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,6 +96,35 @@ pub struct Http {
     pub listen: SocketAddr,
     pub timeouts: HttpTimeouts,
     pub limits: HttpLimits,
+    pub access_log: HttpAccessLog,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpAccessLog {
+    pub format: AccessLogFormat,
+    /// Appended to. Absent: standard output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// Of so many requests one is logged; 1: all.
+    pub one_in: u32,
+    /// The ids of the apps whose requests are logged; empty: all.
+    pub apps: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    Off,
+    Json,
+    Common,
+}
+
+impl Default for HttpAccessLog {
+    fn default() -> Self {
+        // Whoever wants it says where to; a log that nobody reads fills a disk.
+        Self { format: AccessLogFormat::Off, file: None, one_in: 1, apps: Vec::new() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -255,6 +307,13 @@ pub struct Watch {
     pub service_account: Vec<String>,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Strict {
+    /// Ports are served only when their labels enable them.
+    pub mode: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
@@ -287,17 +346,32 @@ impl Config {
             marathon: Vec::new(),
             static_files: Vec::new(),
             planes: vec![PlaneName::Http, PlaneName::Vip, PlaneName::Dns],
+            group: vec!["*".to_owned()],
+            compat: Vec::new(),
             workers: 0,
             // On a node, most requests and downloads end within it; at a desk, Ctrl-C must not feel stuck.
             drain_timeout: match mode {
                 Mode::Dev => Duration::from_secs(5),
                 Mode::Serve => Duration::from_secs(30),
             },
-            scheduler: Scheduler { listen: SocketAddr::new(LOCALHOST, 8080), demo: true },
+            scheduler: Scheduler {
+                listen: SocketAddr::new(LOCALHOST, 8080),
+                demo: true,
+                cpus: 0.0,
+                mem: 0.0,
+                disk: 0.0,
+                ports: String::new(),
+                attributes: Vec::new(),
+                simulate: false,
+                token: String::new(),
+                credentials: String::new(),
+                names: Vec::new(),
+            },
             http: Http {
                 listen: SocketAddr::new(address, http_port),
                 timeouts: HttpTimeouts::default(),
                 limits: HttpLimits::default(),
+                access_log: HttpAccessLog::default(),
             },
             service: Service { address },
             appid: AppId { listen: SocketAddr::new(address, 9091) },
@@ -349,6 +423,7 @@ impl Config {
                 token_file: Vec::new(),
                 service_account: Vec::new(),
             },
+            strict: Strict::default(),
             state: State { dir: default_state_dir(mode) },
             ready: Ready::default(),
         }
@@ -359,6 +434,16 @@ impl Config {
         let mut flags = layers::Layer::of_daemon(&args.daemon);
         flags.set_if("scheduler.listen", args.scheduler_listen);
         flags.set_if("scheduler.demo", args.no_demo.then_some(false));
+        let agent = &args.agent;
+        flags.set_if("scheduler.cpus", agent.cpus);
+        flags.set_if("scheduler.mem", agent.mem);
+        flags.set_if("scheduler.disk", agent.disk);
+        flags.set_if("scheduler.ports", agent.ports.as_ref());
+        flags.set_list("scheduler.attributes", &agent.attributes);
+        flags.set_if("scheduler.simulate", agent.simulate.then_some(true));
+        flags.set_if("scheduler.token", agent.scheduler_token.as_ref());
+        flags.set_if("scheduler.credentials", agent.scheduler_credentials.as_ref());
+        flags.set_list("scheduler.names", &agent.scheduler_names);
         Self::layered(Mode::Dev, &args.daemon, environment, flags)
     }
 
@@ -424,6 +509,9 @@ impl Config {
 
     fn check(&self) -> Result<(), Failure> {
         self.vip_pools()?;
+        if self.mode == Mode::Dev {
+            crate::daemon::scheduler_config(self)?;
+        }
         self.sources()?;
         if self.planes.is_empty() {
             return Err(Failure::usage("no plane is enabled").hint("planes are http, vip and dns"));

@@ -3,9 +3,13 @@
 //! Nothing here changes while it runs.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use event_watcher::catalog::AppId;
+
 use crate::http1::scan::HeadLimits;
+use crate::labels::Reading;
 
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
 #[derive(Clone, Debug)]
@@ -16,12 +20,33 @@ pub struct Config {
     pub appid_listen: Option<SocketAddr>,
     /// The address that service ports are opened on.
     pub service_address: IpAddr,
-    /// Apps of these groups (`HAPROXY_GROUP`) are served; `*` serves all.
-    pub groups: Vec<String>,
+    /// Which apps are served, and how their labels are read.
+    pub reading: Reading,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    /// `None`: requests are not logged.
+    pub access_log: Option<AccessLogConfig>,
     /// How long requests in flight may take to end after the start of a shutdown.
     pub drain_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct AccessLogConfig {
+    /// Appended to; `None`: standard output.
+    pub file: Option<PathBuf>,
+    pub format: LogFormat,
+    /// Of so many requests one is logged; 1: all.
+    pub one_in: u32,
+    /// The apps whose requests are logged; empty: all, and requests that are for none.
+    pub apps: Vec<AppId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One object a line.
+    Json,
+    /// The Common Log Format of NCSA httpd.
+    Common,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,9 +88,10 @@ impl Default for Config {
             http_listen: Some(SocketAddr::new(loopback, 9080)),
             appid_listen: Some(SocketAddr::new(loopback, 9091)),
             service_address: loopback,
-            groups: vec!["*".to_owned()],
+            reading: Reading::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
+            access_log: None,
             drain_timeout: DRAIN_TIMEOUT,
         }
     }

@@ -8,9 +8,14 @@
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;
 //! counters never go back while an app exists; a bad label never drops an app.
 
+pub mod access;
+mod access_log;
 mod config;
+mod deployment;
+pub mod edits;
 mod error;
 mod exchange;
+pub mod explain;
 mod failover;
 pub mod http1;
 pub mod labels;
@@ -20,6 +25,7 @@ mod plane;
 mod proxy;
 mod request_id;
 pub mod route;
+mod static_names;
 pub mod stats;
 mod sticky;
 pub mod table;
@@ -27,7 +33,7 @@ mod upstream;
 mod wait;
 mod worker;
 
-pub use config::{Config, Limits, Timeouts};
-pub use error::BindError;
+pub use config::{AccessLogConfig, Config, Limits, LogFormat, Timeouts};
+pub use error::{BindError, StartError};
 pub use plane::{Plane, start};
 pub use worker::Worker;

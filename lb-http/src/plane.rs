@@ -12,10 +12,13 @@ use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::access_log::AccessLog;
 use crate::config::Config;
-use crate::error::BindError;
+use crate::error::StartError;
+use crate::explain::{self, Explanation, Question};
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
+use crate::static_names::StaticNames;
 use crate::stats::{self, BackendView, RouteView, Series};
 use crate::table::{Compiler, Table};
 use crate::worker::{Clients, Worker};
@@ -37,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) http_in: Arc<Series>,
     pub(crate) appid_in: Arc<Series>,
     pub(crate) config: Arc<Config>,
+    access_log: Option<Arc<AccessLog>>,
     problems: ArcSwap<Arc<[Problem]>>,
     applied: Applied,
     http_address: Option<SocketAddr>,
@@ -50,14 +54,15 @@ pub async fn start(
     subscriber: Subscriber,
     n_workers: usize,
     cancel: CancellationToken,
-) -> Result<(Plane, Vec<Worker>), BindError> {
+) -> Result<(Plane, Vec<Worker>), StartError> {
     let n_workers = n_workers.max(1);
     let config = Arc::new(config);
-    let mut compiler = Compiler::new(config.groups.clone(), n_workers);
+    let mut compiler = Compiler::new(config.reading.clone(), n_workers);
     let table = compiler.compile(&Snapshot::default(), Instant::now());
     let table = Arc::new(ArcSwap::from_pointee(table));
     let (mark, applied) = applied();
     let clients = Clients::new();
+    let access_log = config.access_log.as_ref().map(AccessLog::start).transpose()?.map(Arc::new);
     let (senders, workers): (Vec<_>, Vec<_>) = (0..n_workers)
         .map(|index| {
             let (sender, commands) = mpsc::channel(MOST_COMMANDS);
@@ -68,6 +73,7 @@ pub async fn start(
                 applied: applied.clone(),
                 commands,
                 clients: Arc::clone(&clients),
+                access_log: access_log.clone(),
                 cancel: cancel.clone(),
             };
             (sender, worker)
@@ -82,6 +88,7 @@ pub async fn start(
         http_in: Series::new(n_workers),
         appid_in: Series::new(n_workers),
         config,
+        access_log,
         problems: ArcSwap::from_pointee(Arc::default()),
         applied,
         http_address: http.as_ref().map(|(address, _)| *address),
@@ -94,7 +101,9 @@ pub async fn start(
         listeners.open(Entry::AppIds, address.port(), sockets, &shared.appid_in).await;
     }
     tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
-    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, mark };
+    let names = StaticNames::start(cancel.clone());
+    let newest = Snapshot::default();
+    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, mark, names, newest };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
 }
@@ -104,6 +113,8 @@ struct Follower {
     compiler: Compiler,
     listeners: Listeners,
     mark: AppliedMark,
+    names: StaticNames,
+    newest: Snapshot,
 }
 
 impl Follower {
@@ -123,6 +134,10 @@ impl Follower {
                     let table = self.shared.table.load_full();
                     self.listen(&table).await;
                 }
+                names = self.names.changed() => {
+                    self.compiler.set_names(names);
+                    self.compile().await;
+                }
                 () = cancel.cancelled() => return,
             }
         }
@@ -132,14 +147,20 @@ impl Follower {
         if snapshot.generation <= self.shared.applied.generation() {
             return;
         }
-        let table = Arc::new(self.compiler.compile(snapshot, Instant::now()));
+        self.newest = snapshot.clone();
+        self.compile().await;
+        self.mark.set(snapshot.generation);
+    }
+
+    async fn compile(&mut self) {
+        let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
         let before = self.shared.table.swap(Arc::clone(&table));
+        self.names.want(&table.unknown_names);
         let same =
             Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
         if !same || self.listeners.has_failed() {
             self.listen(&table).await;
         }
-        self.mark.set(snapshot.generation);
     }
 
     async fn listen(&mut self, table: &Table) {
@@ -193,6 +214,11 @@ impl Plane {
         self.shared.table.load_full()
     }
 
+    /// What a request would reach now.
+    pub fn explain(&self, question: &Question<'_>) -> Explanation {
+        explain::explain(&self.shared.table.load(), question)
+    }
+
     /// HAProxy's statistics as CSV, as behind `/haproxy?stats;csv`.
     pub fn stats_csv(&self) -> String {
         stats::csv(&stats::rows(&self.shared))
@@ -211,6 +237,11 @@ impl Plane {
     /// Appends Prometheus text with the names of HAProxy's exporter.
     pub fn metrics(&self, text: &mut String) {
         stats::metrics(&stats::rows(&self.shared), text);
+        stats::own_metrics(&self.shared, text);
+        text.push_str("# HELP waymark_http_access_log_dropped_total Lines that the log was too slow for.\n");
+        text.push_str("# TYPE waymark_http_access_log_dropped_total counter\n");
+        let n_dropped = self.shared.access_log.as_ref().map_or(0, |log| log.n_dropped());
+        text.push_str(&format!("waymark_http_access_log_dropped_total {n_dropped}\n"));
     }
 
     /// What each port, host and path leads to.

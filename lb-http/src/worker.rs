@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access_log::AccessLog;
 use crate::config::{Config, Limits, Timeouts};
 use crate::http1::connection;
 use crate::http1::fields::Field;
@@ -61,6 +62,7 @@ pub struct Worker {
     pub(crate) applied: Applied,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) clients: Arc<Clients>,
+    pub(crate) access_log: Option<Arc<AccessLog>>,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -77,6 +79,7 @@ pub(crate) struct Local {
     pub(crate) scratch: Cell<Vec<u8>>,
     pub(crate) means: Means,
     pub(crate) request_ids: RequestIds,
+    pub(crate) access_log: Option<Arc<AccessLog>>,
     forwarder: Forwarder,
     table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
     waits: Rc<Waits>,
@@ -106,6 +109,7 @@ impl Worker {
             scratch: Cell::default(),
             means: Means::default(),
             request_ids: RequestIds::new(),
+            access_log: self.access_log.clone(),
             forwarder: Forwarder::new(Options {
                 connect_timeout: self.config.timeouts.connect,
                 idle_timeout: None,
@@ -235,6 +239,11 @@ impl From {
         }
         let session = series.begin();
         if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {
+            if !backend.labels.admission.lets_in(client.ip()) {
+                shard.n_denied_requests.increment();
+                backend.series.of_worker(local.index).n_denied_requests.increment();
+                return;
+            }
             local.tasks.spawn_local(forward(Rc::clone(local), backend, stream, client.ip(), session, permit));
             return;
         }

@@ -78,6 +78,22 @@ impl ScriptedScheduler {
         lock(&self.shared.apps).insert(id.to_owned(), app);
     }
 
+    /// Defines an app as `/v2/apps` would answer it, or changes it. Tells nobody.
+    pub fn set_definition(&self, app: Value) {
+        let id = app["id"].as_str().unwrap_or_default().to_owned();
+        lock(&self.shared.apps).insert(id, app);
+    }
+
+    /// Answers from now on as if nothing ran.
+    pub fn forget_apps(&self) {
+        lock(&self.shared.apps).clear();
+    }
+
+    /// Ends every event stream; new ones are welcome.
+    pub fn cut_streams(&self) {
+        lock(&self.shared.streams).clear();
+    }
+
     pub async fn stream_opened(&self) {
         let mut n_streams = self.shared.n_streams.subscribe();
         let _ = n_streams.wait_for(|n| *n > 0).await;

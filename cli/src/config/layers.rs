@@ -8,13 +8,19 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::Config;
-use crate::args::{DaemonArgs, Mode};
+use crate::args::{Compat, DaemonArgs, DnsCompat, Mode};
 use crate::failure::Failure;
 
 const PREFIX: &str = "WAYMARK_";
 /// Variables with our prefix that are no configuration of the daemon.
-const OTHER_VARIABLES: [&str; 5] =
-    ["WAYMARK_CONFIG", "WAYMARK_DNS", "WAYMARK_LOG", "WAYMARK_STATS", "WAYMARK_MARATHON"];
+const OTHER_VARIABLES: [&str; 6] = [
+    "WAYMARK_CONFIG",
+    "WAYMARK_DNS",
+    "WAYMARK_LOG",
+    "WAYMARK_STATS",
+    "WAYMARK_MARATHON",
+    "WAYMARK_MARATHON_TOKEN",
+];
 
 /// The variables of the process whose names begin with `WAYMARK_`.
 #[derive(Clone, Debug, Default)]
@@ -47,9 +53,13 @@ impl Layer {
         layer.set_if("dns.http.listen", args.dns_http_listen);
         layer.set_if("dns.dcos.listen", args.dns_dcos_listen);
         layer.set_list("dns.upstreams", &args.dns_upstreams);
-        layer.set_if("dns.compat", args.dns_compat);
+        let as_mesos_dns = args.compat.contains(&Compat::MesosDns).then_some(DnsCompat::MesosDns);
+        layer.set_if("dns.compat", args.dns_compat.or(as_mesos_dns));
         layer.set_if("dns.install", args.dns_install.then_some(true));
         layer.set_list("vip.pool", &args.vip_pool);
+        layer.set_list("group", &args.group);
+        layer.set_if("strict.mode", args.strict_mode.then_some(true));
+        layer.set_list("compat", &args.compat);
         layer.set_if("vip.plane", args.vip_plane);
         layer.set_if("vip.cgroup", args.vip_cgroup.as_ref());
         layer.set_if("vip.flush_on_exit", args.flush_on_exit.then_some(true));
@@ -129,6 +139,9 @@ fn of_environment(environment: &Environment, mode: Mode) -> Result<Table, Failur
     // Keys whose default is their absence.
     keys.push(("dns.upstreams".to_owned(), Shape::List));
     keys.push(("ready.file".to_owned(), Shape::Text));
+    // Keys that are not shown.
+    keys.push(("scheduler.token".to_owned(), Shape::Text));
+    keys.push(("scheduler.credentials".to_owned(), Shape::Text));
     for key in ["dns.dcos.listen", "dns.http.certificate", "dns.http.key", "dns.nsid", "dns.cookie_secret"] {
         keys.push((key.to_owned(), Shape::Text));
     }
@@ -148,7 +161,7 @@ fn of_environment(environment: &Environment, mode: Mode) -> Result<Table, Failur
 
 fn bad_variable(name: &str, text: &str, shape: Shape) -> Failure {
     let expected = match shape {
-        Shape::Number => "a number",
+        Shape::Number | Shape::Fraction => "a number",
         Shape::Switch => "true or false",
         Shape::Text | Shape::List => "text",
     };
@@ -163,6 +176,7 @@ fn variable(key: &str) -> String {
 enum Shape {
     Text,
     Number,
+    Fraction,
     Switch,
     List,
 }
@@ -172,6 +186,7 @@ impl Shape {
         Some(match self {
             Self::Text => Value::String(text.to_owned()),
             Self::Number => Value::Integer(text.parse().ok()?),
+            Self::Fraction => Value::Float(text.parse().ok()?),
             Self::Switch => Value::Boolean(text.parse().ok()?),
             Self::List => Value::Array(
                 text.split(',')
@@ -191,6 +206,7 @@ fn collect_keys(table: &Table, prefix: &str, keys: &mut Vec<(String, Shape)>) {
             Value::Table(inner) => collect_keys(inner, &key, keys),
             Value::Array(_) => keys.push((key, Shape::List)),
             Value::Integer(_) => keys.push((key, Shape::Number)),
+            Value::Float(_) => keys.push((key, Shape::Fraction)),
             Value::Boolean(_) => keys.push((key, Shape::Switch)),
             _ => keys.push((key, Shape::Text)),
         }

@@ -1,14 +1,15 @@
 //! From the one configuration that people write to each crate's own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use event_watcher::catalog::{Reserved, VipPool};
+use event_watcher::catalog::{AppId, Reserved, VipPool};
 use event_watcher::{Source, SourceKind};
+use lb_http::labels::{self, Reading, Unlabelled};
 use url::Url;
 
-use crate::args::{DnsCompat, Mode};
-use crate::config::{self, Config, Credentials, Sources, WatchedScheduler};
+use crate::args::{Compat, DnsCompat, Mode};
+use crate::config::{self, AccessLogFormat, Config, Credentials, HttpAccessLog, Sources, WatchedScheduler};
 use crate::failure::Failure;
 
 /// The last good state of a scheduler, kept for a start without it; its name follows.
@@ -23,6 +24,7 @@ pub fn http(config: &Config) -> lb_http::Config {
         http_listen: Some(config.http.listen),
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
+        reading: reading(config),
         timeouts: lb_http::Timeouts {
             client_header: timeouts.client_header,
             client_body_idle: timeouts.client_body_idle,
@@ -40,9 +42,32 @@ pub fn http(config: &Config) -> lb_http::Config {
             connections_per_listener: limits.connections_per_listener,
             connections_per_client: limits.connections_per_client,
         },
+        access_log: access_log(&config.http.access_log),
         drain_timeout: config.drain_timeout,
         ..lb_http::Config::default()
     }
+}
+
+/// How labels are read.
+pub fn reading(config: &Config) -> Reading {
+    Reading {
+        groups: config.group.clone(),
+        unlabelled: if config.strict.mode { Unlabelled::Ignored } else { Unlabelled::Served },
+        compat: match config.compat.contains(&Compat::MarathonLb) {
+            true => labels::Compat::MarathonLb,
+            false => labels::Compat::None,
+        },
+    }
+}
+
+fn access_log(config: &HttpAccessLog) -> Option<lb_http::AccessLogConfig> {
+    let format = match config.format {
+        AccessLogFormat::Off => return None,
+        AccessLogFormat::Json => lb_http::LogFormat::Json,
+        AccessLogFormat::Common => lb_http::LogFormat::Common,
+    };
+    let apps = config.apps.iter().map(|id| AppId::new(id)).collect();
+    Some(lb_http::AccessLogConfig { file: config.file.clone(), format, one_in: config.one_in, apps })
 }
 
 pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
@@ -240,20 +265,26 @@ pub fn watcher(
             state_file: Some(config.state.dir.join(format!("{STATE_FILE}-{name}"))),
             ..event_watcher::Marathon::new(members)
         };
-        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
+        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(Box::new(marathon)) });
     }
     if let Some(address) = embedded {
-        let url = Url::parse(&format!("http://{address}"))
+        // Where it listens on every address, this machine reaches it on its own.
+        let own = match address.ip().is_unspecified() {
+            true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+            false => address,
+        };
+        let url = Url::parse(&format!("http://{own}"))
             .map_err(|e| Failure::chain("the embedded scheduler has no usable address", &e))?;
         // It is there whenever its watcher is, so nothing is kept for a start without it.
         let marathon = event_watcher::Marathon {
+            credentials: own_credentials(config),
             resync: config.watch.resync,
             stream_deadline: config.watch.stream_deadline,
             ..event_watcher::Marathon::new(vec![url])
         };
         sources.push(Source {
             name: event_watcher::config::DEFAULT_SOURCE.into(),
-            kind: SourceKind::Marathon(marathon),
+            kind: SourceKind::Marathon(Box::new(marathon)),
         });
     }
     for (name, file) in files {
@@ -261,6 +292,16 @@ pub fn watcher(
         sources.push(Source { name: name.into(), kind });
     }
     Ok(event_watcher::Config { vip_pools, reserved, ..event_watcher::Config::new(sources) })
+}
+
+/// What this process's own scheduler asks of everybody.
+fn own_credentials(config: &Config) -> Option<event_watcher::Credentials> {
+    let asked = &config.scheduler;
+    if !asked.token.is_empty() {
+        return Some(event_watcher::Credentials::Token(asked.token.clone()));
+    }
+    let (user, password) = asked.credentials.split_once(':')?;
+    Some(event_watcher::Credentials::Basic { user: user.to_owned(), password: password.to_owned() })
 }
 
 fn read_credentials(credentials: Credentials) -> Result<event_watcher::Credentials, Failure> {

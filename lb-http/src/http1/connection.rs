@@ -4,8 +4,8 @@
 //! it is at (what is pipelined waits in the buffer, and beyond that in the kernel), and leaves every wait to the
 //! worker's sweep.
 
+use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -13,19 +13,23 @@ use std::time::{Duration, Instant};
 
 use super::Framing;
 use super::buffer::Buffer;
+use super::fields::Name;
 use super::flow::{Coding, Flow, FlowError};
 use super::front::Http1Front;
 use super::refusal::Refusal;
 use super::request::{self, Method, Persistence, Request, Version};
 use super::response::BadResponse;
 use super::scan::{Scan, Scanned};
-use super::serialize::{self, Delivery, Forwarding};
+use super::serialize::{self, Delivery, Edits, Forwarding};
 use super::side::{ClientSide, ClientStream, Side};
 use super::tunnel;
+use crate::access::{Admit, Scheme, Verification};
+use crate::access_log::{Outcome, Record};
+use crate::edits;
 use crate::error::ProxyError;
 use crate::exchange::{CookieDue, Exchange};
 use crate::failover::Attempt;
-use crate::proxy::{self, Accepted, Answer, Entry, Then};
+use crate::proxy::{self, Accepted, Answer, Entry, Origin, Stop, Then};
 use crate::stats::ResponseClass;
 use crate::sticky::{self, Cookie};
 use crate::table::Backend;
@@ -48,9 +52,13 @@ struct Connection<S> {
     registered: Registered,
     side: ClientSide<S>,
     entry: Entry,
-    address: IpAddr,
+    origin: edits::Connection,
     /// What every request is told about the client.
     lines: Box<[u8]>,
+    /// Of the present request, when it is to be logged.
+    record: Option<Box<Record>>,
+    /// Of the last response.
+    status: u16,
 }
 
 enum Arrival {
@@ -65,6 +73,7 @@ struct Prepared {
     backend: Arc<Backend>,
     flow: Flow,
     cookie: Option<Cookie>,
+    affinity: Option<u64>,
     about: About,
 }
 
@@ -82,6 +91,8 @@ struct About {
 enum NotPrepared {
     Refused(Refusal),
     Answered(Answer, About, Framing),
+    /// The head is still there, to be prepared again.
+    Unverified(Verification),
 }
 
 /// Serves a connection until it ends; a drain lets it end after the request it is at.
@@ -95,9 +106,12 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         frontend: Arc::clone(session.series()),
         worker: local.index,
         has_ended: false,
+        n_written: Cell::new(0),
     };
     let lines = lines.into_bytes().into();
-    let mut connection = Connection { local, registered, side, entry, address, lines };
+    let origin = edits::Connection { scheme: Scheme::Http, client: address, local_port };
+    let mut connection =
+        Connection { local, registered, side, entry, origin, lines, record: None, status: 0 };
     connection.run().await;
     drop((session, permit));
 }
@@ -115,7 +129,12 @@ impl<S: ClientStream> Connection<S> {
         loop {
             let idle = if is_last_chance { LAST_REQUEST } else { self.local.timeouts.client_keepalive };
             let then = match self.read_head(idle, is_last_chance).await {
-                Arrival::Head(n) => self.exchange(n).await,
+                Arrival::Head(n) => {
+                    let n_before = self.side.n_written.get();
+                    let then = self.exchange(n).await;
+                    self.log(n_before);
+                    then
+                }
                 Arrival::Refused(refusal) => self.refuse(refusal).await,
                 Arrival::Ended => return,
             };
@@ -129,6 +148,19 @@ impl<S: ClientStream> Connection<S> {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    fn log(&mut self, n_before: u64) {
+        if let (Some(record), Some(log)) = (self.record.take(), &self.local.access_log) {
+            let n_bytes = self.side.n_written.get() - n_before;
+            log.write(*record, Outcome { status: self.status, n_bytes });
+        }
+    }
+
+    /// The client gets a response with this status.
+    fn responds(&mut self, status: u16) {
+        self.status = status;
+        self.side.shard().responded(ResponseClass::of_number(status));
     }
 
     fn wait(&self) -> &Rc<Wait> {
@@ -181,8 +213,15 @@ impl<S: ClientStream> Connection<S> {
     /// One request and its response. The head is the first `n` bytes of the input.
     async fn exchange(&mut self, n: usize) -> Then {
         self.side.shard().n_requests.increment();
-        let Prepared { backend, flow, cookie, about } = match self.prepare(n) {
+        let mut prepared = self.prepare(n, None);
+        if let Err(NotPrepared::Unverified(verification)) = prepared {
+            let login = verification.run().await;
+            prepared = self.prepare(n, Some(login));
+        }
+        let Prepared { backend, flow, cookie, affinity, about } = match prepared {
             Ok(prepared) => prepared,
+            // A login that was decided on is not asked for again.
+            Err(NotPrepared::Unverified(_)) => return Then::Close,
             Err(NotPrepared::Refused(refusal)) => return self.refuse(refusal).await,
             Err(NotPrepared::Answered(answer, about, framing)) => {
                 let has_body = !matches!(framing, Framing::None | Framing::Length(0));
@@ -196,7 +235,7 @@ impl<S: ClientStream> Connection<S> {
         front.passes_interim = about.version == Version::Http11;
         front.expects_continue = about.expects_continue;
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, client: self.address, cookie };
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
         let sent = attempt.send(backend, &mut front).await;
         let (flow, interim) = front.into_parts();
         match sent {
@@ -209,7 +248,7 @@ impl<S: ClientStream> Connection<S> {
         }
     }
 
-    fn prepare(&mut self, n: usize) -> Result<Prepared, NotPrepared> {
+    fn prepare(&mut self, n: usize, login: Option<Admit>) -> Result<Prepared, NotPrepared> {
         let local = &self.local;
         let mut fields = local.fields.take();
         let head = &self.side.input.filled()[..n];
@@ -229,31 +268,60 @@ impl<S: ClientStream> Connection<S> {
             started: Instant::now(),
         };
         let framing = request.framing;
+        let request_id = local.request_ids.next();
         let routed = local.with_table(|table| proxy::route(table, self.entry, &request));
-        let allowed = routed.and_then(|backend| proxy::before_pick(&backend, &request).map(|()| backend));
+        let origin = Origin { entry: self.entry, connection: self.origin };
+        let allowed = routed.map_err(Stop::Answer).and_then(|backend| {
+            match proxy::before_pick(&backend, &request, &origin, login) {
+                Ok(()) => Ok(backend),
+                Err(stop) => {
+                    if matches!(&stop, Stop::Answer(answer) if answer.is_denial()) {
+                        self.side.shard().n_denied_requests.increment();
+                        backend.series.of_worker(local.index).n_denied_requests.increment();
+                    }
+                    Err(stop)
+                }
+            }
+        });
+        self.status = 0;
+        self.record = local
+            .access_log
+            .as_ref()
+            .and_then(|log| log.record(self.origin.client, &request, allowed.as_deref().ok(), &request_id));
         let prepared = allowed.map(|backend| {
             let mut cookies = local.scratch.take();
             cookies.clear();
-            let cookie = (backend.is_sticky() && request.has(super::fields::Name::Cookie))
-                .then(|| sticky::take_cookie(request.values(super::fields::Name::Cookie), &mut cookies))
+            let cookie = (backend.is_sticky() && request.has(Name::Cookie))
+                .then(|| {
+                    let lines = request.values(Name::Cookie);
+                    sticky::take_cookie(lines, backend.labels.cookie.name(), &mut cookies)
+                })
                 .flatten();
             let has_changed = cookie.is_some() || !cookies.is_empty();
+            let edits = proxy::request_edits(&backend, &request, &self.origin);
+            let is_ours = edits.as_ref().is_none_or(|e| e.forwarding == edits::Forwarding::Standard);
             let forwarding = Forwarding {
-                lines: &self.lines,
-                request_id: &local.request_ids.next(),
+                lines: if is_ours { &self.lines } else { b"" },
+                target: edits.as_ref().and_then(|e| e.target.as_deref()).map(str::as_bytes),
+                request_id: &request_id,
                 cookies: has_changed.then_some(&*cookies),
-                edits: proxy::request_edits(&backend),
+                edits: edits.as_ref().map_or(Edits::NONE, |e| &e.edits),
             };
             let mut out = local.means.spare.output();
             serialize::request(&mut out, &request, &forwarding);
             local.scratch.set(cookies);
-            (backend, cookie, out)
+            let affinity = proxy::affinity(&backend, &request, self.origin.client);
+            (backend, cookie, affinity, out)
         });
-        drop(request);
         local.fields.set(fields);
+        if let Err(Stop::Verify(verification)) = prepared {
+            return Err(NotPrepared::Unverified(verification));
+        }
         self.side.input.consume(n);
-        let (backend, cookie, out) =
-            prepared.map_err(|answer| NotPrepared::Answered(answer, about, framing))?;
+        let (backend, cookie, affinity, out) = prepared.map_err(|stop| match stop {
+            Stop::Answer(answer) => NotPrepared::Answered(answer, about, framing),
+            Stop::Verify(verification) => NotPrepared::Unverified(verification),
+        })?;
         let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
         let mut flow = Flow::new(framing, coding, out);
         if flow.take_along(&mut self.side.input).is_err() {
@@ -263,7 +331,7 @@ impl<S: ClientStream> Connection<S> {
         if self.side.input.is_empty() {
             self.side.input.release(&self.local.means.spare);
         }
-        Ok(Prepared { backend, flow, cookie, about })
+        Ok(Prepared { backend, flow, cookie, affinity, about })
     }
 
     fn then(&self, about: &About) -> Then {
@@ -274,6 +342,9 @@ impl<S: ClientStream> Connection<S> {
     /// Gives the client the response; `up` is what is left of the request, `out` of interim responses.
     async fn deliver(&mut self, mut exchange: Exchange, mut up: Flow, about: &About, out: Vec<u8>) -> Then {
         let took = about.started.elapsed();
+        if let Some(record) = &mut self.record {
+            record.server = Some(exchange.server().name.to_string());
+        }
         if exchange.response.status == 101 {
             if !about.wants_websocket || !exchange.response.switches_to_websocket() {
                 let error = ProxyError::BadResponse(BadResponse::Switch);
@@ -293,7 +364,8 @@ impl<S: ClientStream> Connection<S> {
             _ => Coding::Plain,
         };
         let mut out = if out.capacity() == 0 { self.local.means.spare.output() } else { out };
-        write_response(&mut out, &exchange, about, coding, connection_line(then, about.version));
+        let connection = connection_line(then, about.version);
+        write_response(&mut out, &exchange, about, coding, connection, &self.origin);
         exchange.consume_head();
         let mut down = Flow::new(framing, coding, out);
         if down.take_along(&mut exchange.upstream.input).is_err() {
@@ -302,10 +374,11 @@ impl<S: ClientStream> Connection<S> {
             return self.fail(error, about, then, Vec::new()).await;
         }
         exchange.responded(took);
-        self.side.shard().responded(ResponseClass::of_number(exchange.response.status));
+        self.responds(exchange.response.status);
         let Self { local, registered, side, .. } = self;
         let (wait, means) = (registered.wait(), &local.means);
-        wait.enter(Phase::ResponseBody, local.timeouts.server_body_idle);
+        let limit = exchange.backend.labels.timeouts.server.unwrap_or(local.timeouts.server_body_idle);
+        wait.enter(Phase::ResponseBody, limit);
         let mut is_taken = true;
         let end = poll_fn(|cx| {
             if !is_sent {
@@ -352,17 +425,20 @@ impl<S: ClientStream> Connection<S> {
     }
 
     async fn tunnel(&mut self, exchange: Exchange, mut out: Vec<u8>) -> Then {
+        let edits =
+            proxy::response_edits(&exchange.backend, &exchange.response, exchange.head(), &self.origin);
         let delivery = Delivery {
             coding: Coding::Plain,
             connection: b"Connection: upgrade\r\nUpgrade: websocket\r\n",
             lines: &[],
-            edits: proxy::response_edits(&exchange.backend),
+            edits: &edits,
         };
         serialize::response(&mut out, &exchange.response, exchange.head(), &delivery);
-        self.side.shard().responded(ResponseClass::of_number(exchange.response.status));
+        self.responds(exchange.response.status);
         let wait = self.registered.wait();
         wait.limit_all(None);
-        wait.enter(Phase::Tunnel, self.local.timeouts.tunnel_idle);
+        let limit = exchange.backend.labels.timeouts.tunnel.unwrap_or(self.local.timeouts.tunnel_idle);
+        wait.enter(Phase::Tunnel, limit);
         tunnel::run(&mut self.side, exchange, out, wait, &self.local.means).await;
         Then::Close
     }
@@ -392,7 +468,7 @@ impl<S: ClientStream> Connection<S> {
     /// Says what the balancer itself has to say, after what is left in `out`.
     async fn answer(&mut self, answer: &Answer, about: &About, then: Then, mut out: Vec<u8>) -> Then {
         self.side.shard().n_intercepted.increment();
-        self.side.shard().responded(ResponseClass::of_number(answer.status));
+        self.responds(answer.status);
         answer.write(&mut out, about.method, connection_line(then, about.version));
         let Self { local, registered, side, .. } = self;
         let wait = registered.wait();
@@ -507,7 +583,14 @@ fn connection_line(then: Then, version: Version) -> &'static [u8] {
     }
 }
 
-fn write_response(out: &mut Vec<u8>, exchange: &Exchange, about: &About, coding: Coding, connection: &[u8]) {
+fn write_response(
+    out: &mut Vec<u8>,
+    exchange: &Exchange,
+    about: &About,
+    coding: Coding,
+    connection: &[u8],
+    origin: &edits::Connection,
+) {
     let (response, head) = (&exchange.response, exchange.head());
     let mut lines: [&[u8]; 4] = [b""; 4];
     if exchange.cookie == CookieDue::Yes {
@@ -516,7 +599,7 @@ fn write_response(out: &mut Vec<u8>, exchange: &Exchange, about: &About, coding:
             lines[3] = b"Cache-Control: private\r\n";
         }
     }
-    let edits = proxy::response_edits(&exchange.backend);
-    let delivery = Delivery { coding, connection, lines: &lines, edits };
+    let edits = proxy::response_edits(&exchange.backend, response, head, origin);
+    let delivery = Delivery { coding, connection, lines: &lines, edits: &edits };
     serialize::response(out, response, head, &delivery);
 }

@@ -48,7 +48,7 @@ pub enum Scanned {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanError {
-    /// A line feed without a carriage return before it.
+    /// A line feed without one carriage return before it.
     LineEnd,
     LongLine,
     LongFields,
@@ -85,7 +85,7 @@ impl Scan {
         while let Some(at) = memchr(b'\n', &bytes[self.searched as usize..]) {
             let end = self.searched as usize + at + 1;
             let line = &bytes[self.line_start as usize..end];
-            if !line.ends_with(b"\r\n") {
+            if !line.ends_with(b"\r\n") || line.ends_with(b"\r\r\n") {
                 return Err(ScanError::LineEnd);
             }
             self.searched = end as u32;
@@ -145,6 +145,7 @@ mod tests {
             ("GET / HTTP/1.1\r\na: b\r\n\r\n", Ok(Some(24))),
             ("GET / HTTP/1.1\r\na: b\r\n\r", Ok(None)),
             ("GET / HTTP/1.1\n\r\n", Err(ScanError::LineEnd)),
+            ("GET / HTTP/1.1\r\na: b\r\n\r\r\n", Err(ScanError::LineEnd)),
             ("GET / HTTP/1.1\r\na: b\n\r\n", Err(ScanError::LineEnd)),
             ("GET / HTTP/1.1\r\na: b\r\n\n", Err(ScanError::LineEnd)),
             ("GET /9012345 HTTP/1.1\r\n\r\n", Err(ScanError::LongLine)),

@@ -3,6 +3,7 @@
 //! A client's stream is any that can be read and written. One that is a socket as it is (no TLS) says so, and large
 //! bodies then pass through the kernel.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -64,6 +65,7 @@ pub(crate) struct ClientSide<S> {
     pub(crate) worker: usize,
     /// It has said that it will send nothing more.
     pub(crate) has_ended: bool,
+    pub(crate) n_written: Cell<u64>,
 }
 
 impl<S> ClientSide<S> {
@@ -107,6 +109,7 @@ impl<S: ClientStream> Side for ClientSide<S> {
     }
 
     fn count_written(&self, n: usize) {
+        self.n_written.set(self.n_written.get() + n as u64);
         self.shard().bytes_out.add(n as u64);
     }
 }

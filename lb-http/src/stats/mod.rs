@@ -7,6 +7,7 @@ mod fields;
 mod histogram;
 mod metrics;
 mod page;
+mod refusals;
 mod series;
 mod views;
 
@@ -14,6 +15,7 @@ pub(crate) use csv::{csv, json};
 pub(crate) use fields::rows;
 pub(crate) use metrics::metrics;
 pub(crate) use page::page;
+pub(crate) use refusals::own_metrics;
 pub use series::{ResponseClass, Series, Session, Shard, Totals};
 pub use views::{BackendView, RouteFrom, RouteView, ServerView};
 pub(crate) use views::{app_map, backends, routes, vhost_map};

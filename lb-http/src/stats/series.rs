@@ -55,7 +55,10 @@ macro_rules! shard {
             pub mean_time: Option<Duration>,
             /// Half of all response heads came within this time.
             pub p50: Option<Duration>,
+            pub p90: Option<Duration>,
             pub p99: Option<Duration>,
+            /// 99.9 % of all.
+            pub p999: Option<Duration>,
         }
 
         impl Totals {
@@ -75,7 +78,9 @@ macro_rules! shard {
                 let n_times: u64 = times.iter().sum();
                 totals.mean_time = totals.response_micros.checked_div(n_times).map(Duration::from_micros);
                 totals.p50 = quantile(&times, 0.5);
+                totals.p90 = quantile(&times, 0.9);
                 totals.p99 = quantile(&times, 0.99);
+                totals.p999 = quantile(&times, 0.999);
                 totals
             }
         }
@@ -91,6 +96,8 @@ shard! {
     bytes_out,
     /// Refused by a limit.
     n_denied,
+    /// Refused by a service's own rules.
+    n_denied_requests,
     /// Requests that are malformed or did not arrive in time.
     n_request_errors,
     n_connect_errors,
@@ -109,6 +116,13 @@ shard! {
     /// Answered by the balancer itself.
     n_intercepted,
     response_micros,
+}
+
+impl Totals {
+    /// 50, 90, 99 and 99.9 %.
+    pub fn quantiles(&self) -> [Option<Duration>; 4] {
+        [self.p50, self.p90, self.p99, self.p999]
+    }
 }
 
 /// As HAProxy classes them.

@@ -1,0 +1,248 @@
+//! The access log: a line for each request, as JSON or in the Common Log Format, written by a thread of its own.
+//!
+//! The request path never waits for it: lines go through a bounded queue, and those that find it full are counted and
+//! dropped. What is not sampled costs a counter.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Instant, SystemTime};
+
+use event_watcher::catalog::AppId;
+use serde::Serialize;
+
+use crate::config::{AccessLogConfig, LogFormat};
+use crate::error::StartError;
+use crate::http1::fields::Name;
+use crate::http1::request::{Request, Version};
+use crate::table::Backend;
+
+/// Lines that wait for the disk; at 300 bytes each some 2 MiB.
+const MOST_WAITING: usize = 8192;
+
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    format: LogFormat,
+    one_in: u32,
+    apps: Vec<AppId>,
+    n_seen: AtomicU32,
+    n_dropped: AtomicU64,
+    lines: SyncSender<String>,
+}
+
+/// What is known of a request when it comes; the rest follows with its response.
+#[derive(Debug)]
+pub(crate) struct Record {
+    client: IpAddr,
+    at: SystemTime,
+    started: Instant,
+    method: String,
+    target: String,
+    version: &'static str,
+    host: String,
+    request_id: String,
+    backend: Option<String>,
+    pub(crate) server: Option<String>,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    /// 0: the client left before there was one.
+    pub(crate) status: u16,
+    /// All that was written to the client, heads as well.
+    pub(crate) n_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    time: String,
+    client: IpAddr,
+    method: &'a str,
+    target: &'a str,
+    protocol: &'a str,
+    host: &'a str,
+    status: u16,
+    bytes: u64,
+    millis: f64,
+    backend: Option<&'a str>,
+    server: Option<&'a str>,
+    request_id: &'a str,
+}
+
+impl AccessLog {
+    pub(crate) fn start(config: &AccessLogConfig) -> Result<Self, StartError> {
+        let file = config.file.as_ref().map(|path| {
+            let opened = OpenOptions::new().create(true).append(true).open(path);
+            opened.map_err(|source| StartError::AccessLog { path: path.display().to_string(), source })
+        });
+        let file: Option<File> = file.transpose()?;
+        let (lines, waiting) = sync_channel(MOST_WAITING);
+        std::thread::spawn(move || {
+            let written = match file {
+                Some(file) => write_all(&waiting, BufWriter::new(file)),
+                None => write_all(&waiting, BufWriter::new(io::stdout())),
+            };
+            if let Err(error) = written {
+                tracing::error!(%error, "the access log ends here");
+            }
+        });
+        Ok(Self {
+            format: config.format,
+            one_in: config.one_in.max(1),
+            apps: config.apps.clone(),
+            n_seen: AtomicU32::new(0),
+            n_dropped: AtomicU64::new(0),
+            lines,
+        })
+    }
+
+    pub(crate) fn n_dropped(&self) -> u64 {
+        self.n_dropped.load(Relaxed)
+    }
+
+    /// `None`: this one is not logged.
+    pub(crate) fn record(
+        &self,
+        client: IpAddr,
+        request: &Request<'_>,
+        backend: Option<&Backend>,
+        request_id: &[u8],
+    ) -> Option<Box<Record>> {
+        let is_wanted = self.apps.is_empty() || backend.is_some_and(|b| self.apps.contains(&b.service.app));
+        if !is_wanted || !self.n_seen.fetch_add(1, Relaxed).is_multiple_of(self.one_in) {
+            return None;
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (begin, rest) = request.path_and_query();
+        let id = request.values(Name::XRequestId).next().unwrap_or(request_id);
+        Some(Box::new(Record {
+            client,
+            at: SystemTime::now(),
+            started: Instant::now(),
+            method: text(request.method_name()),
+            target: begin.map(char::from).into_iter().chain(text(rest).chars()).collect(),
+            version: match request.version() {
+                Version::Http10 => "HTTP/1.0",
+                Version::Http11 => "HTTP/1.1",
+            },
+            host: text(request.host()),
+            request_id: text(id),
+            backend: backend.map(|b| b.name.to_string()),
+            server: None,
+        }))
+    }
+
+    pub(crate) fn write(&self, record: Record, outcome: Outcome) {
+        let line = match self.format {
+            LogFormat::Json => record.json(outcome),
+            LogFormat::Common => record.common(outcome),
+        };
+        if self.lines.try_send(line).is_err() {
+            self.n_dropped.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Writes until nobody can send any more; flushes when nothing waits.
+fn write_all(waiting: &Receiver<String>, mut out: impl Write) -> io::Result<()> {
+    while let Ok(first) = waiting.recv() {
+        out.write_all(first.as_bytes())?;
+        for line in waiting.try_iter() {
+            out.write_all(line.as_bytes())?;
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+impl Record {
+    fn json(self, outcome: Outcome) -> String {
+        let line = JsonLine {
+            time: rfc3339(self.at),
+            client: self.client,
+            method: &self.method,
+            target: &self.target,
+            protocol: self.version,
+            host: &self.host,
+            status: outcome.status,
+            bytes: outcome.n_bytes,
+            millis: self.started.elapsed().as_micros() as f64 / 1000.0,
+            backend: self.backend.as_deref(),
+            server: self.server.as_deref(),
+            request_id: &self.request_id,
+        };
+        let mut text = serde_json::to_string(&line).expect("texts and numbers are JSON");
+        text.push('\n');
+        text
+    }
+
+    fn common(self, outcome: Outcome) -> String {
+        let mut text = String::new();
+        // A quotation mark would end the request's field.
+        let target = self.target.replace('\\', "\\\\").replace('"', "\\\"");
+        let (client, method, version) = (self.client, &self.method, self.version);
+        let date = common_date(self.at);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{client} - - [{date}] \"{method} {target} {version}\" {} {}",
+            outcome.status, outcome.n_bytes
+        );
+        text
+    }
+}
+
+/// Days since 1970 as year, month, day (Howard Hinnant's algorithm).
+fn civil(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + i64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+fn parts(at: SystemTime) -> (i64, i64, i64, u64, u64, u64, u32) {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let secs = since.as_secs();
+    let (year, month, day) = civil((secs / 86_400) as i64);
+    (year, month, day, secs / 3600 % 24, secs / 60 % 60, secs % 60, since.subsec_millis())
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    let (year, month, day, hour, minute, second, millis) = parts(at);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+fn common_date(at: SystemTime) -> String {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (year, month, day, hour, minute, second, _) = parts(at);
+    let month = MONTHS[(month - 1) as usize];
+    format!("{day:02}/{month}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn dates() {
+        for (secs, iso, common) in [
+            (0, "1970-01-01T00:00:00.000Z", "01/Jan/1970:00:00:00 +0000"),
+            (951_782_400, "2000-02-29T00:00:00.000Z", "29/Feb/2000:00:00:00 +0000"),
+            (1_795_271_999, "2026-11-21T14:39:59.000Z", "21/Nov/2026:14:39:59 +0000"),
+        ] {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
+            assert_eq!((rfc3339(at), common_date(at)), (iso.to_owned(), common.to_owned()));
+        }
+    }
+}
