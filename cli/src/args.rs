@@ -287,6 +287,9 @@ pub struct MarathonArgs {
     /// The Marathon API (a comma separates several; the first that answers is used)
     #[arg(long, value_name = "URL", env = "WAYMARK_MARATHON", default_value = DEFAULT_MARATHON, value_delimiter = ',')]
     pub marathon: Vec<Url>,
+    /// Token for a scheduler that asks for one; user and password go into the URL
+    #[arg(long, value_name = "TOKEN", env = "WAYMARK_MARATHON_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -631,7 +634,7 @@ mod tests {
             "serve --marathon http://a:8080,http://b:8080 --planes http,vip,dns",
             "dev --cpus 2 --mem 512 --disk 100 --ports 31000-31100 --simulate --attribute rack=r1",
             "dev --scheduler-token secret --scheduler-credentials a:b --scheduler-name marathon.example",
-            "app list --json --marathon http://h:1",
+            "app list --json --marathon http://h:1 --token secret",
             "app show /dcos-101/app2",
             "app add -",
             "app add app.json --wait",

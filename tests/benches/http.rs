@@ -1,9 +1,10 @@
 //! The HTTP balancer against HAProxy with the same cookie and one thread, in the same run.
 //!
-//! `cargo bench -p tests --bench http`. Keep-alive on both sides, 64 connections, bodies of 128 bytes, session cookies
-//! and statistics on. Each proxy is a process of its own, pinned to one core; the load and the endpoint are threads of
-//! this process on another core. Rounds are interleaved. What is reported is the CPU time of the proxy's process, which
-//! is steady where throughput moves with the neighbours. Without HAProxy it says so and reports Waymark alone.
+//! `cargo bench -p tests --bench http [SHAPE…]`. Session cookies and statistics on. Each proxy is a process of its own,
+//! pinned to one core; the load and the endpoint are threads of this process on another core. Rounds are interleaved.
+//! What is reported is the CPU time of the proxy's process, which is steady where throughput moves with the neighbours.
+//! Without HAProxy it says so and reports Waymark alone. `balancer PORT ENDPOINT` is the child, and what callgrind is
+//! pointed at (`benches/http_instructions.sh`).
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 
@@ -30,19 +31,87 @@ use support::{LOAD_CORE, Pinned, app, is_not_installed, median, pin};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Many short ones: what a neighbour does to the machine then meets both proxies alike.
-const N_ROUNDS: usize = 61;
+const N_ROUNDS: usize = 31;
 const WARM_UP: Duration = Duration::from_millis(50);
 const MEASURED_FOR: Duration = Duration::from_millis(250);
 const N_CONNECTIONS: usize = 64;
-const BODY_BYTES: usize = 128;
-/// The highest ratio to HAProxy.
-const GOAL: f64 = 1.05;
+
+/// A kind of request.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    name: &'static str,
+    /// Of the response.
+    body_bytes: usize,
+    /// Of the request; 0: a GET.
+    sent_bytes: usize,
+    connections: Connections,
+    n_clients: usize,
+    /// The highest ratio to HAProxy.
+    goal: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connections {
+    Kept,
+    /// One for each request.
+    New,
+}
+
+const SHAPES: [Shape; 5] = [
+    Shape {
+        name: "128B",
+        body_bytes: 128,
+        sent_bytes: 0,
+        connections: Connections::Kept,
+        n_clients: 64,
+        goal: 0.80,
+    },
+    Shape {
+        name: "10KiB",
+        body_bytes: 10 << 10,
+        sent_bytes: 0,
+        connections: Connections::Kept,
+        n_clients: 64,
+        goal: 0.85,
+    },
+    Shape {
+        name: "1MiB",
+        body_bytes: 1 << 20,
+        sent_bytes: 0,
+        connections: Connections::Kept,
+        n_clients: 16,
+        goal: 0.30,
+    },
+    Shape {
+        name: "new",
+        body_bytes: 128,
+        sent_bytes: 0,
+        connections: Connections::New,
+        n_clients: N_CONNECTIONS,
+        goal: 0.90,
+    },
+    Shape {
+        name: "post64KiB",
+        body_bytes: 128,
+        sent_bytes: 64 << 10,
+        connections: Connections::Kept,
+        n_clients: 64,
+        goal: 0.90,
+    },
+];
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     if args.get(1).is_some_and(|a| a == "balancer") {
         return balancer(args[2].parse()?, args[3].parse()?);
     }
+    if args.get(1).is_some_and(|a| a == "requests") {
+        return serve_so_many(args[2].parse()?);
+    }
+    let wanted = |shape: &&Shape| {
+        let mut names = args.iter().skip(1).filter(|a| !a.starts_with("--")).peekable();
+        names.peek().is_none() || names.any(|name| name == shape.name)
+    };
     pin(LOAD_CORE)?;
     let endpoint = spawn_endpoint()?;
     let waymark = Proxy::waymark(endpoint)?;
@@ -54,28 +123,54 @@ fn main() -> anyhow::Result<()> {
         }
         Err(error) => return Err(error),
     };
-    let (mut mine, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..N_ROUNDS {
-        mine.push(waymark.measure()?);
-        theirs.extend(haproxy.as_ref().map(Proxy::measure).transpose()?);
-    }
-    let ratio = median(mine.iter().zip(&theirs).map(|(mine, theirs)| mine.cpu_micros / theirs.cpu_micros));
-    println!(
-        "HTTP request, {BODY_BYTES} bytes, {N_CONNECTIONS} connections, keep-alive; medians of {N_ROUNDS} rounds"
-    );
-    for (name, all) in [("waymark", &mine), ("haproxy", &theirs)] {
-        if all.is_empty() {
-            continue;
+    println!("CPU time of the proxy per request; medians of {N_ROUNDS} interleaved rounds");
+    for shape in SHAPES.iter().filter(wanted) {
+        let (mut mine, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..N_ROUNDS {
+            mine.push(waymark.measure(shape)?);
+            theirs.extend(haproxy.as_ref().map(|proxy| proxy.measure(shape)).transpose()?);
         }
-        println!(
-            "{name}: {:6.2} µs CPU per request, {:6.0} requests/s on one core",
-            median(all.iter().map(|m| m.cpu_micros)),
-            median(all.iter().map(|m| m.per_sec)),
-        );
+        for (name, all) in
+            [("waymark", &mine), ("haproxy", &theirs)].iter().filter(|(_, all)| !all.is_empty())
+        {
+            println!(
+                "{:>9} {name}: {:7.2} µs, {:6.0} requests/s on one core",
+                shape.name,
+                median(all.iter().map(|m| m.cpu_micros)),
+                median(all.iter().map(|m| m.per_sec)),
+            );
+        }
+        let ratio =
+            median(mine.iter().zip(&theirs).map(|(mine, theirs)| mine.cpu_micros / theirs.cpu_micros));
+        if !theirs.is_empty() {
+            println!("{:>9} ratio: {ratio:.3} (goal: at most {:.2})", shape.name, shape.goal);
+        }
     }
-    if !theirs.is_empty() {
-        println!("ratio of CPU time: {ratio:.3} (goal: at most {GOAL})");
-    }
+    Ok(())
+}
+
+/// Lets the balancer serve `n` requests and end, under callgrind if a file for its output is named.
+fn serve_so_many(n: u64) -> anyhow::Result<()> {
+    let endpoint = spawn_endpoint()?;
+    let mut waymark = Proxy::waymark(endpoint)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let done = Rc::new(std::cell::Cell::new(0));
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            clients.spawn_local(client(waymark.address, SHAPES[0], Rc::clone(&done)));
+        }
+        while done.get() < n {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+                Some(ended) = clients.join_next() => anyhow::bail!("a client ended early: {ended:?}"),
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    // Its input ends, and so does it.
+    drop(waymark.process.0.stdin.take());
+    waymark.process.0.wait()?;
     Ok(())
 }
 
@@ -96,7 +191,15 @@ impl Proxy {
     /// This program again, as a process that runs only the balancer.
     fn waymark(endpoint: SocketAddr) -> anyhow::Result<Self> {
         let address = free_address()?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = match std::env::var_os("WAYMARK_BENCH_CALLGRIND") {
+            None => Command::new(std::env::current_exe()?),
+            Some(file) => {
+                let mut valgrind = Command::new("valgrind");
+                valgrind.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", file.display()));
+                valgrind.arg(std::env::current_exe()?);
+                valgrind
+            }
+        };
         command.arg("balancer").args([address.port().to_string(), endpoint.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Pinned::start(&mut command)?;
@@ -117,7 +220,7 @@ impl Proxy {
                 "global\n nbthread 1\n maxconn 4000\n\
                  defaults\n mode http\n option http-keep-alive\n timeout connect 3s\n timeout client 60s\n timeout server 60s\n\
                  frontend in\n bind {address}\n default_backend out\n\
-                 backend out\n balance roundrobin\n cookie mesosphere_server_id insert indirect nocache\n \
+                 backend out\n balance roundrobin\n http-reuse always\n cookie mesosphere_server_id insert indirect nocache\n \
                  server one {endpoint} cookie 0123456789\n"
             ),
         )?;
@@ -130,13 +233,13 @@ impl Proxy {
         Ok(Self { process, address, _files: Some(files) })
     }
 
-    fn measure(&self) -> anyhow::Result<Measured> {
+    fn measure(&self, shape: &Shape) -> anyhow::Result<Measured> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let done = Rc::new(std::cell::Cell::new(0_u64));
             let mut clients = tokio::task::JoinSet::new();
-            for _ in 0..N_CONNECTIONS {
-                clients.spawn_local(client(self.address, Rc::clone(&done)));
+            for _ in 0..shape.n_clients {
+                clients.spawn_local(client(self.address, *shape, Rc::clone(&done)));
             }
             let mut mark = async |after| {
                 tokio::select! {
@@ -192,7 +295,7 @@ fn balancer(port: u16, endpoint: SocketAddr) -> anyhow::Result<()> {
     })
 }
 
-/// Answers every request with the same bytes, as fast as it can.
+/// Answers every request as fast as it can.
 fn spawn_endpoint() -> anyhow::Result<SocketAddr> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
@@ -214,40 +317,83 @@ fn spawn_endpoint() -> anyhow::Result<SocketAddr> {
     Ok(address)
 }
 
+/// The path says how long the response is to be.
 async fn answer(mut stream: TcpStream) -> io::Result<()> {
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {BODY_BYTES}\r\n\r\n");
-    let response = [head.into_bytes(), vec![b'x'; BODY_BYTES]].concat();
-    let mut buffer = Vec::with_capacity(4096);
+    let mut buffer = Vec::with_capacity(80 << 10);
+    let mut response = Vec::new();
     loop {
         buffer.clear();
-        while !buffer.ends_with(b"\r\n\r\n") {
+        let head_end = loop {
             if stream.read_buf(&mut buffer).await? == 0 {
                 return Ok(());
             }
+            if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+                break end + 4;
+            }
+        };
+        let head = String::from_utf8_lossy(&buffer[..head_end]).into_owned();
+        let number = |text: Option<&str>| text.and_then(|t| t.trim().parse::<usize>().ok()).unwrap_or(0);
+        let mut lines = head.lines();
+        let n = number(lines.next().and_then(|l| l.split(' ').nth(1)?.strip_prefix('/')));
+        let field =
+            lines.find_map(|l| l.strip_prefix("Content-Length: ").or(l.strip_prefix("content-length: ")));
+        let mut left = number(field).saturating_sub(buffer.len() - head_end);
+        while left > 0 {
+            buffer.clear();
+            let n = stream.read_buf(&mut buffer).await?;
+            if n == 0 {
+                return Ok(());
+            }
+            left = left.saturating_sub(n);
         }
+        response.clear();
+        response.extend_from_slice(
+            format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {n}\r\n\r\n").as_bytes(),
+        );
+        response.resize(response.len() + n, b'x');
         stream.write_all(&response).await?;
     }
 }
 
 /// Sends one request after the other; counts those that were answered as they should be.
-async fn client(address: SocketAddr, done: Rc<std::cell::Cell<u64>>) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let mut buffer = Vec::with_capacity(4096);
+async fn client(address: SocketAddr, shape: Shape, done: Rc<std::cell::Cell<u64>>) -> anyhow::Result<()> {
+    let close = if shape.connections == Connections::New { "Connection: close\r\n" } else { "" };
+    let n = shape.body_bytes;
+    let mut request = match shape.sent_bytes {
+        0 => format!("GET /{n} HTTP/1.1\r\nHost: bench.test\r\n{close}\r\n").into_bytes(),
+        sent => format!("POST /{n} HTTP/1.1\r\nHost: bench.test\r\n{close}Content-Length: {sent}\r\n\r\n")
+            .into_bytes(),
+    };
+    request.resize(request.len() + shape.sent_bytes, b'y');
+    let mut kept: Option<TcpStream> = None;
+    let mut buffer = Vec::with_capacity(256 << 10);
     loop {
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: bench.test\r\n\r\n").await?;
-        buffer.clear();
-        let length = loop {
-            anyhow::ensure!(stream.read_buf(&mut buffer).await? > 0, "the proxy closed a connection");
-            if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
-                break end + 4 + BODY_BYTES;
+        let mut stream = match kept.take() {
+            Some(stream) => stream,
+            None => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                stream
             }
         };
-        while buffer.len() < length {
-            anyhow::ensure!(stream.read_buf(&mut buffer).await? > 0, "the proxy cut a response");
+        stream.write_all(&request).await?;
+        buffer.clear();
+        let mut left = loop {
+            anyhow::ensure!(stream.read_buf(&mut buffer).await? > 0, "the proxy closed a connection");
+            if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+                break (end + 4 + n).checked_sub(buffer.len()).context("a response that is too long")?;
+            }
+        };
+        anyhow::ensure!(buffer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&buffer));
+        while left > 0 {
+            buffer.clear();
+            let n = stream.read_buf(&mut buffer).await?;
+            anyhow::ensure!(n > 0 && n <= left, "the proxy cut a response");
+            left -= n;
         }
-        let is_right = buffer.starts_with(b"HTTP/1.1 200 ") && buffer.len() == length;
-        anyhow::ensure!(is_right, "a wrong response: {}", String::from_utf8_lossy(&buffer));
         done.set(done.get() + 1);
+        if shape.connections == Connections::Kept {
+            kept = Some(stream);
+        }
     }
 }

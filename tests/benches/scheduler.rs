@@ -25,13 +25,6 @@ async fn send(waymark: &Waymark, method: &str, path: &str, body: Option<Value>) 
     Ok(answer.body)
 }
 
-async fn settled(waymark: &Waymark) -> anyhow::Result<()> {
-    while send(waymark, "GET", "/v2/deployments", None).await? != b"[]" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
-}
-
 /// CPU time of the whole process, from `/proc/PID/stat` (fields 14 and 15, in clock ticks).
 fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -60,7 +53,7 @@ async fn main() -> anyhow::Result<()> {
         };
         let apps: Vec<Value> = (first..first + 100).map(app).collect();
         send(&waymark, "PUT", "/v2/apps", Some(json!(apps))).await?;
-        settled(&waymark).await?;
+        waymark.settled().await?;
     }
 
     let before = cpu_time(pid)?;
@@ -77,7 +70,7 @@ async fn main() -> anyhow::Result<()> {
         let started = Instant::now();
         send(&waymark, "PUT", &format!("/v2/apps/bench/app-{n}"), Some(body)).await?;
         times.push(started.elapsed());
-        settled(&waymark).await?;
+        waymark.settled().await?;
     }
     times.sort_unstable();
     let (median, worst) = (times[N_UPDATES / 2], times[N_UPDATES * 99 / 100]);
@@ -85,10 +78,10 @@ async fn main() -> anyhow::Result<()> {
 
     let app = json!({"id": "/bench/big", "cmd": "x", "cpus": 0.001, "mem": 1, "instances": 0});
     send(&waymark, "POST", "/v2/apps", Some(app)).await?;
-    settled(&waymark).await?;
+    waymark.settled().await?;
     let started = Instant::now();
     send(&waymark, "PUT", "/v2/apps/bench/big", Some(json!({"instances": N_SCALED}))).await?;
-    settled(&waymark).await?;
+    waymark.settled().await?;
     println!("scaled to {N_SCALED} instances: {:?} (limit 10 s)", started.elapsed());
     println!("memory of the whole process: {} MiB (limit 300 MB)", resident_mib(pid)?);
     Ok(())

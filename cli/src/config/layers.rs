@@ -13,8 +13,14 @@ use crate::failure::Failure;
 
 const PREFIX: &str = "WAYMARK_";
 /// Variables with our prefix that are no configuration of the daemon.
-const OTHER_VARIABLES: [&str; 5] =
-    ["WAYMARK_CONFIG", "WAYMARK_DNS", "WAYMARK_LOG", "WAYMARK_STATS", "WAYMARK_MARATHON"];
+const OTHER_VARIABLES: [&str; 6] = [
+    "WAYMARK_CONFIG",
+    "WAYMARK_DNS",
+    "WAYMARK_LOG",
+    "WAYMARK_STATS",
+    "WAYMARK_MARATHON",
+    "WAYMARK_MARATHON_TOKEN",
+];
 
 /// The variables of the process whose names begin with `WAYMARK_`.
 #[derive(Clone, Debug, Default)]

@@ -265,7 +265,7 @@ pub fn watcher(
             state_file: Some(config.state.dir.join(format!("{STATE_FILE}-{name}"))),
             ..event_watcher::Marathon::new(members)
         };
-        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
+        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(Box::new(marathon)) });
     }
     if let Some(address) = embedded {
         // Where it listens on every address, this machine reaches it on its own.
@@ -284,7 +284,7 @@ pub fn watcher(
         };
         sources.push(Source {
             name: event_watcher::config::DEFAULT_SOURCE.into(),
-            kind: SourceKind::Marathon(marathon),
+            kind: SourceKind::Marathon(Box::new(marathon)),
         });
     }
     for (name, file) in files {

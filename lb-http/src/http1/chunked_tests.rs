@@ -2,8 +2,11 @@
 
 use super::*;
 
-/// Body, trailer, and the bytes after the end; `None`: it has not ended.
-fn decode(input: &[u8], most: usize) -> Result<Option<(Vec<u8>, Vec<u8>, usize)>, BadChunk> {
+/// Body, trailer, and the number of bytes after the end.
+type Decoded = (Vec<u8>, Vec<u8>, usize);
+
+/// `None`: it has not ended.
+fn decode(input: &[u8], most: usize) -> Result<Option<Decoded>, BadChunk> {
     let (mut decoder, mut body, mut trailer) = (Decoder::default(), Vec::new(), Vec::new());
     let (mut at, mut shown) = (0, most.min(input.len()));
     loop {

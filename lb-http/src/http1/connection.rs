@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::Framing;
 use super::buffer::Buffer;
+use super::fields::Name;
 use super::flow::{Coding, Flow, FlowError};
 use super::front::Http1Front;
 use super::refusal::Refusal;
@@ -290,10 +291,10 @@ impl<S: ClientStream> Connection<S> {
         let prepared = allowed.map(|backend| {
             let mut cookies = local.scratch.take();
             cookies.clear();
-            let cookie = (backend.is_sticky() && request.has(super::fields::Name::Cookie))
+            let cookie = (backend.is_sticky() && request.has(Name::Cookie))
                 .then(|| {
-                    let lines = request.values(super::fields::Name::Cookie);
-                    sticky::take_cookie(lines, backend.labels.cookie.name(), &mut cookies)
+                    let name = backend.labels.cookie.name();
+                    sticky::take_cookie(request.values(Name::Cookie), name, &mut cookies)
                 })
                 .flatten();
             let has_changed = cookie.is_some() || !cookies.is_empty();
@@ -312,7 +313,6 @@ impl<S: ClientStream> Connection<S> {
             let affinity = proxy::affinity(&backend, &request, self.origin.client);
             (backend, cookie, affinity, out)
         });
-        drop(request);
         local.fields.set(fields);
         if let Err(Stop::Verify(verification)) = prepared {
             return Err(NotPrepared::Unverified(verification));

@@ -4,10 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
+mod access_log;
 mod balancing;
+mod differential;
 mod failover;
 mod http_cases;
 mod limits;
 mod protocol;
+mod splits;
 mod statistics;
 mod support;
