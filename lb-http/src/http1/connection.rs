@@ -293,8 +293,8 @@ impl<S: ClientStream> Connection<S> {
             cookies.clear();
             let cookie = (backend.is_sticky() && request.has(Name::Cookie))
                 .then(|| {
-                    let lines = request.values(Name::Cookie);
-                    sticky::take_cookie(lines, backend.labels.cookie.name(), &mut cookies)
+                    let name = backend.labels.cookie.name();
+                    sticky::take_cookie(request.values(Name::Cookie), name, &mut cookies)
                 })
                 .flatten();
             let has_changed = cookie.is_some() || !cookies.is_empty();
