@@ -149,9 +149,44 @@ pub struct DevArgs {
     /// The scheduler's API
     #[arg(long, value_name = "ADDRESS")]
     pub scheduler_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub agent: AgentArgs,
     /// Do not create the demo app /dcos-101/app2
     #[arg(long)]
     pub no_demo: bool,
+}
+
+/// What the embedded scheduler has to give, and to whom.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Scheduler")]
+pub struct AgentArgs {
+    /// Cores for instances [default: the machine's]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<f64>,
+    /// Memory for instances in MiB [default: the machine's]
+    #[arg(long, value_name = "MIB")]
+    pub mem: Option<f64>,
+    /// Disk for instances in MiB [default: what is free]
+    #[arg(long, value_name = "MIB")]
+    pub disk: Option<f64>,
+    /// Host ports for instances [default: 31000-32000]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub ports: Option<String>,
+    /// Attribute of this machine for constraints (repeatable)
+    #[arg(long = "attribute", value_name = "NAME=VALUE")]
+    pub attributes: Vec<String>,
+    /// Only pretend to run instances: for tests of what watches a scheduler
+    #[arg(long)]
+    pub simulate: bool,
+    /// Token that API requests must bring; needed beyond loopback, unless there are credentials
+    #[arg(long, value_name = "TOKEN")]
+    pub scheduler_token: Option<String>,
+    /// User and password that API requests must bring instead
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub scheduler_credentials: Option<String>,
+    /// Name besides localhost that API requests may be addressed to (repeatable)
+    #[arg(long = "scheduler-name", value_name = "NAME")]
+    pub scheduler_names: Vec<String>,
 }
 
 #[derive(Args, Clone, Debug, Default)]
@@ -512,6 +547,8 @@ mod tests {
              --appid-listen 127.0.0.1:0 --stats-listen 127.0.0.1:0 --dns-listen 127.0.0.1:0 --dns-listen [::1]:0 \
              --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --vip-plane auto --vip-cgroup /x --flush-on-exit --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
             "serve --marathon http://a:8080,http://b:8080 --planes http,vip,dns",
+            "dev --cpus 2 --mem 512 --disk 100 --ports 31000-31100 --simulate --attribute rack=r1",
+            "dev --scheduler-token secret --scheduler-credentials a:b --scheduler-name marathon.example",
             "app list --json --marathon http://h:1",
             "app show /dcos-101/app2",
             "app add -",

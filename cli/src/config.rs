@@ -65,6 +65,24 @@ pub struct Scheduler {
     pub listen: SocketAddr,
     /// Create the demo app.
     pub demo: bool,
+    /// Cores, MiB of memory and MiB of disk for instances; 0: the machine's.
+    pub cpus: f64,
+    pub mem: f64,
+    pub disk: f64,
+    /// Host ports for instances, `FIRST-LAST`; empty: the scheduler's own choice.
+    pub ports: String,
+    /// `NAME=VALUE`, for constraints.
+    pub attributes: Vec<String>,
+    /// Instances only pretend to run.
+    pub simulate: bool,
+    /// What API requests must bring; empty: nothing. Never shown.
+    #[serde(skip_serializing)]
+    pub token: String,
+    /// `USER:PASSWORD`; empty: nothing. Never shown.
+    #[serde(skip_serializing)]
+    pub credentials: String,
+    /// Names besides localhost that API requests may be addressed to.
+    pub names: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -322,7 +340,19 @@ impl Config {
                 Mode::Dev => Duration::from_secs(5),
                 Mode::Serve => Duration::from_secs(30),
             },
-            scheduler: Scheduler { listen: SocketAddr::new(LOCALHOST, 8080), demo: true },
+            scheduler: Scheduler {
+                listen: SocketAddr::new(LOCALHOST, 8080),
+                demo: true,
+                cpus: 0.0,
+                mem: 0.0,
+                disk: 0.0,
+                ports: String::new(),
+                attributes: Vec::new(),
+                simulate: false,
+                token: String::new(),
+                credentials: String::new(),
+                names: Vec::new(),
+            },
             http: Http {
                 listen: SocketAddr::new(address, http_port),
                 timeouts: HttpTimeouts::default(),
@@ -389,6 +419,16 @@ impl Config {
         let mut flags = layers::Layer::of_daemon(&args.daemon);
         flags.set_if("scheduler.listen", args.scheduler_listen);
         flags.set_if("scheduler.demo", args.no_demo.then_some(false));
+        let agent = &args.agent;
+        flags.set_if("scheduler.cpus", agent.cpus);
+        flags.set_if("scheduler.mem", agent.mem);
+        flags.set_if("scheduler.disk", agent.disk);
+        flags.set_if("scheduler.ports", agent.ports.as_ref());
+        flags.set_list("scheduler.attributes", &agent.attributes);
+        flags.set_if("scheduler.simulate", agent.simulate.then_some(true));
+        flags.set_if("scheduler.token", agent.scheduler_token.as_ref());
+        flags.set_if("scheduler.credentials", agent.scheduler_credentials.as_ref());
+        flags.set_list("scheduler.names", &agent.scheduler_names);
         Self::layered(Mode::Dev, &args.daemon, environment, flags)
     }
 
@@ -454,6 +494,9 @@ impl Config {
 
     fn check(&self) -> Result<(), Failure> {
         self.vip_pools()?;
+        if self.mode == Mode::Dev {
+            crate::daemon::scheduler_config(self)?;
+        }
         self.sources()?;
         if self.planes.is_empty() {
             return Err(Failure::usage("no plane is enabled").hint("planes are http, vip and dns"));

@@ -10,6 +10,8 @@ mod node;
 mod plane_config;
 mod resolver;
 
+pub use dev::scheduler_config;
+
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -85,7 +87,7 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
         let http = plane_config::http(&config);
         let (plane, workers) = lb_http::start(http, publisher.subscribe(), n_workers, shutdown.clone())
             .await
-            .map_err(|e| Failure::chain("the HTTP plane did not start", &e).hint(e.hint))?;
+            .map_err(|e| Failure::chain("the HTTP plane did not start", &e).hint(e.hint()))?;
         addresses.http = plane.http_address();
         addresses.appid = plane.appid_address();
         addresses.service = Some(config.service.address);
@@ -115,7 +117,7 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
     if config.mode == Mode::Dev {
         // Its instances outlive the planes' drain, so that what is in flight can finish.
         let stop = CancellationToken::new();
-        let running = scheduler::start(dev::scheduler_config(&config), stop.clone())
+        let running = scheduler::start(dev::scheduler_config(&config)?, stop.clone())
             .await
             .map_err(|e| Failure::chain("the scheduler did not start", &e).hint(e.hint()))?;
         addresses.scheduler = Some(running.address);

@@ -17,6 +17,7 @@ use hickory_server::proto::op::Message;
 const A: u16 = 1;
 const NS: u16 = 2;
 const SOA: u16 = 6;
+const PTR: u16 = 12;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
 const ANY: u16 = 255;
@@ -124,10 +125,17 @@ fn apps_on_bridge_and_container_networks() {
     assert_eq!(additionals, ["192.168.9.2", "fd00::2"]);
 }
 
+/// A VIP has an address of each family that its endpoints have.
+fn dual_stack(app: event_watcher::catalog::App) -> event_watcher::catalog::App {
+    let app = instance(app, "four", "10.0.0.1", &["10.0.0.1"], &["10.0.0.1:31000"]);
+    instance(app, "six", "fd00::1", &["fd00::1"], &["[fd00::1]:31000"])
+}
+
 #[test]
 fn vips_and_their_aliases() {
     let vip = |id, label| port(app(id), None, Protocols::TCP, Some(label));
-    let server = Server::with(vec![vip("/a", "/web:80"), vip("/b", "web:443"), vip("/c", "api.v1:80")]);
+    let server =
+        Server::with(vec![dual_stack(vip("/a", "/web:80")), vip("/b", "web:443"), vip("/c", "api.v1:80")]);
     let (_, web, _) = server.ask("web.marathon.l4lb.thisdcos.directory", A);
     assert!(web[0].starts_with("127.11."), "{web:?}");
     let web: &[&str] = &[&web[0]];
@@ -337,4 +345,121 @@ fn a_vip_plane_that_is_stuck_does_not_hold_names_for_ever() {
     server.apply(vec![port(app("/a"), None, Protocols::TCP, Some("/a:80"))]);
     assert_eq!(server.ask("a.marathon.l4lb.thisdcos.directory", A).1.len(), 1);
     assert_eq!(server.plane.statistics().n_vip_waits_expired, 1);
+}
+
+#[test]
+fn vips_have_names_for_their_addresses() {
+    let config = Config {
+        upstreams: Some(vec![]),
+        vip_pools: vec!["127.11.0.0/16".parse().unwrap(), "fd01:c::/64".parse().unwrap()],
+        ..Config::default()
+    };
+    let mut server = Server::unsynced(config, None);
+    server.apply(vec![dual_stack(port(app("/a"), None, Protocols::TCP, Some("/web:80")))]);
+    for (record_type, zone) in [(A, "in-addr.arpa"), (AAAA, "ip6.arpa")] {
+        let (_, addresses, _) = server.ask("web.marathon.l4lb.thisdcos.directory", record_type);
+        let labels: Vec<String> = match addresses[0].parse().unwrap() {
+            std::net::IpAddr::V4(ip) => ip.octets().iter().rev().map(ToString::to_string).collect(),
+            std::net::IpAddr::V6(ip) => {
+                let nibbles = ip.octets().into_iter().rev().flat_map(|octet| [octet & 0xf, octet >> 4]);
+                nibbles.map(|nibble| format!("{nibble:x}")).collect()
+            }
+        };
+        let reverse = format!("{}.{zone}", labels.join("."));
+        check(
+            &server,
+            &[(&reverse, PTR, &["web.marathon.l4lb.thisdcos.directory."]), (&reverse, A, &["NODATA"])],
+        );
+    }
+    check(
+        &server,
+        &[
+            ("11.127.in-addr.arpa", NS, &["ns.spartan."]),
+            ("250.250.11.127.in-addr.arpa", PTR, &["NXDomain"]),
+            ("1.1.12.127.in-addr.arpa", PTR, &["Refused"]),
+        ],
+    );
+    server.apply(vec![app("/a")]);
+    check(&server, &[("11.127.in-addr.arpa", PTR, &["NODATA"])]);
+    let (_, gone, _) = server.ask("web.marathon.l4lb.thisdcos.directory", A);
+    assert!(gone.is_empty());
+}
+
+#[test]
+fn the_cluster_this_node_and_its_other_names() {
+    let config = Config {
+        upstreams: Some(vec![]),
+        masters: vec!["10.0.0.8:8080".parse().unwrap(), "10.0.0.9:8081".parse().unwrap()],
+        node_addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        public_addresses: vec!["203.0.113.1".parse().unwrap()],
+        cluster_ids: vec!["yqnd8aj5fr8w9pz6".into()],
+        ..Config::default()
+    };
+    let mut server = Server::unsynced(config, None);
+    let web = port(app("/group/web"), None, Protocols::TCP, Some("/web:80"));
+    server.apply(vec![instance(web, "test", "10.0.0.2", &["10.0.0.2"], &["10.0.0.2:31000"])]);
+    let (_, vip, _) = server.ask("web.marathon.l4lb.thisdcos.directory", A);
+    let vip: &[&str] = &[&vip[0]];
+    check(
+        &server,
+        &[
+            ("_leader._tcp.mesos", SRV, &["0 1 8080 leader.mesos.", "0 1 8081 leader.mesos."]),
+            ("_leader._udp.mesos", SRV, &["0 1 8080 leader.mesos.", "0 1 8081 leader.mesos."]),
+            (
+                "_framework._tcp.marathon.mesos",
+                SRV,
+                &["0 1 8080 marathon.mesos.", "0 1 8081 marathon.mesos."],
+            ),
+            ("_slave._tcp.mesos", SRV, &["0 1 5051 slave.mesos."]),
+            ("master0.mesos", A, &["10.0.0.8"]),
+            ("leader.mesos.thisdcos.directory", A, &["10.0.0.8", "10.0.0.9"]),
+            ("thisnode.thisdcos.directory", A, &["10.0.0.1"]),
+            ("thisnode.thisdcos.directory", AAAA, &["fd00::1"]),
+            ("public.thisnode.thisdcos.directory", A, &["203.0.113.1"]),
+            ("zk-1.zk", A, &["10.0.0.8"]),
+            ("zk-2.zk", A, &["10.0.0.9"]),
+            ("zk-5.zk", A, &["10.0.0.8"]),
+            ("zk-6.zk", A, &["NXDomain"]),
+            ("web.group-iffe9-s1.marathon.mesos", A, &["10.0.0.2"]),
+            ("web.group-iffe9-s1.marathon.slave.mesos", A, &["10.0.0.2"]),
+            ("web-group.marathon.autoip.dcos.yqnd8aj5fr8w9pz6.dcos.directory", A, &["10.0.0.2"]),
+            ("web-group.marathon.mesos.yqnd8aj5fr8w9pz6.dcos.directory", A, &["10.0.0.2"]),
+            ("web.marathon.l4lb.yqnd8aj5fr8w9pz6.dcos.directory", A, vip),
+            ("web.marathon.dclb.yqnd8aj5fr8w9pz6.dcos.directory", A, vip),
+            ("web.marathon.l4lb.other.dcos.directory", A, &["Refused"]),
+        ],
+    );
+}
+
+#[test]
+fn mesos_dns_peculiarities_are_kept_when_asked_for() {
+    let config =
+        Config { upstreams: Some(vec![]), compat: dns::config::Compat::MesosDns, ..Config::default() };
+    let mut server = Server::unsynced(config, None);
+    let web = || instances(port(app("/web"), None, Protocols::TCP, Some("/web:80")), 2);
+    server.apply(vec![with_state(web(), 0, InstanceState::Running, Health::Unhealthy), app("/idle")]);
+    check(
+        &server,
+        &[
+            // Health is not looked at.
+            ("web.marathon.mesos", A, &["10.7.0.1", "10.7.0.2"]),
+            ("_none._tcp.marathon.mesos", SRV, &["NODATA"]),
+            ("none.marathon.mesos", NS, &["NODATA"]),
+            ("none.marathon.mesos", A, &["NXDomain"]),
+            ("idle.marathon.mesos", A, &["NXDomain"]),
+            // Other zones are not Mesos-DNS's.
+            ("marathon.l4lb.thisdcos.directory", A, &["NODATA"]),
+        ],
+    );
+    let message =
+        |name: &str, record_type| Message::from_vec(&server.tcp(&query(1, name, record_type))).unwrap();
+    assert_eq!(message("web.marathon.mesos", A).answers[0].ttl, 60);
+    let soa = message("web.marathon.mesos", SOA);
+    assert!(soa.answers.is_empty());
+    assert_eq!(soa.authorities[0].name.to_string(), "web.marathon.mesos.");
+    let any = message("web.marathon.mesos", ANY);
+    assert_eq!((any.answers.len(), any.authorities.len()), (2, 2));
+    let mut standard = Server::with(vec![]);
+    standard.apply(vec![web()]);
+    check(&standard, &[("_none._tcp.marathon.mesos", SRV, &["NXDomain"])]);
 }

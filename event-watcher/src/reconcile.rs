@@ -244,6 +244,14 @@ impl Reconcile {
                 self.app_answered(now, ticket, id, Action::TakeApp, &mut actions)
             }
             Input::AppGone { ticket, id } => {
+                if self.guard.doubts(now, &id) {
+                    // A leader that does not know yet what it runs says so of every app; a list can be judged.
+                    self.app_landed(&id);
+                    self.want_list(now);
+                    actions.push(Action::Discard);
+                    self.begin_due(now, &mut actions);
+                    return actions;
+                }
                 let remove = Action::RemoveApp(id.clone());
                 self.app_answered(now, ticket, id, remove, &mut actions);
             }

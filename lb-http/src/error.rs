@@ -24,12 +24,22 @@ pub struct BindError {
 pub enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
-    #[error("cannot write the access log {path}: {source}")]
+    #[error("cannot write the access log {path}")]
     AccessLog {
         path: String,
         #[source]
         source: io::Error,
     },
+}
+
+impl StartError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Bind(error) => error.hint,
+            Self::AccessLog { .. } => "http.access_log.file names a file in a directory that exists",
+        }
+    }
 }
 
 impl BindError {

@@ -1,7 +1,7 @@
 //! The nft plane in network namespaces: what clients on the host, in containers and on the backend's own host see of
 //! its VIPs, while the VIPs change, while others change the rules, and when the plane starts again.
 //!
-//! It drives the plane itself; what chooses planes and follows the scheduler is not its business.
+//! Most of it drives the plane itself, one test the whole program; choosing between planes is not its business.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,7 +13,11 @@ use std::time::{Duration, Instant};
 use event_watcher::catalog::Protocol::{self, Tcp, Udp};
 use l4_vip::kernel::nft::{Nft, NftConfig, Ownership};
 use l4_vip::kernel::{Backend, Change, Frontend, KernelPlane, Service};
+use tests::client::get;
 use tests::netns::{Netns, is_root};
+use tests::waymark::Waymark;
+
+use crate::{APP, PROGRAM, VIP_NAME};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const VIP: &str = "11.1.2.3:80";
@@ -501,4 +505,40 @@ fn six_hundred_changes_under_load_fail_nothing_and_break_nothing() -> anyhow::Re
         connection.ping()?;
     }
     Ok(())
+}
+
+#[test]
+fn the_program_serves_by_nft_and_leaves_vips_behind_when_killed() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let host = Netns::new("host")?;
+    host.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let pool = ["--vip-plane", "nft", "--vip-pool", "11.0.0.0/8"];
+            let waymark = Waymark::dev(PROGRAM, &pool).await?;
+            waymark.ok(&["app", "update", APP, "instances=2", "--wait"]).await?;
+            let address = waymark.ok(&["dns", "lookup", "--short", VIP_NAME]).await?;
+            let vip = SocketAddr::new(address.trim().parse()?, 10_000);
+            let mut answers = BTreeSet::new();
+            for _ in 0..20 {
+                answers.insert(get(vip, "/").await?.text());
+            }
+            assert_eq!(answers.len(), 2, "both instances answer: {answers:?}");
+            let vips = waymark.stats("/api/vips").await?.text();
+            assert!(vips.contains(r#""plane":"nft""#), "{vips}");
+            let elements = host.output("nft", "list map inet waymark slots4")?;
+            host.output("nft", "flush ruleset")?;
+            assert_eq!(get(vip, "/").await?.status, 200);
+            waymark.signal(libc::SIGKILL);
+            drop(waymark);
+            assert_eq!(
+                host.output("nft", "list map inet waymark slots4")?,
+                elements,
+                "it outlives its maker"
+            );
+            anyhow::Ok(())
+        })
+    })
 }

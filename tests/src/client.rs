@@ -83,6 +83,25 @@ impl Connection {
         self.response(method).await
     }
 
+    /// Sends a request whose answer does not end, and reads the head of that answer; [`Connection::chunk`] reads
+    /// on.
+    pub async fn begin(&mut self, method: &str, target: &str, headers: &[&str]) -> anyhow::Result<()> {
+        let peer = self.stream.get_ref().peer_addr()?;
+        let mut message = format!("{method} {target} HTTP/1.1\r\nHost: {peer}\r\n");
+        for header in headers {
+            message.push_str(header);
+            message.push_str("\r\n");
+        }
+        message.push_str("\r\n");
+        self.stream.get_mut().write_all(message.as_bytes()).await?;
+        let status = self.line().await?;
+        while !self.line().await?.is_empty() {}
+        if !status.contains(" 200 ") {
+            bail!("{target} was answered with {status}");
+        }
+        Ok(())
+    }
+
     async fn response(&mut self, method: &str) -> anyhow::Result<Response> {
         let status_line = self.line().await?;
         let status = status_line.split(' ').nth(1).and_then(|s| s.parse().ok());

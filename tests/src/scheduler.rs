@@ -78,6 +78,16 @@ impl ScriptedScheduler {
         lock(&self.shared.apps).insert(id.to_owned(), app);
     }
 
+    /// Answers from now on as if nothing ran.
+    pub fn forget_apps(&self) {
+        lock(&self.shared.apps).clear();
+    }
+
+    /// Ends every event stream; new ones are welcome.
+    pub fn cut_streams(&self) {
+        lock(&self.shared.streams).clear();
+    }
+
     pub async fn stream_opened(&self) {
         let mut n_streams = self.shared.n_streams.subscribe();
         let _ = n_streams.wait_for(|n| *n > 0).await;

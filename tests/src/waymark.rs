@@ -54,8 +54,12 @@ impl Waymark {
 
     /// Starts `waymark serve` against a scheduler.
     pub async fn serve(program: &str, marathon: SocketAddr, extra: &[&str]) -> anyhow::Result<Self> {
-        let url = format!("http://{marathon}");
-        Self::start(program, "serve", &["--marathon", &url], extra).await
+        Self::serve_as(program, &format!("http://{marathon}"), extra).await
+    }
+
+    /// The same, with the scheduler's address as `--marathon` takes it.
+    pub async fn serve_as(program: &str, marathon: &str, extra: &[&str]) -> anyhow::Result<Self> {
+        Self::start(program, "serve", &["--marathon", marathon], extra).await
     }
 
     async fn start(program: &str, command: &str, first: &[&str], extra: &[&str]) -> anyhow::Result<Self> {

@@ -129,6 +129,9 @@ fn of_environment(environment: &Environment, mode: Mode) -> Result<Table, Failur
     // Keys whose default is their absence.
     keys.push(("dns.upstreams".to_owned(), Shape::List));
     keys.push(("ready.file".to_owned(), Shape::Text));
+    // Keys that are not shown.
+    keys.push(("scheduler.token".to_owned(), Shape::Text));
+    keys.push(("scheduler.credentials".to_owned(), Shape::Text));
     for key in ["dns.dcos.listen", "dns.http.certificate", "dns.http.key", "dns.nsid", "dns.cookie_secret"] {
         keys.push((key.to_owned(), Shape::Text));
     }
@@ -148,7 +151,7 @@ fn of_environment(environment: &Environment, mode: Mode) -> Result<Table, Failur
 
 fn bad_variable(name: &str, text: &str, shape: Shape) -> Failure {
     let expected = match shape {
-        Shape::Number => "a number",
+        Shape::Number | Shape::Fraction => "a number",
         Shape::Switch => "true or false",
         Shape::Text | Shape::List => "text",
     };
@@ -163,6 +166,7 @@ fn variable(key: &str) -> String {
 enum Shape {
     Text,
     Number,
+    Fraction,
     Switch,
     List,
 }
@@ -172,6 +176,7 @@ impl Shape {
         Some(match self {
             Self::Text => Value::String(text.to_owned()),
             Self::Number => Value::Integer(text.parse().ok()?),
+            Self::Fraction => Value::Float(text.parse().ok()?),
             Self::Switch => Value::Boolean(text.parse().ok()?),
             Self::List => Value::Array(
                 text.split(',')
@@ -191,6 +196,7 @@ fn collect_keys(table: &Table, prefix: &str, keys: &mut Vec<(String, Shape)>) {
             Value::Table(inner) => collect_keys(inner, &key, keys),
             Value::Array(_) => keys.push((key, Shape::List)),
             Value::Integer(_) => keys.push((key, Shape::Number)),
+            Value::Float(_) => keys.push((key, Shape::Fraction)),
             Value::Boolean(_) => keys.push((key, Shape::Switch)),
             _ => keys.push((key, Shape::Text)),
         }

@@ -19,12 +19,54 @@ const DEMO_PORT: u16 = 10000;
 /// Every program looks names up on port 53. These loopback addresses are nobody else's; a second `dev` takes the next.
 const RESOLVERS: std::ops::RangeInclusive<u8> = 53..=60;
 
-pub fn scheduler_config(config: &Config) -> scheduler::Config {
-    scheduler::Config {
-        listen: config.scheduler.listen,
+/// The embedded scheduler's own configuration. Errors name the flag.
+pub fn scheduler_config(config: &Config) -> Result<scheduler::Config, Failure> {
+    let asked = &config.scheduler;
+    let base = match asked.simulate {
+        true => scheduler::Config::simulated(),
+        false => scheduler::Config::default(),
+    };
+    let amount = |flag: &str, value: f64| match value {
+        0.0 => Ok(None),
+        value if value.is_finite() && value > 0.0 => Ok(Some(value)),
+        value => Err(Failure::usage(format!("bad --{flag} {value}")).hint("it is a number above 0")),
+    };
+    let ports = match asked.ports.as_str() {
+        "" => base.ports.clone(),
+        text => {
+            let range = text.split_once('-').and_then(|(first, last)| {
+                let (first, last) = (first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?);
+                (0 < first && first <= last).then_some(first..=last)
+            });
+            range.ok_or_else(|| {
+                Failure::usage(format!("bad --ports {text:?}")).hint("write them as 31000-32000")
+            })?
+        }
+    };
+    let pair = |flag: &'static str, text: &str, separator: char| match text.split_once(separator) {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(Failure::usage(format!("bad --{flag}")).hint(format!("write it as NAME{separator}VALUE"))),
+    };
+    let attributes = asked.attributes.iter().map(|text| pair("attribute", text, '='));
+    let credentials = match asked.credentials.as_str() {
+        "" => None,
+        text => Some(pair("scheduler-credentials", text, ':')?),
+    };
+    Ok(scheduler::Config {
+        listen: asked.listen,
         state_dir: config.state.dir.join("scheduler"),
-        ..scheduler::Config::default()
-    }
+        access: scheduler::Access {
+            token: Some(asked.token.clone()).filter(|token| !token.is_empty()),
+            credentials,
+        },
+        names: asked.names.clone(),
+        ports,
+        cpus: amount("cpus", asked.cpus)?,
+        mem: amount("mem", asked.mem)?,
+        disk: amount("disk", asked.disk)?,
+        attributes: attributes.collect::<Result<_, _>>()?,
+        ..base
+    })
 }
 
 /// An address in 127.0.0.0/8 with port 53, if this process may have one. Without it, only `exec` and `shell` are lost.

@@ -17,7 +17,6 @@ const LIFETIME: Duration = Duration::from_secs(60);
 const RENEWAL: Duration = Duration::from_secs(20);
 /// The kernel answers at once.
 const TIMEOUT: Duration = Duration::from_secs(1);
-const LOOPBACK: &str = "/sys/class/net/lo/ifindex";
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
@@ -82,7 +81,11 @@ impl Loopback {
 
 /// One rtnetlink request and its answer (rtnetlink(7)).
 fn change(kind: u16, ip: IpAddr) -> io::Result<()> {
-    let index: u32 = std::fs::read_to_string(LOOPBACK)?.trim().parse().map_err(io::Error::other)?;
+    // SAFETY: the name is a string that ends with NUL.
+    let index = unsafe { libc::if_nametoindex(c"lo".as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
     let socket =
         Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
     socket.set_read_timeout(Some(TIMEOUT))?;

@@ -1,6 +1,6 @@
 //! From the one configuration that people write to each crate's own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use event_watcher::catalog::{AppId, Reserved, VipPool};
@@ -254,10 +254,16 @@ pub fn watcher(
         sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
     }
     if let Some(address) = embedded {
-        let url = Url::parse(&format!("http://{address}"))
+        // Where it listens on every address, this machine reaches it on its own.
+        let own = match address.ip().is_unspecified() {
+            true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+            false => address,
+        };
+        let url = Url::parse(&format!("http://{own}"))
             .map_err(|e| Failure::chain("the embedded scheduler has no usable address", &e))?;
         // It is there whenever its watcher is, so nothing is kept for a start without it.
         let marathon = event_watcher::Marathon {
+            credentials: own_credentials(config),
             resync: config.watch.resync,
             stream_deadline: config.watch.stream_deadline,
             ..event_watcher::Marathon::new(vec![url])
@@ -272,6 +278,16 @@ pub fn watcher(
         sources.push(Source { name: name.into(), kind });
     }
     Ok(event_watcher::Config { vip_pools, reserved, ..event_watcher::Config::new(sources) })
+}
+
+/// What this process's own scheduler asks of everybody.
+fn own_credentials(config: &Config) -> Option<event_watcher::Credentials> {
+    let asked = &config.scheduler;
+    if !asked.token.is_empty() {
+        return Some(event_watcher::Credentials::Token(asked.token.clone()));
+    }
+    let (user, password) = asked.credentials.split_once(':')?;
+    Some(event_watcher::Credentials::Basic { user: user.to_owned(), password: password.to_owned() })
 }
 
 fn read_credentials(credentials: Credentials) -> Result<event_watcher::Credentials, Failure> {

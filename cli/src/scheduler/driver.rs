@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::agent::{self, Order};
 use super::core::status::Report;
 use super::core::{Core, Effect};
-use super::store::{Change, Store, Written};
+use super::store::{Change, Content, Store, Written};
 
 /// Jobs waiting for the core. Each client waits for its answer, so this only fills when many ask at once.
 const QUEUE: usize = 256;
@@ -25,6 +25,9 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Wait for the disk before a change is answered all the same.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The journal is not rewritten before it has grown by this much, nor before it has doubled.
+const REWRITE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Runs on the core; what it returns is called once the effects are under way, with the numbers of the first
 /// and the one after the last change it stored.
@@ -99,6 +102,9 @@ struct Driver {
     orders: mpsc::Sender<Order>,
     changes: mpsc::Sender<Change>,
     last_change: u64,
+    /// Bytes of the journal since it was last written as a whole, and how many make it time again.
+    n_appended: usize,
+    rewrite_at: usize,
 }
 
 pub fn start(
@@ -112,7 +118,7 @@ pub fn start(
     let (orders, agent) = agent::start(core.settings.execution, report_sender, abandon.clone())?;
     let (changes, written, writer) = store.write_behind()?;
     let sandboxes = core.settings.sandboxes.clone();
-    let driver = Driver { core, orders, changes, last_change: 0 };
+    let driver = Driver { core, orders, changes, last_change: 0, n_appended: 0, rewrite_at: 0 };
     let task = tokio::spawn(async move {
         driver.run(job_queue, reports, cancel).await;
         // Whatever has not gone by now goes with the agent's thread.
@@ -140,6 +146,8 @@ impl Driver {
     ) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut stop_at: Option<Instant> = None;
+        // A journal that has been read is written as the state it led to.
+        self.rewrite().await;
         // Stored apps are started before anything else happens.
         let mut wake = self.core.settle(Instant::now());
         self.carry_out().await;
@@ -183,18 +191,33 @@ impl Driver {
                 Effect::Launch(spec) => Order::Launch(spec),
                 Effect::Kill { task, grace } => Order::Kill { task, grace },
                 Effect::RemoveSandbox(path) => Order::RemoveSandbox(path),
-                Effect::Store { app, versions } => {
-                    self.last_change += 1;
-                    let change = Change { number: self.last_change, app, versions };
-                    if self.changes.send(change).await.is_err() {
-                        tracing::error!("the writer of the state is gone");
-                    }
+                Effect::Store(line) => {
+                    self.n_appended += line.len();
+                    self.store(Content::Append(line)).await;
                     continue;
                 }
             };
             if self.orders.send(order).await.is_err() {
                 tracing::error!("the agent is gone");
             }
+        }
+        if self.n_appended > self.rewrite_at {
+            self.rewrite().await;
+        }
+    }
+
+    async fn rewrite(&mut self) {
+        let lines = self.core.snapshot();
+        self.n_appended = 0;
+        self.rewrite_at = lines.iter().map(String::len).sum::<usize>().max(REWRITE_BYTES);
+        self.store(Content::Rewrite(lines)).await;
+    }
+
+    async fn store(&mut self, content: Content) {
+        self.last_change += 1;
+        let change = Change { number: self.last_change, content };
+        if self.changes.send(change).await.is_err() {
+            tracing::error!("the writer of the state is gone");
         }
     }
 }

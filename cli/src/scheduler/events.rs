@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::timestamp::Timestamp;
 
@@ -32,6 +33,8 @@ struct Subscriber {
     types: HashSet<String>,
     plans: PlanFormat,
     frames: mpsc::Sender<Bytes>,
+    /// Ends the connection, which may be stuck in a write.
+    closing: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +42,7 @@ pub struct EventHub {
     subscribers: Vec<Subscriber>,
     last_id: u64,
     n_slow_closed: u64,
+    n_published: u64,
 }
 
 impl EventHub {
@@ -48,24 +52,26 @@ impl EventHub {
         remote: String,
         types: HashSet<String>,
         plans: PlanFormat,
+        closing: CancellationToken,
     ) -> (SubscriberId, mpsc::Receiver<Bytes>) {
         let (frames, receiver) = mpsc::channel(MAX_OUTSTANDING);
         self.last_id += 1;
         let id = SubscriberId(self.last_id);
-        self.subscribers.push(Subscriber { id, remote: remote.clone(), types, plans, frames });
-        self.publish("event_stream_attached", json!({"remoteAddress": remote}));
+        self.subscribers.push(Subscriber { id, remote: remote.clone(), types, plans, frames, closing });
+        self.publish("event_stream_attached", || json!({"remoteAddress": remote}));
         (id, receiver)
     }
 
     pub fn detach(&mut self, id: SubscriberId) {
         if let Some(index) = self.subscribers.iter().position(|s| s.id == id) {
             let gone = self.subscribers.swap_remove(index);
-            self.publish("event_stream_detached", json!({"remoteAddress": gone.remote}));
+            self.publish("event_stream_detached", || json!({"remoteAddress": gone.remote}));
         }
     }
 
-    pub fn publish(&mut self, kind: &str, event: Value) {
-        self.send(kind, |_| event.clone());
+    /// `event` is only written when somebody listens.
+    pub fn publish(&mut self, kind: &str, event: impl Fn() -> Value) {
+        self.send(kind, |_| event());
     }
 
     /// An event whose text depends on the subscriber's plan format.
@@ -75,6 +81,7 @@ impl EventHub {
 
     fn send(&mut self, kind: &str, event: impl Fn(PlanFormat) -> Value) {
         let now = Timestamp::now();
+        self.n_published += 1;
         let mut frames: [Option<Bytes>; 2] = [None, None];
         let mut slow = Vec::new();
         for subscriber in &self.subscribers {
@@ -94,6 +101,7 @@ impl EventHub {
                 && !subscriber.frames.is_closed()
             {
                 self.n_slow_closed += 1;
+                subscriber.closing.cancel();
                 tracing::warn!(remote = subscriber.remote, "closed an event stream that was too slow");
             }
             self.detach(id);
@@ -102,6 +110,11 @@ impl EventHub {
 
     pub fn n_subscribers(&self) -> usize {
         self.subscribers.len()
+    }
+
+    /// Events since the start, whether or not anybody listened.
+    pub fn n_published(&self) -> u64 {
+        self.n_published
     }
 
     /// Streams closed because their client did not keep up.
@@ -133,10 +146,11 @@ mod tests {
     #[test]
     fn filters_and_attachments() {
         let mut hub = EventHub::default();
-        let (_, mut all) = hub.attach("a".into(), HashSet::new(), PlanFormat::Heavy);
+        let (_, mut all) =
+            hub.attach("a".into(), HashSet::new(), PlanFormat::Heavy, CancellationToken::new());
         let only = HashSet::from(["deployment_info".to_owned()]);
-        let (second, mut some) = hub.attach("b".into(), only, PlanFormat::Light);
-        hub.publish("status_update_event", json!({}));
+        let (second, mut some) = hub.attach("b".into(), only, PlanFormat::Light, CancellationToken::new());
+        hub.publish("status_update_event", || json!({}));
         hub.publish_plan("deployment_info", |format| json!({"light": format == PlanFormat::Light}));
         hub.detach(second);
         assert_eq!(
@@ -155,13 +169,16 @@ mod tests {
     #[test]
     fn a_slow_subscriber_is_closed_and_counted_and_the_others_go_on() {
         let mut hub = EventHub::default();
-        let (_, mut slow) = hub.attach("slow".into(), HashSet::new(), PlanFormat::Heavy);
-        let (_, mut quick) = hub.attach("quick".into(), HashSet::new(), PlanFormat::Heavy);
+        let closing = CancellationToken::new();
+        let (_, mut slow) = hub.attach("slow".into(), HashSet::new(), PlanFormat::Heavy, closing.clone());
+        let (_, mut quick) =
+            hub.attach("quick".into(), HashSet::new(), PlanFormat::Heavy, CancellationToken::new());
         for _ in 0..MAX_OUTSTANDING {
-            hub.publish("status_update_event", json!({}));
+            hub.publish("status_update_event", || json!({}));
             while quick.try_recv().is_ok() {}
         }
         assert_eq!((hub.n_slow_closed(), hub.n_subscribers()), (1, 1));
+        assert!(closing.is_cancelled());
         assert_eq!(drain(&mut slow).len(), MAX_OUTSTANDING);
         assert!(slow.try_recv().is_err_and(|e| e == mpsc::error::TryRecvError::Disconnected));
     }

@@ -58,6 +58,27 @@ impl AppId {
         &*self.0 == "/"
     }
 
+    /// The group it lies in; that of the root is the root.
+    pub fn group(&self) -> &str {
+        match self.0.rsplit_once('/') {
+            Some((group, _)) if !group.is_empty() => group,
+            _ => "/",
+        }
+    }
+
+    /// Every group it lies in, from the innermost to the root.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        let parent = |path: &str| path.rfind('/').map(|end| if end == 0 { 1 } else { end });
+        let mut rest: &str = &self.0;
+        std::iter::from_fn(move || {
+            if rest == "/" {
+                return None;
+            }
+            rest = &rest[..parent(rest)?];
+            Some(rest)
+        })
+    }
+
     /// `dcos-101_app2`: how task ids and file names spell the path. Reversible, segments have no `_`.
     pub fn flat(&self) -> String {
         self.0[1..].replace('/', "_")
@@ -111,8 +132,9 @@ impl InstanceId {
         &self.0
     }
 
-    pub fn task_id(&self, attempt: u32) -> String {
-        format!("{}._app.{attempt}", self.0)
+    /// `container`: `_app`, or the name of a pod's container.
+    pub fn task_id(&self, container: &str, attempt: u32) -> String {
+        format!("{}.{container}.{attempt}", self.0)
     }
 }
 
@@ -122,13 +144,12 @@ impl Serialize for InstanceId {
     }
 }
 
-/// Splits a task id into the app it names and its instance id. `None`: not a task id at all.
+/// Splits a task id, or an instance id, into the app it names and its instance id. `None`: neither.
 pub fn split_task_id(task_id: &str) -> Option<(AppId, &str)> {
-    let instance = task_id.split_once("._app.").map_or(task_id, |(instance, _)| instance);
-    let (flat, rest) = instance.rsplit_once('.')?;
-    rest.strip_prefix("instance-")?;
+    let (flat, rest) = task_id.rsplit_once(".instance-").filter(|(flat, _)| !flat.is_empty())?;
+    let uuid = rest.split('.').next().filter(|uuid| !uuid.is_empty())?;
     let app = AppId::parse(&flat.replace('_', "/")).ok()?;
-    Some((app, instance))
+    Some((app, &task_id[..flat.len() + ".instance-".len() + uuid.len()]))
 }
 
 #[cfg(test)]
@@ -167,12 +188,22 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_an_app() {
+        for (id, group, all) in
+            [("/a/b/c", "/a/b", vec!["/a/b", "/a", "/"]), ("/a", "/", vec!["/"]), ("/", "/", vec![])]
+        {
+            let id = AppId::parse(id).expect("valid");
+            assert_eq!((id.group(), id.groups().collect::<Vec<_>>()), (group, all), "{id}");
+        }
+    }
+
+    #[test]
     fn task_ids_lead_back_to_their_app() {
         let app = AppId::parse("/dcos-101/a.b").expect("valid");
         let instance = InstanceId::fresh(&app, &[1; 6]);
-        assert_eq!(split_task_id(&instance.task_id(3)), Some((app.clone(), instance.as_str())));
+        assert_eq!(split_task_id(&instance.task_id("_app", 3)), Some((app.clone(), instance.as_str())));
         assert_eq!(split_task_id(instance.as_str()), Some((app, instance.as_str())));
-        for bad in ["unknown-task-id", "", "a.b", "A.instance-1._app.1"] {
+        for bad in ["unknown-task-id", "", "a.b", "A.instance-1._app.1", ".instance-1"] {
             assert_eq!(split_task_id(bad), None, "{bad}");
         }
     }

@@ -1,10 +1,11 @@
 //! The embedded scheduler: enough of Marathon to run apps as local processes, reached over HTTP only.
 //!
 //! Reading order: `core` (state and rules, no IO), `driver` (the task that owns it), `agent` (processes),
-//! `store` (definitions on disk), `api` (HTTP), `events` (the bus behind `/v2/events`).
+//! `store` (the journal on disk), `api` (HTTP), `events` (the bus behind `/v2/events`).
 //!
 //! Not here: anything the data planes or the watcher use. They meet this scheduler as they meet a real one.
 
+mod access;
 mod agent;
 mod api;
 mod app;
@@ -18,17 +19,22 @@ mod store;
 mod tests;
 mod timestamp;
 
+use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::access::Access;
 use self::app::validate::Execution;
+use self::core::record::State;
+use self::core::resources::Resources;
 use self::core::{Core, Settings};
 
 /// Mesos' agents offer these by default.
@@ -49,8 +55,10 @@ const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// What the scheduler is started with.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the API listens; a loopback address.
+    /// Where the API listens. Beyond loopback only with `access`.
     pub listen: SocketAddr,
+    /// Who may use the API; empty: everybody who reaches it.
+    pub access: Access,
     pub state_dir: PathBuf,
     /// The agent's host as tasks show it, and where health checks go: this machine.
     pub host: String,
@@ -64,6 +72,10 @@ pub struct Config {
     pub cpus: Option<f64>,
     /// MiB to give to instances; `None`: the machine's.
     pub mem: Option<f64>,
+    /// MiB of disk to give to instances; `None`: what is free where the state is kept.
+    pub disk: Option<f64>,
+    /// What constraints may ask for besides the host name.
+    pub attributes: BTreeMap<String, String>,
     pub kill_grace: Duration,
     pub body_bytes: usize,
     pub instances: Instances,
@@ -82,6 +94,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            access: Access::default(),
             state_dir: PathBuf::from("waymark-state/scheduler"),
             host: Ipv4Addr::LOCALHOST.to_string(),
             names: Vec::new(),
@@ -89,6 +102,8 @@ impl Default for Config {
             service_ports: SERVICE_PORTS,
             cpus: None,
             mem: None,
+            disk: None,
+            attributes: BTreeMap::new(),
             kill_grace: KILL_GRACE,
             body_bytes: MAX_BODY_BYTES,
             instances: Instances::Processes,
@@ -108,14 +123,14 @@ impl Config {
 pub enum Error {
     #[error("could not listen on {address} for the scheduler's API")]
     Bind { address: SocketAddr, source: io::Error },
-    #[error("the scheduler's API has no access control yet and cannot listen on {address}")]
-    NotLoopback { address: SocketAddr },
+    #[error("the scheduler's API may only listen on {address} with a token or credentials")]
+    Open { address: SocketAddr },
     #[error("could not use the scheduler's state in {}", path.display())]
     State { path: PathBuf, source: io::Error },
     #[error("another scheduler uses the state in {}", path.display())]
     Locked { path: PathBuf },
-    #[error("the stored app {} cannot be read: {reason}", path.display())]
-    Corrupt { path: PathBuf, reason: String },
+    #[error("line {line} of the stored state {} cannot be read: {reason}", path.display())]
+    Corrupt { path: PathBuf, line: usize, reason: String },
     #[error("could not start a thread")]
     Thread(#[source] io::Error),
 }
@@ -127,10 +142,12 @@ impl Error {
             Error::Bind { .. } => {
                 "end the program that uses this address, or choose another with --scheduler-listen"
             }
-            Error::NotLoopback { .. } => "choose a loopback address such as 127.0.0.1:8080",
+            Error::Open { .. } => {
+                "set WAYMARK_SCHEDULER_TOKEN or WAYMARK_SCHEDULER_CREDENTIALS=user:password, or choose a loopback address"
+            }
             Error::State { .. } => "check the rights and the free space there, or choose another --state-dir",
             Error::Locked { .. } => "end the other one, or choose another --state-dir",
-            Error::Corrupt { .. } => "repair the file, or move it away to start without this app",
+            Error::Corrupt { .. } => "repair the line, or move the file away to start without apps",
             Error::Thread(_) => "check the limit of processes and threads (ulimit -u)",
         }
     }
@@ -179,19 +196,25 @@ impl Running {
 
 /// Starts the scheduler on the current runtime; stored apps are started again. It runs until `cancel`.
 pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running, Error> {
-    if !config.listen.ip().is_loopback() {
-        return Err(Error::NotLoopback { address: config.listen });
+    if !config.listen.ip().is_loopback() && config.access.is_open() {
+        return Err(Error::Open { address: config.listen });
     }
     let state_error = |source| Error::State { path: config.state_dir.clone(), source };
     std::fs::create_dir_all(&config.state_dir).map_err(state_error)?;
     let state_dir = config.state_dir.canonicalize().map_err(state_error)?;
     let store = store::Store::open(&state_dir)?;
-    let stored = store.load()?;
+    let mut stored = State::default();
+    store.load(|line| stored.replay(line))?;
     let bind_error = |source| Error::Bind { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(bind_error)?;
     let address = listener.local_addr().map_err(bind_error)?;
+    let cluster_id = cluster_id(&state_dir).map_err(state_error)?;
     let sandboxes = state_dir.join("sandboxes");
-    let n_ended = agent::leftovers::end(&sandboxes);
+    let engine = agent::docker::find();
+    let mut n_ended = agent::leftovers::end(&sandboxes);
+    if engine.is_some() && sandboxes.exists() {
+        n_ended += agent::docker::end_leftovers(&sandboxes).await;
+    }
     if n_ended > 0 {
         tracing::warn!(n_ended, "ended processes that an earlier run left behind");
     }
@@ -199,30 +222,59 @@ pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running,
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(state_error(error)),
         _ => {}
     }
-    let core = Core::new(settings(&config, sandboxes), stored);
+    let core = Core::new(settings(&config, sandboxes, engine.is_some()), stored);
     let (handle, driver) = driver::start(core, store, cancel.clone()).map_err(Error::Thread)?;
     let server = tokio::spawn(api::serve(
         listener,
-        api::Context { handle: handle.clone(), address, config: config.into() },
+        api::Context {
+            handle: handle.clone(),
+            address,
+            config: config.into(),
+            cluster_id,
+            started: std::time::Instant::now(),
+        },
         cancel,
     ));
     Ok(Running { address, handle, driver, server })
 }
 
-fn settings(config: &Config, sandboxes: PathBuf) -> Settings {
+fn settings(config: &Config, sandboxes: PathBuf, has_engine: bool) -> Settings {
     let simulated = config.instances == Instances::Simulated;
-    let machine = |of_machine: fn() -> f64| if simulated { f64::INFINITY } else { of_machine() };
+    let state_dir = sandboxes.parent().unwrap_or(&sandboxes).to_owned();
+    let or_machine = |set: Option<f64>, of_machine: &dyn Fn() -> f64| {
+        set.unwrap_or_else(|| if simulated { f64::INFINITY } else { of_machine() })
+    };
     Settings {
         host: config.host.clone(),
-        execution: if simulated { Execution::Simulated } else { Execution::Processes },
+        execution: match (simulated, has_engine) {
+            (true, _) => Execution::Simulated,
+            (false, true) => Execution::ProcessesAndImages,
+            (false, false) => Execution::Processes,
+        },
         ports: config.ports.clone(),
         probe: if simulated { |_| true } else { ports::bindable },
         service_ports: config.service_ports.clone(),
-        cpus: config.cpus.unwrap_or_else(|| machine(machine_cpus)),
-        mem: config.mem.unwrap_or_else(|| machine(machine_mem)),
+        resources: Resources {
+            cpus: or_machine(config.cpus, &machine_cpus),
+            mem: or_machine(config.mem, &machine_mem),
+            disk: or_machine(config.disk, &|| free_disk(&state_dir)),
+        },
+        attributes: config.attributes.clone(),
+        secrets: state_dir.join("secrets"),
         sandboxes,
         kill_grace: config.kill_grace,
     }
+}
+
+/// A version 4 UUID that stays with the state.
+fn cluster_id(state_dir: &Path) -> io::Result<String> {
+    let path = state_dir.join("cluster-id");
+    if let Some(known) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
+        return Ok(uuid::Uuid::to_string(&known));
+    }
+    let fresh = uuid::Uuid::new_v4().to_string();
+    std::fs::write(&path, &fresh)?;
+    Ok(fresh)
 }
 
 fn machine_cpus() -> f64 {
@@ -235,4 +287,19 @@ fn machine_mem() -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
     kib.map_or(1024.0, |kib| (kib / 1024.0).floor())
+}
+
+/// In MiB; a gigabyte when the system does not tell.
+fn free_disk(directory: &Path) -> f64 {
+    let unknown = 1024.0;
+    let Ok(path) = CString::new(directory.as_os_str().as_encoded_bytes()) else { return unknown };
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: both pointers are to memory of ours; `stat` is only read when the call filled it.
+    unsafe {
+        if libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) != 0 {
+            return unknown;
+        }
+        let stat = stat.assume_init();
+        (stat.f_bavail as f64 * stat.f_frsize as f64 / 1_048_576.0).floor()
+    }
 }

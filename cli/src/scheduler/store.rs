@@ -1,30 +1,37 @@
-//! The apps on disk: one file per app with its versions as Marathon writes them, replaced atomically.
+//! The state on disk: one journal of lines, appended to and synchronised before a change is answered, rewritten
+//! as a whole when it has grown.
 //!
-//! Not here: instances and deployments. Instances end with the scheduler and are started anew.
+//! Not here: what the lines say (`core::record`).
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use super::Error;
-use super::app::App;
-use super::app::input::read_app;
-use super::id::AppId;
 
 /// Changes waiting for the disk; when it is full, the scheduler waits for the disk too.
 const QUEUE: usize = 256;
 
-/// One app's new content, `None` when it is gone.
+/// Changes that are synchronised together.
+const BATCH: usize = 64;
+
+const JOURNAL: &str = "journal";
+
 #[derive(Debug)]
 pub struct Change {
     pub number: u64,
-    pub app: AppId,
-    pub versions: Option<Vec<Arc<App>>>,
+    pub content: Content,
+}
+
+#[derive(Debug)]
+pub enum Content {
+    /// One more line.
+    Append(String),
+    /// Everything anew.
+    Rewrite(Vec<String>),
 }
 
 /// How far the writer has come.
@@ -39,7 +46,7 @@ pub struct Written {
 /// Holds the state directory for one scheduler.
 #[derive(Debug)]
 pub struct Store {
-    apps: PathBuf,
+    directory: PathBuf,
     /// Locked as long as it is open.
     _lock: File,
 }
@@ -51,124 +58,185 @@ impl Store {
             let path = path.to_owned();
             move |source| Error::State { path, source }
         };
-        let apps = state_dir.join("apps");
-        fs::create_dir_all(&apps).map_err(failed(&apps))?;
+        fs::create_dir_all(state_dir).map_err(failed(state_dir))?;
         let lock_path = state_dir.join("lock");
         let lock = File::create(&lock_path).map_err(failed(&lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { apps, _lock: lock }),
+            Ok(()) => Ok(Self { directory: state_dir.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(Error::Locked { path: state_dir.to_owned() }),
             Err(TryLockError::Error(source)) => Err(Error::State { path: lock_path, source }),
         }
     }
 
-    /// Every stored app as its versions, oldest first.
-    pub fn load(&self) -> Result<Vec<Vec<Arc<App>>>, Error> {
-        let failed = |source| Error::State { path: self.apps.clone(), source };
-        let mut apps = Vec::new();
-        for entry in fs::read_dir(&self.apps).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                let bytes = fs::read(&path).map_err(|source| Error::State { path: path.clone(), source })?;
-                apps.push(parse(&bytes).map_err(|reason| Error::Corrupt { path, reason })?);
+    fn journal(&self) -> PathBuf {
+        self.directory.join(JOURNAL)
+    }
+
+    /// Gives every line to `take`. A last line without an end was being written when the machine stopped, and
+    /// was never answered: it is left out.
+    pub fn load(&self, mut take: impl FnMut(&str) -> Result<(), String>) -> Result<(), Error> {
+        let path = self.journal();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(Error::State { path, source }),
+        };
+        let corrupt = |line: usize, reason: String| Error::Corrupt { path: path.clone(), line, reason };
+        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        for (index, line) in bytes[..whole].split(|&byte| byte == b'\n').enumerate() {
+            let line = std::str::from_utf8(line).map_err(|error| corrupt(index + 1, error.to_string()))?;
+            if !line.is_empty() {
+                take(line).map_err(|reason| corrupt(index + 1, reason))?;
             }
         }
-        Ok(apps)
+        Ok(())
     }
 
     /// Starts the thread that writes. It ends when the sender is dropped and everything is written.
     pub fn write_behind(
         self,
     ) -> io::Result<(mpsc::Sender<Change>, watch::Receiver<Written>, JoinHandle<()>)> {
-        let (changes, mut receiver) = mpsc::channel::<Change>(QUEUE);
+        let (changes, receiver) = mpsc::channel::<Change>(QUEUE);
         let (progress, written) = watch::channel(Written::default());
-        let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
-            while let Some(change) = receiver.blocking_recv() {
-                let result = self.write(&change);
-                progress.send_modify(|written| {
-                    written.number = change.number;
-                    if let Err(error) = result {
-                        tracing::error!(app = %change.app, %error, "could not store an app");
-                        written.failed = Some((change.number, error.to_string()));
-                    }
-                });
-            }
-        })?;
+        let thread =
+            std::thread::Builder::new().name("store".into()).spawn(move || self.run(receiver, &progress))?;
         Ok((changes, written, thread))
     }
 
-    fn write(&self, change: &Change) -> io::Result<()> {
-        // Segments of ids have no `_` and do not start with `.`, so this is a plain file name of its own.
-        let path = self.apps.join(format!("{}.json", change.app.flat()));
-        match &change.versions {
-            Some(versions) => {
-                let texts: Vec<&str> = versions.iter().map(|app| app.json()).collect();
-                let partial = path.with_extension("partial");
-                let mut file = File::create(&partial)?;
-                write!(file, "{{\"versions\":[\n{}\n]}}\n", texts.join(",\n"))?;
-                file.sync_all()?;
-                fs::rename(&partial, &path)?;
-            }
-            None => match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            },
+    fn run(self, mut changes: mpsc::Receiver<Change>, progress: &watch::Sender<Written>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut file: Option<File> = None;
+        while changes.blocking_recv_many(&mut batch, BATCH) > 0 {
+            let last = batch.last().map_or(0, |change| change.number);
+            let result = self.write(&mut file, batch.drain(..));
+            progress.send_modify(|written| {
+                written.number = last;
+                if let Err(error) = result {
+                    tracing::error!(%error, "could not store a change");
+                    written.failed = Some((last, error.to_string()));
+                    // Half a line may be there: the next change starts with a whole state or not at all.
+                    file = None;
+                }
+            });
         }
-        File::open(&self.apps)?.sync_all()
     }
-}
 
-fn parse(bytes: &[u8]) -> Result<Vec<Arc<App>>, String> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let versions = value.get("versions").and_then(Value::as_array).ok_or("it has no list of versions")?;
-    let read = |version: &Value| -> Result<Arc<App>, String> {
-        let in_words = |errors| serde_json::to_string(&errors).unwrap_or_default();
-        let update = read_app(version, "").map_err(in_words)?;
-        let id = AppId::parse(update.id.as_deref().ok_or("a version has no id")?)?;
-        update.restore(id).map(Arc::new).map_err(in_words)
-    };
-    let apps: Vec<Arc<App>> = versions.iter().map(read).collect::<Result<_, _>>()?;
-    if apps.is_empty() { Err("it has no versions".into()) } else { Ok(apps) }
+    fn write(&self, file: &mut Option<File>, changes: impl Iterator<Item = Change>) -> io::Result<()> {
+        let mut text = String::new();
+        for change in changes {
+            match change.content {
+                Content::Append(line) => {
+                    text.push_str(&line);
+                    text.push('\n');
+                }
+                Content::Rewrite(lines) => {
+                    text.clear();
+                    *file = Some(self.replace(&lines)?);
+                }
+            }
+        }
+        if text.is_empty() {
+            return Ok(());
+        }
+        if file.is_none() {
+            *file = Some(self.reopen()?);
+        }
+        if let Some(open) = file {
+            open.write_all(text.as_bytes())?;
+            open.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Opens the journal at the end of its last whole line.
+    fn reopen(&self) -> io::Result<File> {
+        let path = self.journal();
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read?,
+        };
+        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let file = OpenOptions::new().append(true).create(true).open(&path)?;
+        file.set_len(whole as u64)?;
+        File::open(&self.directory)?.sync_all()?;
+        Ok(file)
+    }
+
+    fn replace(&self, lines: &[String]) -> io::Result<File> {
+        let path = self.journal();
+        let partial = path.with_extension("partial");
+        let mut file = OpenOptions::new().append(true).create(true).open(&partial)?;
+        file.set_len(0)?;
+        let mut text = lines.join("\n");
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&partial, &path)?;
+        File::open(&self.directory)?.sync_all()?;
+        Ok(file)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::timestamp::Timestamp;
+
+    fn lines_of(dir: &Path) -> Vec<String> {
+        let mut lines = Vec::new();
+        let store = Store::open(dir).expect("free");
+        let keep = |line: &str| {
+            lines.push(line.to_owned());
+            Ok(())
+        };
+        store.load(keep).expect("readable");
+        lines
+    }
 
     #[tokio::test]
     async fn what_is_written_is_found_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path()).expect("free");
         assert!(matches!(Store::open(dir.path()), Err(Error::Locked { .. })));
-        let id = AppId::parse("/dcos-101/app2").expect("valid");
-        let mut app = App::with_defaults(id.clone(), Timestamp::now());
-        app.cmd = Some("sleep 1".into());
-        let gone = AppId::parse("/gone").expect("valid");
         let (changes, mut written, thread) = store.write_behind().expect("a thread");
-        let versions = Some(vec![Arc::new(app.clone())]);
-        for (number, app, versions) in
-            [(1, gone.clone(), versions.clone()), (2, id, versions), (3, gone, None)]
-        {
-            changes.send(Change { number, app, versions }).await.expect("the writer lives");
+        let append = |text: &str| Content::Append(text.to_owned());
+        let contents = [
+            append("before"),
+            Content::Rewrite(vec!["one".into(), "two".into()]),
+            append("three"),
+            append("four"),
+        ];
+        for (number, content) in (1..).zip(contents) {
+            changes.send(Change { number, content }).await.expect("the writer lives");
         }
-        let end = written.wait_for(|w| w.number == 3).await.expect("the writer lives").clone();
+        let end = written.wait_for(|w| w.number == 4).await.expect("the writer lives").clone();
         assert_eq!(end.failed, None);
         drop(changes);
         thread.join().expect("the writer ends");
+        assert_eq!(lines_of(dir.path()), ["one", "two", "three", "four"]);
+    }
 
-        let loaded = Store::open(dir.path()).and_then(|store| store.load()).expect("readable");
-        assert_eq!(loaded.len(), 1);
-        assert_eq!(loaded[0][0].json(), app.json());
+    #[tokio::test]
+    async fn half_a_line_is_cut_off() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join(JOURNAL), "whole\nhal").expect("writable");
+        assert_eq!(lines_of(dir.path()), ["whole"]);
+        let store = Store::open(dir.path()).expect("free");
+        let (changes, _written, thread) = store.write_behind().expect("a thread");
+        let change = Change { number: 1, content: Content::Append("next".into()) };
+        changes.send(change).await.expect("the writer lives");
+        drop(changes);
+        thread.join().expect("the writer ends");
+        assert_eq!(lines_of(dir.path()), ["whole", "next"]);
     }
 
     #[test]
-    fn a_corrupt_file_is_named() {
+    fn a_line_that_cannot_be_understood_is_named() {
         let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join(JOURNAL), "good\nbad\n").expect("writable");
         let store = Store::open(dir.path()).expect("free");
-        for content in ["", "{", "{}", r#"{"versions":[]}"#, r#"{"versions":[{"id":"/a"}]}"#] {
-            fs::write(dir.path().join("apps/a.json"), content).expect("writable");
-            assert!(matches!(store.load(), Err(Error::Corrupt { .. })), "{content}");
-        }
+        let refused = store.load(|line| if line == "good" { Ok(()) } else { Err("why".into()) });
+        assert!(matches!(refused, Err(Error::Corrupt { line: 2, .. })), "{refused:?}");
     }
 }

@@ -15,6 +15,10 @@ impl Timestamp {
         Self(jiff::Timestamp::now().as_millisecond())
     }
 
+    pub fn seconds_since(self, earlier: Self) -> f64 {
+        (self.0 - earlier.0) as f64 / 1000.0
+    }
+
     /// Reads any ISO-8601 instant with an offset; digits beyond milliseconds are cut off.
     pub fn parse(text: &str) -> Option<Self> {
         text.parse::<jiff::Timestamp>().ok().map(|t| Self(t.as_millisecond()))

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hickory_server::proto::op::ResponseCode;
+use hickory_server::proto::op::{Message, ResponseCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -214,6 +214,7 @@ impl Forwarder {
     /// much is in flight.
     fn take_off(self: &Arc<Self>, key: Key, upstreams: Arc<[Arc<Upstream>]>) -> Option<Flight> {
         let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok()?;
+        let question = key.clone();
         let spelled = Arc::new(Spelled::new(key, self.config.udp_payload_bytes));
         let (flight, pilot) = match self.cache.take_off(Arc::clone(&spelled)) {
             Ok(both) => both,
@@ -224,7 +225,8 @@ impl Forwarder {
         tokio::spawn(async move {
             let _permit = permit;
             let message = race(&upstreams, spelled, timeouts).await;
-            let stored = message.and_then(Stored::new).map(Arc::new).ok_or(Unresolved);
+            let stored = message.and_then(Stored::new).filter(|stored| stored.is_about(question.question()));
+            let stored = stored.map(Arc::new).ok_or(Unresolved);
             forwarder.cache.land(pilot, stored);
         });
         Some(flight)
@@ -243,6 +245,15 @@ impl Forwarder {
             );
         }
     }
+}
+
+/// Appends what a client gets when an upstream answers so. False: the answer cannot be used.
+pub(crate) fn relay(answer: Message, foreign: &Foreign, out: &mut Vec<u8>) -> bool {
+    let stored = Stored::new(answer).filter(|stored| stored.is_about(foreign.key().question()));
+    if let Some(stored) = &stored {
+        stored.write(foreign, Age::Seconds(0), out);
+    }
+    stored.is_some()
 }
 
 /// A question without letters looks the same in every spelling.

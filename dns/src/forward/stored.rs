@@ -63,6 +63,11 @@ impl Stored {
         Some(Self { bytes: bytes.into(), records, n_answers, question_end, code, lifetime })
     }
 
+    /// Whether its question is this one: name in lower case, type and class.
+    pub fn is_about(&self, question: &[u8]) -> bool {
+        self.bytes[HEADER..self.question_end] == *question
+    }
+
     pub fn n_bytes(&self) -> usize {
         size_of::<Self>() + self.bytes.len() + size_of_val(&*self.records)
     }

@@ -142,20 +142,14 @@ impl Responder {
             Err(Rejected::With(code)) => {
                 reject(packet, code, out);
                 let asker = Asker { transport, client, standing: Standing::Unproven };
-                return self.conclude(
-                    asker,
-                    (0_u16, code.low()),
-                    code,
-                    (OTHER_ZONE, Source::None),
-                    start,
-                    out,
-                );
+                let about = self.is_limited(asker).then_some((0, 0, code.low()));
+                return self.conclude(asker, about, code, (OTHER_ZONE, Source::None), start, out);
             }
         };
         self.counters.asked(query.record_type);
         let standing = self.standing(&query, transport, client);
         let asker = Asker { transport, client, standing };
-        let limit = self.limit(&query, asker);
+        let (limit, is_limited) = (self.limit(&query, asker), self.is_limited(asker));
         self.turn = self.turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let opt = query.edns.as_ref().map(|edns| self.terms.opt(edns, client));
         let zone = self.zone.load();
@@ -173,11 +167,11 @@ impl Responder {
             reply.set_recursion_available();
         }
         let counted = found.as_ref().map_or((OTHER_ZONE, Source::None), Found::counted);
-        // Missing names of a zone count as one, or every random name would have a limit of its own.
-        let about = match &found {
+        let about = is_limited.then(|| match &found {
             Some(Found { node: Some(_), .. }) => zone.hash(query.name()),
+            // Missing names of a zone count as one, or every random name would have a limit of its own.
             _ => counted.0 as u64,
-        };
+        });
         let code = match (is_answerable(&query), found) {
             (Err(code), _) => code,
             (Ok(()), None) => ResponseCode::Refused,
@@ -197,7 +191,7 @@ impl Responder {
             }
         };
         reply.finish(code);
-        let about = (about, u16::from(query.record_type), code.low());
+        let about = about.map(|name| (name, u16::from(query.record_type), code.low()));
         self.conclude(asker, about, code, counted, start, out)
     }
 
@@ -205,21 +199,26 @@ impl Responder {
         self.counters.silent(reason);
     }
 
-    /// Counts the reply that begins at `start`, and takes it back if its client has had too many about the same.
+    /// Whether the client may be somebody else than it says, to whom too many answers could be sent.
+    fn is_limited(&self, asker: Asker) -> bool {
+        self.terms.limiter.is_some()
+            && asker.transport == Transport::Udp
+            && asker.standing == Standing::Unproven
+            && !self.terms.is_local(asker.client)
+    }
+
+    /// Counts the reply that begins at `start`, and takes it back if its client has had too many about the same;
+    /// `about` is name, type and code, of a client that is limited.
     fn conclude(
         &self,
         asker: Asker,
-        about: impl std::hash::Hash,
+        about: Option<(u64, u16, u8)>,
         code: ResponseCode,
         (zone, source): (usize, Source),
         start: usize,
         out: &mut Vec<u8>,
     ) -> Outcome {
-        if let Some(limiter) = &self.terms.limiter
-            && asker.transport == Transport::Udp
-            && asker.standing == Standing::Unproven
-            && !self.terms.is_local(asker.client)
-        {
+        if let (Some(about), Some(limiter)) = (about, &self.terms.limiter) {
             match limiter.verdict(asker.client, about, unix_seconds()) {
                 Verdict::Send => {}
                 Verdict::Slip => {

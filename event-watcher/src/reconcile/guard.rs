@@ -91,6 +91,16 @@ impl Guard {
         self.held.as_ref().map(|held| &held.survey.lost)
     }
 
+    /// Whether one answer that an app is gone is too little to believe it.
+    pub(crate) fn doubts(&self, now: Instant, app: &AppId) -> bool {
+        let is_explained = self.explained.get(app).is_some_and(|at| now.duration_since(*at) < EXPLAINED_FOR);
+        self.is_watchful(now) && !is_explained
+    }
+
+    fn is_watchful(&self, now: Instant) -> bool {
+        self.suspicious_until.is_some_and(|until| now < until) || self.held.is_some()
+    }
+
     pub(crate) fn judge(&mut self, now: Instant, mut survey: Survey) -> Verdict {
         if survey.leader.is_some() && self.leader != survey.leader {
             // The first leader that is heard of is no change; the caller arms for the first list.
@@ -120,9 +130,8 @@ impl Guard {
     }
 
     fn is_suspicious(&self, now: Instant, survey: &Survey) -> bool {
-        let in_window = self.suspicious_until.is_some_and(|until| now < until) || self.held.is_some();
         let n_lost: usize = survey.lost.values().sum();
         let is_large = 2 * n_lost >= survey.n_before && survey.lost.len() >= MIN_APPS;
-        in_window && n_lost > 0 && (is_large || survey.contents == Contents::Nothing)
+        self.is_watchful(now) && n_lost > 0 && (is_large || survey.contents == Contents::Nothing)
     }
 }

@@ -1,7 +1,11 @@
 //! The watcher against a scripted scheduler on a real socket: what is published when streams die, answers break off,
 //! members redirect and events tell the end of an instance.
 
+mod conformance;
+mod faults;
 mod member;
+mod sources;
+mod tls;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -179,7 +183,7 @@ async fn an_unhealthy_instance_is_out_at_once() {
 }
 
 #[tokio::test]
-async fn a_cut_stream_is_opened_again_and_what_was_missed_is_read() {
+async fn w01_a_cut_stream_is_opened_again_and_what_was_missed_is_read() {
     let member = Member::start().await;
     member.set_app("/a", &["a.1"]);
     let mut watch = watch(config(&[&member]));
@@ -195,7 +199,7 @@ async fn a_cut_stream_is_opened_again_and_what_was_missed_is_read() {
 }
 
 #[tokio::test]
-async fn a_silent_stream_is_dead() {
+async fn w03_a_silent_stream_is_dead() {
     let (silent, other) = (Member::start().await, Member::start().await);
     silent.set_app("/a", &["a.1"]);
     other.set_app("/a", &["a.1", "a.2"]);
@@ -207,7 +211,7 @@ async fn a_silent_stream_is_dead() {
 }
 
 #[tokio::test]
-async fn oversized_and_senseless_events_cost_a_list() {
+async fn w06_senseless_events_cost_a_list() {
     let member = Member::start().await;
     member.set_app("/a", &["a.1"]);
     let mut config = config(&[&member]);
@@ -231,7 +235,7 @@ async fn oversized_and_senseless_events_cost_a_list() {
 }
 
 #[tokio::test]
-async fn a_bad_app_keeps_its_last_good_version_and_hides_nobody() {
+async fn w30_a_bad_app_keeps_its_last_good_version_and_hides_nobody() {
     let member = Member::start().await;
     member.set_app("/bad", &["bad.1"]);
     member.set_app("/good", &["good.1"]);
@@ -254,7 +258,7 @@ async fn a_bad_app_keeps_its_last_good_version_and_hides_nobody() {
 }
 
 #[tokio::test]
-async fn broken_answers_change_nothing() {
+async fn w20_broken_answers_change_nothing() {
     let member = Member::start().await;
     member.set_app("/a", &["a.1"]);
     let list = "/v2/apps";
@@ -307,7 +311,7 @@ async fn a_missing_page_of_a_proxy_does_not_remove_an_app() {
 }
 
 #[tokio::test]
-async fn a_standby_redirects_to_the_leader_and_credentials_stay_at_home() {
+async fn w12_a_standby_redirects_to_the_leader_and_credentials_stay_at_home() {
     let (standby, leader) = (Member::start().await, Member::start().await);
     leader.set_app("/a", &["a.1"]);
     for configured in [true, false] {
@@ -334,7 +338,7 @@ async fn a_standby_redirects_to_the_leader_and_credentials_stay_at_home() {
 }
 
 #[tokio::test]
-async fn redirects_end_at_strangers_and_in_circles() {
+async fn w13_redirects_end_at_strangers_and_in_circles() {
     let (member, stranger) = (Member::start().await, Member::start().await);
     stranger.set_app("/evil", &[]);
     let mut config = config(&[&member]);
@@ -354,7 +358,7 @@ async fn redirects_end_at_strangers_and_in_circles() {
 }
 
 #[tokio::test]
-async fn without_an_event_stream_the_list_is_polled() {
+async fn w39_without_an_event_stream_the_list_is_polled() {
     for refusal in [
         answer("404 Not Found", "", ""),
         answer("405 Method Not Allowed", "", ""),
@@ -375,7 +379,7 @@ async fn without_an_event_stream_the_list_is_polled() {
 }
 
 #[tokio::test]
-async fn the_resync_repairs_what_no_event_told_and_reads_only_what_differs() {
+async fn w10_the_resync_repairs_what_no_event_told_and_reads_only_what_differs() {
     let member = Member::start().await;
     for n in 0..20 {
         member.set_app(&format!("/app{n}"), &["x.1"]);
@@ -396,7 +400,7 @@ async fn the_resync_repairs_what_no_event_told_and_reads_only_what_differs() {
 }
 
 #[tokio::test]
-async fn a_member_that_is_down_or_silent_does_not_delay_the_start() {
+async fn w24_a_member_that_is_down_or_silent_does_not_delay_the_start() {
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let member = Member::start().await;
@@ -410,7 +414,7 @@ async fn a_member_that_is_down_or_silent_does_not_delay_the_start() {
 }
 
 #[tokio::test]
-async fn the_kept_list_serves_until_the_scheduler_answers() {
+async fn w34_the_kept_state_serves_until_the_scheduler_answers() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("list");
     let member = Member::start().await;

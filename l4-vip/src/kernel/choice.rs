@@ -9,8 +9,9 @@ use std::str::FromStr;
 use event_watcher::catalog::VipPool;
 use serde::{Deserialize, Serialize};
 
-use super::ebpf::{self, Ebpf, EbpfConfig};
-use super::{ApplyError, Frontend, KernelPlane, OpenError};
+use super::ebpf::{Ebpf, EbpfConfig, Limits};
+use super::nft::{Left, Nft, NftConfig, Ownership};
+use super::{Frontend, KernelPlane, OpenError};
 use crate::stats::PlaneKind;
 
 /// `--vip-plane`
@@ -108,22 +109,26 @@ impl Chosen {
 /// Opens the plane that was asked for. With [`PlaneChoice::Auto`] this always works: userspace needs nothing.
 pub fn choose(config: ChoiceConfig) -> Result<Chosen, OpenError> {
     let mut chosen = Chosen { wanted: config.wanted, kernel: None, why_not: Vec::new(), config };
-    let candidates: &[PlaneKind] = match chosen.wanted {
+    let candidates: &[Candidate] = match chosen.wanted {
         PlaneChoice::Userspace => &[],
-        PlaneChoice::Ebpf => &[PlaneKind::Ebpf],
-        PlaneChoice::Nft => &[PlaneKind::Nft],
-        PlaneChoice::Auto => &[PlaneKind::Ebpf, PlaneKind::Nft],
+        PlaneChoice::Ebpf => &[Candidate::Ebpf],
+        PlaneChoice::Nft => &[Candidate::Nft],
+        PlaneChoice::Auto => &[Candidate::Ebpf, Candidate::Nft],
     };
-    for kind in candidates {
-        match open(*kind, &chosen.config) {
+    for candidate in candidates {
+        match candidate.open(&chosen.config) {
             Ok(plane) => {
                 chosen.kernel = Some(plane);
                 break;
             }
             Err(error) if chosen.wanted == PlaneChoice::Auto => {
                 let reason = format!("{error}: {}; {}", error.source, error.hint);
-                tracing::info!(plane = kind.as_str(), reason, "this VIP plane cannot be used here");
-                chosen.why_not.push(Rejection { plane: *kind, reason });
+                tracing::info!(
+                    plane = candidate.kind().as_str(),
+                    reason,
+                    "this VIP plane cannot be used here"
+                );
+                chosen.why_not.push(Rejection { plane: candidate.kind(), reason });
             }
             Err(error) => return Err(error),
         }
@@ -131,21 +136,27 @@ pub fn choose(config: ChoiceConfig) -> Result<Chosen, OpenError> {
     Ok(chosen)
 }
 
-fn open(kind: PlaneKind, config: &ChoiceConfig) -> Result<Box<dyn KernelPlane>, OpenError> {
-    let unavailable = |what: &str| {
-        OpenError::new(what, std::io::ErrorKind::Unsupported.into(), "choose another --vip-plane")
-    };
-    match kind {
-        PlaneKind::Ebpf => {
-            let config = EbpfConfig {
-                cgroup: config.cgroup.clone(),
-                pools: config.pools.clone(),
-                limits: ebpf::Limits::default(),
-            };
-            Ok(Box::new(Ebpf::open(config)?))
+/// A plane that may not work here.
+#[derive(Clone, Copy, Debug)]
+enum Candidate {
+    Ebpf,
+    Nft,
+}
+
+impl Candidate {
+    fn kind(self) -> PlaneKind {
+        match self {
+            Self::Ebpf => PlaneKind::Ebpf,
+            Self::Nft => PlaneKind::Nft,
         }
-        PlaneKind::Nft => Err(unavailable("use nftables: this build has no nft plane")),
-        PlaneKind::Userspace => Err(unavailable("open the userspace plane in the kernel")),
+    }
+
+    fn open(self, config: &ChoiceConfig) -> Result<Box<dyn KernelPlane>, OpenError> {
+        let ChoiceConfig { cgroup, pools, .. } = config.clone();
+        match self {
+            Self::Ebpf => Ok(Box::new(Ebpf::open(EbpfConfig { cgroup, pools, limits: Limits::default() })?)),
+            Self::Nft => Ok(Box::new(Nft::open(NftConfig { pools, ownership: Ownership::Exclusive })?)),
+        }
     }
 }
 
@@ -159,14 +170,28 @@ pub(crate) struct Others {
 impl Others {
     /// Takes the VIPs in `served`, and the pools, away from every other plane whose process has ended. Called when
     /// they are served already, so that no connection falls between the two.
-    pub(crate) fn take_over(&self, served: &[Frontend]) -> Result<(), ApplyError> {
+    pub(crate) fn take_over(&self, served: &[Frontend]) -> Result<(), OpenError> {
         let is_ours = |frontend: &Frontend| {
             served.contains(frontend) || self.pools.iter().any(|pool| pool.contains(frontend.address.ip()))
         };
-        let n_removed = Ebpf::remove_left_over(&is_ours)
-            .map_err(|e| ApplyError::kernel("take over from an eBPF plane that has stopped", e))?;
+        let active = self.active.as_str();
+        let n_removed = Ebpf::remove_left_over(&is_ours).map_err(|source| {
+            let hint = "remove the directories below /sys/fs/bpf/waymark by hand";
+            OpenError::new("take over from an eBPF plane that has stopped", source, hint)
+        })?;
         if n_removed > 0 {
-            tracing::info!(n_removed, active = self.active.as_str(), "took over from an eBPF plane");
+            tracing::info!(n_removed, active, "took over from an eBPF plane");
+        }
+        if self.active != PlaneKind::Nft && Nft::take_over(&self.pools, Left::Connections)? {
+            tracing::info!(active, "took over from the nft plane, which keeps its established connections");
+        }
+        Ok(())
+    }
+
+    /// Removes what [`Self::take_over`] left for the sake of established connections.
+    pub(crate) fn flush(&self) -> Result<(), OpenError> {
+        if self.active != PlaneKind::Nft {
+            Nft::take_over(&self.pools, Left::Nothing)?;
         }
         Ok(())
     }

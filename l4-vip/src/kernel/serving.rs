@@ -57,8 +57,11 @@ impl Told {
 pub(crate) struct Serving {
     driver: Option<Driver>,
     on_exit: OnExit,
-    /// Until it has been done: it waits for the first VIPs to be served by this plane.
-    take_over: Option<Others>,
+    /// It has been said once what should be served.
+    is_told: bool,
+    others: Others,
+    /// The VIPs were taken away from planes of earlier runs.
+    has_taken_over: bool,
     told: Arc<ArcSwap<Told>>,
 }
 
@@ -73,9 +76,11 @@ impl Serving {
         };
         let told = Told { choice, served: Arc::default(), refused: Arc::default(), counted: Arc::default() };
         Self {
-            take_over: Some(chosen.others()),
+            others: chosen.others(),
+            has_taken_over: false,
             driver: chosen.kernel.map(Driver::new),
             on_exit,
+            is_told: false,
             told: Arc::new(ArcSwap::from_pointee(told)),
         }
     }
@@ -93,6 +98,7 @@ impl Serving {
     pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) -> bool {
         let Some(driver) = &mut self.driver else { return true };
         driver.set(services, gone).await;
+        self.is_told = true;
         self.tell();
         self.is_applied()
     }
@@ -101,9 +107,10 @@ impl Serving {
         self.driver.as_ref().is_none_or(Driver::is_applied)
     }
 
-    /// When [`Self::tick`] wants to be called; never, for userspace.
+    /// When [`Self::tick`] wants to be called. Never for userspace; for the kernel, not before it was told what to
+    /// serve: until then what an earlier run left must stay as it is.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.driver.as_ref().map(Driver::next)
+        self.driver.as_ref().filter(|_| self.is_told).map(Driver::next)
     }
 
     pub(crate) async fn tick(&mut self) -> Ticked {
@@ -139,23 +146,33 @@ impl Serving {
 
     /// Takes the VIPs away from planes of earlier runs, once, when `served` are served by this one.
     pub(crate) async fn take_over(&mut self, served: &BTreeMap<Frontend, Arc<VipState>>) {
-        let Some(others) = self.take_over.take() else { return };
-        let served: Vec<Frontend> = served.keys().copied().collect();
-        let taken = tokio::task::spawn_blocking(move || others.take_over(&served)).await;
-        let failure = match taken {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!(failure, "another plane may still serve the VIPs");
+        if std::mem::replace(&mut self.has_taken_over, true) {
+            return;
+        }
+        let (served, others): (Vec<Frontend>, Others) =
+            (served.keys().copied().collect(), self.others.clone());
+        match tokio::task::spawn_blocking(move || others.take_over(&served)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, source = %error.source, hint = error.hint, "another plane may still serve VIPs");
+            }
+            Err(error) => tracing::error!(%error, "taking over from another plane did not end"),
+        }
     }
 
     /// Leaves the kernel as the configuration says.
     pub(crate) async fn stop(mut self) {
-        if let (Some(driver), OnExit::Flush) = (&mut self.driver, self.on_exit)
+        if self.on_exit == OnExit::Keep {
+            return;
+        }
+        if let Some(driver) = &mut self.driver
             && let Err(error) = driver.flush().await
         {
             tracing::error!(%error, "the VIPs could not be removed from the kernel");
+        }
+        let others = self.others;
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || others.flush()).await {
+            tracing::error!(%error, hint = error.hint, "something of an earlier plane is left in the kernel");
         }
     }
 

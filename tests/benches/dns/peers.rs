@@ -130,9 +130,10 @@ impl Server {
             .arg(format!("--port={port}"))
             .arg(format!("--addn-hosts={directory}/hosts"))
             .arg("--pid-file");
-        let server = Self::start("dnsmasq", address, &mut command)?;
+        let mut server = Self::start("dnsmasq", address, &mut command)?;
         // It keeps services in a list that it walks through.
-        Ok(Self { has_services: false, ..server })
+        server.has_services = false;
+        Ok(server)
     }
 
     fn start(name: &'static str, address: SocketAddr, command: &mut Command) -> anyhow::Result<Self> {

@@ -2,6 +2,7 @@
 //!
 //! Not here: what a result means for the instance (`core::instance`).
 
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{LaunchSpec, process};
+use super::process;
+use super::spec::{LaunchSpec, Target};
 use crate::scheduler::app::{HealthCheck, Protocol, ReadinessCheck};
 use crate::scheduler::core::instance::{Readiness, ReadinessResponse};
 use crate::scheduler::core::status::Report;
@@ -21,7 +23,12 @@ const FIRST_CHECK_WITHIN: Duration = Duration::from_secs(5);
 const KEPT_BODY_BYTES: usize = 4096;
 
 /// Makes health check `index` of the task until it is dropped.
-pub async fn watch_health(spec: Arc<LaunchSpec>, index: usize, reports: mpsc::Sender<Report>) {
+pub async fn watch_health(
+    spec: Arc<LaunchSpec>,
+    index: usize,
+    address: Option<IpAddr>,
+    reports: mpsc::Sender<Report>,
+) {
     let Some(check) = spec.app.health_checks.get(index) else { return };
     let interval = Duration::from_secs(check.interval_seconds.into());
     let timeout = Duration::from_secs(check.timeout_seconds.into());
@@ -34,7 +41,7 @@ pub async fn watch_health(spec: Arc<LaunchSpec>, index: usize, reports: mpsc::Se
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let result = match tokio::time::timeout(timeout, check_once(check, &spec, timeout)).await {
+        let result = match tokio::time::timeout(timeout, check_once(check, &spec, address, timeout)).await {
             Ok(result) => result,
             Err(_) => Err(format!("timed out after {}s", timeout.as_secs())),
         };
@@ -45,21 +52,34 @@ pub async fn watch_health(spec: Arc<LaunchSpec>, index: usize, reports: mpsc::Se
     }
 }
 
-async fn check_once(check: &HealthCheck, spec: &LaunchSpec, timeout: Duration) -> Result<(), String> {
-    if let (Protocol::Command, Some(command)) = (check.protocol(), &check.command) {
-        return process::run_check(&command.value, spec, timeout).await;
+async fn check_once(
+    check: &HealthCheck,
+    spec: &LaunchSpec,
+    address: Option<IpAddr>,
+    timeout: Duration,
+) -> Result<(), String> {
+    if check.protocol() == Protocol::Command {
+        let command = check.command.as_ref().ok_or("the check has no command")?;
+        let container = spec.containers.get(check.container).ok_or("the check has no container")?;
+        return process::run_check(&command.value, spec, container, timeout).await;
     }
-    let port = check.port.or_else(|| spec.ports.get(check.port_index?).copied());
-    let port = port.ok_or("the task has no such port")?;
+    let target = match check.port {
+        Some(port) => {
+            let own = address.filter(|_| spec.app.has_own_address());
+            Some(Target { host: own.map_or_else(|| spec.host.clone(), |own| own.to_string()), port })
+        }
+        None => check.port_index.and_then(|index| spec.target(index, address)),
+    };
+    let Target { host, port } = target.ok_or("the task has no such port")?;
     let scheme = match check.protocol() {
         Protocol::Tcp => {
-            let connected = TcpStream::connect((spec.host.as_str(), port)).await;
+            let connected = TcpStream::connect((host.as_str(), port)).await;
             return connected.map(drop).map_err(|error| error.to_string());
         }
         Protocol::Https => "https",
         _ => "http",
     };
-    let response = get(scheme, &spec.host, port, check.path.as_deref().unwrap_or("/")).await?;
+    let response = get(scheme, &host, port, check.path.as_deref().unwrap_or("/")).await?;
     let status = response.status();
     if check.ignore_http1xx && status.is_informational() {
         return Ok(());
@@ -69,18 +89,17 @@ async fn check_once(check: &HealthCheck, spec: &LaunchSpec, timeout: Duration) -
 }
 
 /// Asks until the task says that it is ready.
-pub async fn watch_readiness(spec: Arc<LaunchSpec>, reports: mpsc::Sender<Report>) {
+pub async fn watch_readiness(spec: Arc<LaunchSpec>, address: Option<IpAddr>, reports: mpsc::Sender<Report>) {
     let Some(check) = spec.app.readiness_check() else { return };
     let interval = Duration::from_secs(check.interval_seconds.into());
     let timeout = Duration::from_secs(check.timeout_seconds.into());
-    let definitions = &spec.app.port_definitions;
-    let index = definitions.iter().position(|d| d.name.as_deref() == Some(&check.port_name));
-    let Some(&port) = index.and_then(|index| spec.ports.get(index)) else { return };
+    let index = spec.app.ports().iter().position(|port| port.name == Some(&check.port_name));
+    let Some(Target { host, port }) = index.and_then(|index| spec.target(index, address)) else { return };
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let asked = ask_ready(check, &spec.host, port);
+        let asked = ask_ready(check, &host, port);
         let Ok(Some(readiness)) = tokio::time::timeout(timeout, asked).await else { continue };
         let ready = readiness.ready;
         if reports.send(Report::Readiness { task: spec.task.clone(), readiness }).await.is_err() || ready {
@@ -115,19 +134,36 @@ async fn get(scheme: &str, host: &str, port: u16, path: &str) -> Result<reqwest:
     let slash = if path.starts_with('/') { "" } else { "/" };
     let client = client().as_ref().map_err(Clone::clone)?;
     let sent = client.get(format!("{scheme}://{host}:{port}{slash}{path}")).send().await;
-    sent.map_err(|error| {
-        // The outermost message only repeats the URL.
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
-        }
-        cause.to_string()
+    sent.map_err(|error| innermost(&error))
+}
+
+/// What went wrong at the bottom: the outermost message only repeats the URL.
+pub fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    match error.status() {
+        Some(status) => status.to_string(),
+        None => cause.to_string(),
+    }
+}
+
+type Client = Result<reqwest::Client, String>;
+
+/// The client that fetches files: as a browser would, with certificates checked.
+pub fn fetch_client() -> &'static Client {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    CLIENT.get_or_init(|| {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let built = reqwest::Client::builder().user_agent("waymark fetcher").build();
+        built.map_err(|error| error.to_string())
     })
 }
 
 /// One client for all checks: no redirects, no proxy, any certificate, a new connection each time.
-fn client() -> &'static Result<reqwest::Client, String> {
-    static CLIENT: OnceLock<Result<reqwest::Client, String>> = OnceLock::new();
+fn client() -> &'static Client {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
     CLIENT.get_or_init(|| {
         // Somebody else may have chosen a provider already; any will do.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

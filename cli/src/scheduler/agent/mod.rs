@@ -6,11 +6,16 @@
 //! Not here: which tasks run (`core`).
 
 pub mod check;
+pub mod docker;
+mod fetch;
 pub mod leftovers;
 pub mod logs;
 pub mod process;
+mod secrets;
+pub mod spec;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,12 +25,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::app::App;
+use super::app::NetworkMode;
 use super::app::validate::Execution;
 use super::core::instance::{Readiness, TaskRef};
 use super::core::status::Report;
 
 use process::Process;
+use spec::ContainerSpec;
+pub use spec::LaunchSpec;
 
 /// Orders and reports under way between core and agent.
 pub const QUEUE: usize = 1024;
@@ -34,17 +41,6 @@ pub const QUEUE: usize = 1024;
 /// event stream takes the endpoint out within this time, so that no request is sent to a process that has
 /// stopped listening. A watcher needs a few milliseconds, tens on a loaded machine.
 pub const DRAIN_HEAD_START: Duration = Duration::from_millis(50);
-
-/// Everything needed to run one task.
-#[derive(Debug)]
-pub struct LaunchSpec {
-    pub task: TaskRef,
-    pub app: Arc<App>,
-    pub env: BTreeMap<String, String>,
-    pub sandbox: PathBuf,
-    pub host: String,
-    pub ports: Vec<u16>,
-}
 
 #[derive(Debug)]
 pub enum Order {
@@ -64,7 +60,7 @@ pub fn start(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = async move {
         match execution {
-            Execution::Processes => run_tasks(receiver, reports).await,
+            Execution::Processes | Execution::ProcessesAndImages => run_tasks(receiver, reports).await,
             Execution::Simulated => pretend(receiver, reports).await,
         }
     };
@@ -133,35 +129,139 @@ async fn run_task(
     task
 }
 
-/// Runs the process to its end. Returns whether it failed, and Mesos' message.
-async fn live(
-    spec: Arc<LaunchSpec>,
-    kill: &mut watch::Receiver<Option<Duration>>,
-    reports: &mpsc::Sender<Report>,
-) -> (bool, String) {
+/// A wish to end: how much time there is for it.
+type Stop = watch::Receiver<Option<Duration>>;
+
+async fn stopped(stop: &mut Stop) -> Duration {
+    match stop.wait_for(Option::is_some).await.map(|grace| grace.unwrap_or_default()) {
+        Ok(grace) => grace,
+        // Whoever could have asked is gone without asking.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Runs the instance to its end. Returns whether it failed, and Mesos' message.
+async fn live(spec: Arc<LaunchSpec>, kill: &mut Stop, reports: &mpsc::Sender<Report>) -> (bool, String) {
     let _ = reports.send(Report::Starting(spec.task.clone())).await;
-    let mut process = match Process::spawn(&spec).await {
-        Ok(process) => process,
-        Err(error) => return (true, format!("Failed to launch the command: {error}")),
+    let prepared = tokio::select! {
+        prepared = prepare(&spec) => prepared,
+        _ = stopped(kill) => return (false, "Killed while its files were fetched".to_owned()),
     };
-    let _ = reports.send(Report::Running(spec.task.clone())).await;
+    let (stop, stopping) = watch::channel(None);
+    let mut containers = JoinSet::new();
+    let mut failure = prepared.err();
+    for index in 0..spec.containers.len() {
+        if failure.is_some() {
+            break;
+        }
+        match Process::spawn(&spec, &spec.containers[index]).await {
+            Ok(process) => {
+                containers.spawn(run_container(process, spec.clone(), index, stopping.clone()));
+            }
+            Err(error) => failure = Some(format!("Failed to launch the command: {error}")),
+        }
+    }
     // Dropping the set ends the checks with the task.
     let mut checks = JoinSet::new();
+    if failure.is_none() {
+        let address = own_address(&spec).await;
+        let _ = reports.send(Report::Running { task: spec.task.clone(), address }).await;
+        watch(&spec, address, reports, &mut checks);
+    } else {
+        stop.send_replace(Some(Duration::ZERO));
+    }
+    let mut last = String::new();
+    let mut killed = false;
+    loop {
+        tokio::select! {
+            ended = containers.join_next() => match ended {
+                None => break,
+                Some(Ok((failed, message))) => {
+                    if failed && failure.is_none() && !killed {
+                        // One container that fails takes its pod with it.
+                        failure = Some(message.clone());
+                        stop.send_replace(Some(spec.grace()));
+                    }
+                    last = message;
+                }
+                Some(Err(error)) => tracing::error!(%error, "a container's task ended badly"),
+            },
+            grace = stopped(kill), if !killed => {
+                killed = true;
+                checks.abort_all();
+                tokio::time::sleep(DRAIN_HEAD_START).await;
+                stop.send_replace(Some(grace));
+            }
+        }
+    }
+    match failure {
+        Some(message) => (true, message),
+        None => (false, last),
+    }
+}
+
+/// Everything that must be there before the first program starts.
+async fn prepare(spec: &LaunchSpec) -> Result<(), String> {
+    for container in &spec.containers {
+        let sandbox = &container.sandbox;
+        let failed = |error: std::io::Error| format!("{}: {error}", sandbox.display());
+        tokio::fs::create_dir_all(sandbox).await.map_err(failed)?;
+        let cache = spec.secrets.with_file_name("fetched");
+        fetch::all(&container.fetch, sandbox, &cache).await?;
+        if container.image.is_none()
+            && let Some(user) = &container.user
+        {
+            process::hand_over(sandbox, user).map_err(|error| error.to_string())?;
+        }
+        if let Some(image) = container.image.as_ref().filter(|image| image.force_pull) {
+            docker::pull(&image.image).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The address that the engine gave the container; other instances know theirs already.
+async fn own_address(spec: &LaunchSpec) -> Option<IpAddr> {
+    let container: &ContainerSpec = spec.containers.first()?;
+    if container.image.is_none() || spec.app.network_mode() == NetworkMode::Host {
+        return None;
+    }
+    docker::address_of(container).await
+}
+
+fn watch(
+    spec: &Arc<LaunchSpec>,
+    address: Option<IpAddr>,
+    reports: &mpsc::Sender<Report>,
+    checks: &mut JoinSet<()>,
+) {
+    let address = address.or(spec.address);
     for index in 0..spec.app.health_checks.len() {
-        checks.spawn(check::watch_health(spec.clone(), index, reports.clone()));
+        checks.spawn(check::watch_health(spec.clone(), index, address, reports.clone()));
     }
     if spec.app.readiness_check().is_some() {
-        checks.spawn(check::watch_readiness(spec.clone(), reports.clone()));
+        checks.spawn(check::watch_readiness(spec.clone(), address, reports.clone()));
     }
+}
+
+/// Runs one container's program to its end.
+async fn run_container(
+    mut process: Process,
+    spec: Arc<LaunchSpec>,
+    index: usize,
+    mut stop: Stop,
+) -> (bool, String) {
     let status = tokio::select! {
         status = process.exited() => {
             process.end_group_now().await;
             status
         }
-        Ok(grace) = async { kill.wait_for(Option::is_some).await.map(|grace| grace.unwrap_or_default()) } => {
-            drop(checks);
-            tokio::time::sleep(DRAIN_HEAD_START).await;
-            process.terminate(grace).await
+        grace = stopped(&mut stop) => {
+            let status = process.terminate(grace).await;
+            if let Some(container) = spec.containers.get(index).filter(|c| c.image.is_some()) {
+                docker::remove(container).await;
+            }
+            status
         }
     };
     process.close_logs().await;
@@ -181,7 +281,7 @@ async fn pretend(mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report
                 Some(Order::Launch(spec)) => {
                     let task = spec.task;
                     pending.push_back(Report::Starting(task.clone()));
-                    pending.push_back(Report::Running(task.clone()));
+                    pending.push_back(Report::Running { task: task.clone(), address: None });
                     for check in 0..spec.app.health_checks.len() {
                         pending.push_back(Report::Checked { task: task.clone(), check, result: Ok(()) });
                     }

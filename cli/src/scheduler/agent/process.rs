@@ -5,6 +5,7 @@
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::LaunchSpec;
-use super::logs;
+use super::spec::{ContainerSpec, LaunchSpec};
+use super::{docker, logs, secrets};
+use crate::scheduler::app::pod::Program;
 
 /// How often a group that was told to go is looked at: short against every grace period, cheap for the CPU.
 const GROUP_POLL: Duration = Duration::from_millis(5);
@@ -42,20 +44,31 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the task's command: `args` as they are, or `cmd` through the shell.
-    pub async fn spawn(spec: &LaunchSpec) -> io::Result<Self> {
-        tokio::fs::create_dir_all(&spec.sandbox).await?;
-        let mut command = match (&spec.app.args, &spec.app.cmd) {
-            (Some(args), _) => {
+    /// Starts a container's program: on this machine, or through `docker` when it has an image.
+    pub async fn spawn(spec: &LaunchSpec, container: &ContainerSpec) -> io::Result<Self> {
+        let env = secrets::resolve(&container.env, &spec.app.secrets, &spec.secrets).await;
+        let env = env.map_err(io::Error::other)?;
+        let mut command = match (&container.image, &container.program) {
+            (Some(image), _) => {
+                let mut command = Command::new("docker");
+                command.args(docker::run_arguments(spec, container, image, &env));
+                command
+            }
+            (None, Some(Program::Argv(args))) => {
                 let (program, rest) =
                     args.split_first().ok_or_else(|| io::Error::other("'args' is empty"))?;
                 let mut command = Command::new(program);
                 command.args(rest);
                 command
             }
-            (None, cmd) => shell(cmd.as_deref().unwrap_or_default()),
+            (None, Some(Program::Shell(line))) => shell(line),
+            (None, None) => return Err(io::Error::other("there is neither a command nor an image")),
         };
-        prepare(&mut command, spec)?;
+        if container.image.is_none() {
+            prepare(&mut command, container, env)?;
+        } else {
+            isolate(&mut command, &container.sandbox);
+        }
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| {
             let program = command.as_std().get_program().to_string_lossy().into_owned();
@@ -64,10 +77,10 @@ impl Process {
         let group = child.id().ok_or_else(|| io::Error::other("the process has no id"))? as libc::pid_t;
         let mut logs = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
-            logs.spawn(logs::copy(stdout, spec.sandbox.join("stdout")));
+            logs.spawn(logs::copy(stdout, container.sandbox.join("stdout")));
         }
         if let Some(stderr) = child.stderr.take() {
-            logs.spawn(logs::copy(stderr, spec.sandbox.join("stderr")));
+            logs.spawn(logs::copy(stderr, container.sandbox.join("stderr")));
         }
         Ok(Self { child, group, logs })
     }
@@ -128,10 +141,24 @@ impl Process {
     }
 }
 
-/// Runs a COMMAND check next to the task.
-pub async fn run_check(line: &str, spec: &LaunchSpec, timeout: Duration) -> Result<(), String> {
-    let mut command = shell(line);
-    prepare(&mut command, spec).map_err(|error| error.to_string())?;
+/// Runs a COMMAND check next to the task, or inside its container.
+pub async fn run_check(
+    line: &str,
+    spec: &LaunchSpec,
+    container: &ContainerSpec,
+    timeout: Duration,
+) -> Result<(), String> {
+    let mut command = if container.image.is_some() {
+        let mut command = Command::new("docker");
+        command.args(["exec", &docker::name(container), "/bin/sh", "-c", line]);
+        isolate(&mut command, &container.sandbox);
+        command
+    } else {
+        let env = secrets::resolve(&container.env, &spec.app.secrets, &spec.secrets).await?;
+        let mut command = shell(line);
+        prepare(&mut command, container, env).map_err(|error| error.to_string())?;
+        command
+    };
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| format!("Failed to launch the check: {error}"))?;
     let group = child.id().ok_or("the process has no id")? as libc::pid_t;
@@ -160,27 +187,48 @@ fn shell(line: &str) -> Command {
     command
 }
 
-fn prepare(command: &mut Command, spec: &LaunchSpec) -> io::Result<()> {
+/// The environment and the user of a program of this machine.
+fn prepare(command: &mut Command, container: &ContainerSpec, env: Vec<(String, String)>) -> io::Result<()> {
     let inherited = |(name, _): &(OsString, OsString)| {
         let name = name.to_string_lossy();
         !NOT_INHERITED.iter().any(|prefix| name.starts_with(prefix))
     };
-    command
-        .env_clear()
-        .envs(std::env::vars_os().filter(inherited))
-        .envs(&spec.env)
-        .current_dir(&spec.sandbox)
-        .stdin(Stdio::null())
-        .process_group(0)
-        .kill_on_drop(true);
-    if let Some(user) = &spec.app.user {
+    command.env_clear().envs(std::env::vars_os().filter(inherited)).envs(env);
+    isolate(command, &container.sandbox);
+    if let Some(user) = &container.user {
         let (uid, gid) = look_up(user)?;
         // SAFETY: `geteuid` has no preconditions.
         if uid != unsafe { libc::geteuid() } {
-            std::os::unix::fs::chown(&spec.sandbox, Some(uid), Some(gid))?;
             command.uid(uid).gid(gid);
         }
     }
+    Ok(())
+}
+
+/// Gives the sandbox and everything fetched into it to the app's user.
+pub fn hand_over(sandbox: &Path, user: &str) -> io::Result<()> {
+    let (uid, gid) = look_up(user)?;
+    // SAFETY: `geteuid` has no preconditions.
+    if uid == unsafe { libc::geteuid() } {
+        return Ok(());
+    }
+    let mut folders = vec![sandbox.to_owned()];
+    while let Some(folder) = folders.pop() {
+        std::os::unix::fs::lchown(&folder, Some(uid), Some(gid))?;
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => folders.push(entry.path()),
+                false => std::os::unix::fs::lchown(entry.path(), Some(uid), Some(gid))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A process group of its own that ends with the agent.
+fn isolate(command: &mut Command, sandbox: &Path) {
+    command.current_dir(sandbox).stdin(Stdio::null()).process_group(0).kill_on_drop(true);
     // SAFETY: between fork and exec only async-signal-safe calls are made.
     unsafe {
         let parent = libc::getpid();
@@ -195,7 +243,6 @@ fn prepare(command: &mut Command, spec: &LaunchSpec) -> io::Result<()> {
             Ok(())
         });
     }
-    Ok(())
 }
 
 fn look_up(user: &str) -> io::Result<(libc::uid_t, libc::gid_t)> {

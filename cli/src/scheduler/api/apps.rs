@@ -13,8 +13,9 @@ use super::selector::Selector;
 use super::view::{Embed, ServicePorts, TaskWriter, write_app};
 use super::{Answer, Call, Context, Failure, settled, tasks};
 use crate::scheduler::app::App;
-use crate::scheduler::app::input::{AppUpdate, FieldError, read_app};
-use crate::scheduler::core::operations::{Accepted, Caller, Change, Conflict};
+use crate::scheduler::app::fields::{FieldError, undefined};
+use crate::scheduler::app::input::{AppUpdate, read_app};
+use crate::scheduler::core::operations::{Accepted, Caller, Change, Conflict, Post, Request};
 use crate::scheduler::core::{AppState, Core, Refusal};
 use crate::scheduler::id::AppId;
 use crate::scheduler::timestamp::Timestamp;
@@ -28,11 +29,11 @@ pub(super) async fn answer(call: &Call, rest: &[&str], context: &Context) -> Ans
         (_, [path @ .., "tasks"]) => tasks::answer_app(call, path, None, context).await,
         (_, [path @ .., "tasks", task]) => tasks::answer_app(call, path, Some(task), context).await,
         (&Method::POST, [path @ .., "restart"]) => restart(call, id_of(path)?, context).await,
-        (&Method::GET, [path @ .., "versions"]) => versions(id_of(path)?, context).await,
-        (&Method::GET, [path @ .., "versions", version]) => {
+        (&Method::GET | &Method::HEAD, [path @ .., "versions"]) => versions(id_of(path)?, context).await,
+        (&Method::GET | &Method::HEAD, [path @ .., "versions", version]) => {
             one_version(id_of(path)?, (*version).to_owned(), context).await
         }
-        (&Method::GET, [path @ .., "*"]) => list_group(call, id_of(path)?, context).await,
+        (&Method::GET | &Method::HEAD, [path @ .., "*"]) => list_group(call, id_of(path)?, context).await,
         (&Method::GET | &Method::HEAD, path) => show(call, id_of(path)?, context).await,
         (&Method::PUT, path) => update(call, id_of(path)?, Creation::Allowed, context).await,
         (&Method::PATCH, path) => update(call, id_of(path)?, Creation::Refused, context).await,
@@ -51,8 +52,8 @@ pub(super) fn id_of(path: &[&str]) -> Result<AppId, Refusal> {
     AppId::parse(&path.join("/")).map_err(|error| Refusal::Invalid(vec![FieldError::new("/id", error)]))
 }
 
-fn caller(call: &Call) -> Caller {
-    Caller { ip: call.remote.ip().to_string(), uri: call.path.clone() }
+pub(super) fn caller(call: &Call, post: Post) -> Caller {
+    Caller { ip: call.remote.ip().to_string(), uri: call.path.clone(), post }
 }
 
 fn unknown(id: &AppId) -> Refusal {
@@ -90,7 +91,12 @@ impl Filter {
 /// Room for one app with a few tasks; a list is sized by it so that it rarely grows.
 const APP_BYTES: usize = 2048;
 
-fn write_list<'a>(core: &Core, key: &str, apps: impl Iterator<Item = &'a AppState>, embed: Embed) -> Reply {
+pub(super) fn write_list<'a>(
+    core: &Core,
+    key: &str,
+    apps: impl Iterator<Item = &'a AppState>,
+    embed: Embed,
+) -> Reply {
     let mut out = Vec::with_capacity(APP_BYTES * (core.apps.len() + 1));
     out.extend_from_slice(format!("{{\"{key}\":[").as_bytes());
     let tasks = TaskWriter::new(core, ServicePorts::Hidden);
@@ -141,11 +147,7 @@ fn read(value: &Value, path: &str) -> Result<AppUpdate, Refusal> {
 fn id_in_body(update: &AppUpdate, value: &Value) -> Result<AppId, Refusal> {
     match &update.id {
         Some(id) => AppId::parse(id).map_err(|error| Refusal::Invalid(vec![FieldError::new("/id", error)])),
-        None => {
-            let object = if value.as_object().is_some_and(|map| map.is_empty()) { "{}" } else { "{...}" };
-            let text = format!("'id' is undefined on object: {object}");
-            Err(Refusal::BadJson(vec![FieldError::new("/id", text)]))
-        }
+        None => Err(Refusal::BadJson(vec![undefined("", "id", value)])),
     }
 }
 
@@ -157,12 +159,11 @@ fn add(
 ) -> Result<(AppId, Accepted), Refusal> {
     let update = read(value, "")?;
     let id = id_in_body(&update, value)?;
-    if core.app(&id).is_some() {
-        return Err(Refusal::AppExists(id));
-    }
     let change = core.define(&update, &App::with_defaults(id.clone(), core.clock.newest()))?;
-    let accepted = core.apply(vec![change], conflict, id.as_str(), caller)?;
-    Ok((id, accepted))
+    core.refuse_known(&id)?;
+    let origin = Some(id.clone());
+    let request = Request { changes: vec![change], conflict, origin, caller, ..Request::default() };
+    Ok((id, core.apply(request)?))
 }
 
 /// Adds the app unless it is known.
@@ -183,13 +184,12 @@ fn created(core: &Core, id: &AppId, accepted: &Accepted) -> Reply {
 }
 
 fn location(call: &Call, id: &AppId) -> String {
-    let host = call.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
-    format!("http://{}/v2/apps{id}", host.unwrap_or("localhost"))
+    format!("http://{}/v2/apps{id}", call.host())
 }
 
 async fn create(call: &Call, context: &Context) -> Answer {
     let value = call.json()?;
-    let (conflict, caller) = (call.conflict(Conflict::Refuse), caller(call));
+    let (conflict, caller) = (call.conflict(Conflict::Refuse), caller(call, Post::App));
     let work = move |core: &mut Core| {
         let (id, accepted) = add(core, &value, conflict, Some(caller))?;
         Ok((created(core, &id, &accepted), id))
@@ -208,6 +208,9 @@ fn change_for(
     creation: Creation,
 ) -> Result<Change, Refusal> {
     let known = core.app(id);
+    if known.is_none() && core.pod(id).is_some() {
+        return Err(Refusal::PodExists(id.clone()));
+    }
     if known.is_none() && creation == Creation::Refused {
         return Err(unknown(id));
     }
@@ -244,12 +247,15 @@ async fn update(call: &Call, id: AppId, creation: Creation, context: &Context) -
     let update = read(&value, "")?;
     check_version_alone(&update)?;
     let partial = creation == Creation::Refused || call.target.flag_or("partialUpdate", true);
-    let (conflict, caller) = (call.conflict(Conflict::Refuse), caller(call));
+    let (conflict, caller) = (call.conflict(Conflict::Refuse), caller(call, Post::App));
     let location = location(call, &id);
     let work = move |core: &mut Core| {
         let is_new = core.app(&id).is_none();
         let change = change_for(core, &id, &update, partial, creation)?;
-        let accepted = core.apply(vec![change], conflict, id.as_str(), Some(caller))?;
+        let origin = Some(id);
+        let request =
+            Request { changes: vec![change], conflict, origin, caller: Some(caller), ..Request::default() };
+        let accepted = core.apply(request)?;
         let reply = Reply::accepted(&accepted);
         if is_new {
             return Ok(reply.with_status(StatusCode::CREATED).with_location(location));
@@ -279,7 +285,7 @@ async fn update_many(call: &Call, context: &Context) -> Answer {
             .iter()
             .map(|(id, update)| change_for(core, id, update, partial, creation))
             .collect::<Result<_, _>>()?;
-        Ok(Reply::accepted(&core.apply(changes, conflict, "/", None)?))
+        Ok(Reply::accepted(&core.apply(Request { changes, conflict, ..Request::default() })?))
     };
     settled(context.handle.call_stored(work).await)
 }
@@ -289,8 +295,9 @@ async fn remove(call: &Call, id: AppId, context: &Context) -> Answer {
     let conflict = call.conflict(Conflict::Override);
     let work = move |core: &mut Core| {
         core.app(&id).ok_or_else(|| unknown(&id))?;
-        let accepted = core.apply(vec![Change::Remove(id.clone())], conflict, id.as_str(), None)?;
-        Ok(Reply::accepted(&accepted))
+        let changes = vec![Change::Remove(id.clone())];
+        let request = Request { changes, conflict, origin: Some(id), ..Request::default() };
+        Ok(Reply::accepted(&core.apply(request)?))
     };
     settled(context.handle.call_stored(work).await)
 }
@@ -299,8 +306,9 @@ async fn restart(call: &Call, id: AppId, context: &Context) -> Answer {
     let conflict = call.conflict(Conflict::Refuse);
     let work = move |core: &mut Core| {
         core.app(&id).ok_or_else(|| unknown(&id))?;
-        let accepted = core.apply(vec![Change::Restart(id.clone())], conflict, id.as_str(), None)?;
-        Ok(Reply::accepted(&accepted))
+        let changes = vec![Change::Restart(id.clone())];
+        let request = Request { changes, conflict, origin: Some(id), ..Request::default() };
+        Ok(Reply::accepted(&core.apply(request)?))
     };
     settled(context.handle.call_stored(work).await)
 }

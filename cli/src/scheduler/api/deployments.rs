@@ -10,9 +10,11 @@ use super::apps::id_of;
 use super::reply::Reply;
 use super::view::readiness_results;
 use super::{Answer, Call, Context, Failure, settled};
-use crate::scheduler::core::deployment::Deployment;
-use crate::scheduler::core::launch::{Lack, WaitStats};
+use crate::scheduler::core::deployment::{Deployment, Subject};
+use crate::scheduler::core::launch::WaitStats;
+use crate::scheduler::core::resources::Lack;
 use crate::scheduler::core::{AppState, Core, Refusal};
+use crate::scheduler::id::AppId;
 use crate::scheduler::timestamp::Timestamp;
 
 pub(super) async fn answer(call: &Call, rest: &[&str], context: &Context) -> Answer {
@@ -30,7 +32,7 @@ pub(super) async fn answer(call: &Call, rest: &[&str], context: &Context) -> Ans
                 if !force {
                     return Ok(Reply::accepted(&core.revert_deployment(&id)?));
                 }
-                if !core.cancel_deployment(&id) {
+                if !core.stop_deployment(&id) {
                     return Err(Refusal::UnknownDeployment(id).into());
                 }
                 Ok(Reply::empty(StatusCode::ACCEPTED))
@@ -49,12 +51,19 @@ fn deployment(core: &Core, deployment: &Deployment) -> Value {
         .into_iter()
         .flat_map(|step| &step.actions)
         .map(|action| {
-            let results = core.app(&action.app).map_or(json!([]), readiness_results);
-            json!({"action": action.kind.as_str(), "app": action.app, "readinessCheckResults": results})
+            let mut shown = action.json();
+            shown["readinessCheckResults"] = core.run_spec(&action.app).map_or(json!([]), readiness_results);
+            shown
         })
         .collect();
-    json!({"id": deployment.id, "version": deployment.version, "affectedApps": deployment.affected,
-        "affectedPods": [], "steps": steps, "currentActions": current,
+    let is_pod = |id: &&AppId| {
+        let actions = deployment.steps.iter().flat_map(|step| &step.actions);
+        actions.into_iter().any(|action| action.app == **id && action.subject == Subject::Pod)
+            || core.pod(id).is_some()
+    };
+    let (pods, apps): (Vec<&AppId>, Vec<&AppId>) = deployment.affected.iter().partition(is_pod);
+    json!({"id": deployment.id, "version": deployment.version, "affectedApps": apps,
+        "affectedPods": pods, "steps": steps, "currentActions": current,
         "currentStep": deployment.current_number(), "totalSteps": deployment.steps.len()})
 }
 
@@ -63,7 +72,7 @@ pub(super) async fn answer_queue(call: &Call, rest: &[&str], context: &Context) 
         (&Method::GET | &Method::HEAD, []) => {
             let with_offers = call.target.all("embed").any(|embed| embed == "lastUnusedOffers");
             let work = move |core: &mut Core| {
-                let waiting = core.live_apps().filter(|state| !state.scheduled.is_empty());
+                let waiting = core.run_specs().filter(|state| !state.scheduled.is_empty());
                 let queue: Vec<Value> = waiting.map(|state| queued(core, state, with_offers)).collect();
                 Ok(Reply::json(&json!({"queue": queue})))
             };
@@ -112,14 +121,15 @@ fn queued(core: &Core, state: &AppState, with_offers: bool) -> Value {
         }
     }
     let mut item = json!({
-        "app": app, "count": state.scheduled.len(),
+        "count": state.scheduled.len(),
         "delay": {"timeLeftSeconds": left.map_or(0, |left| left.as_secs_f64().ceil() as u64),
             "overdue": left.is_none()},
         "since": stats.since.unwrap_or_else(Timestamp::now), "processedOffersSummary": processed,
     });
+    item[if state.app.is_pod() { "pod" } else { "app" }] = app;
     if with_offers {
         let offer = json!({"id": "offer", "agentId": core.agent_id, "hostname": core.settings.host,
-            "resources": [], "attributes": []});
+            "resources": resources(core), "attributes": []});
         let unused = stats.last_lack.zip(stats.last_unused_at);
         item["lastUnusedOffers"] = unused
             .map(|(lack, at)| json!({"offer": offer, "timestamp": at, "reason": [format!("{lack:?}")]}))
@@ -127,4 +137,22 @@ fn queued(core: &Core, state: &AppState, with_offers: bool) -> Value {
             .collect();
     }
     item
+}
+
+/// What the agent has left, as an offer lists it.
+fn resources(core: &Core) -> Value {
+    let (all, used) = (core.settings.resources, core.used);
+    let scalar = |name: &str, value: f64| {
+        // A simulated agent has no end; JSON has no infinity.
+        let value = value.clamp(0.0, f64::from(u32::MAX));
+        json!({"name": name, "role": "*", "scalar": value, "ranges": null, "set": null})
+    };
+    let ports = &core.settings.ports;
+    json!([
+        scalar("cpus", all.cpus - used.cpus),
+        scalar("mem", all.mem - used.mem),
+        scalar("disk", all.disk - used.disk),
+        {"name": "ports", "role": "*", "scalar": null, "set": null,
+            "ranges": [{"begin": ports.start(), "end": ports.end()}]},
+    ])
 }

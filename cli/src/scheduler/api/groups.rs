@@ -1,258 +1,230 @@
-//! `/v2/groups`: the tree that app ids make, and changes of many apps at once.
+//! `/v2/groups`: the tree of groups, its versions, and changes of many apps at once.
 //!
-//! Not here: groups of their own. A group exists while an app is in it; its dependencies become those of its
-//! apps.
-
-use std::collections::BTreeSet;
+//! Not here: reading a group's definition (`group_update`).
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use super::apps::id_of;
+use super::group_update::{empty_group, requested, scaled};
 use super::reply::Reply;
+use super::request::Target;
 use super::view::{Embed, ServicePorts, TaskWriter, write_app};
 use super::{Answer, Call, Context, Failure, settled};
-use crate::scheduler::app::App;
-use crate::scheduler::app::input::{FieldError, Fields, read_app};
-use crate::scheduler::core::operations::{Change, Conflict};
+use crate::scheduler::app::fields::{FieldError, Fields};
+use crate::scheduler::core::groups::Tree;
+use crate::scheduler::core::operations::{Conflict, GroupChange, Request};
 use crate::scheduler::core::{Core, Refusal};
 use crate::scheduler::id::AppId;
-
-/// Groups within groups; deeper ones are a mistake and would exhaust the stack.
-const MAX_DEPTH: usize = 32;
+use crate::scheduler::timestamp::Timestamp;
 
 pub(super) async fn answer(call: &Call, rest: &[&str], context: &Context) -> Answer {
     match (&call.method, rest) {
-        (&Method::GET | &Method::HEAD, [path @ .., "apps"]) => {
-            let id = super::apps::id_of(path)?;
-            settled(context.handle.call(move |core| apps_of(core, &id)).await)
+        (&Method::GET | &Method::HEAD, [path @ .., "apps"]) => apps(call, id_of(path)?, context).await,
+        (&Method::GET | &Method::HEAD, [path @ .., "versions"]) => versions(id_of(path)?, context).await,
+        (&Method::GET | &Method::HEAD, [path @ .., "versions", version]) => {
+            one_version(call, id_of(path)?, (*version).to_owned(), context).await
         }
-        (&Method::GET | &Method::HEAD, path) => {
-            let id = super::apps::id_of(path)?;
-            let embed = embed_of(call);
-            let work = move |core: &mut Core| {
-                if !id.is_root() && !exists(core, &id) {
-                    return Err(Refusal::UnknownGroup(id.to_string()).into());
-                }
-                Ok(Reply::json(&tree(core, id.as_str(), embed)))
-            };
-            settled(context.handle.call(work).await)
-        }
-        (&Method::POST | &Method::PUT, path) => change(call, super::apps::id_of(path)?, context).await,
-        (&Method::DELETE, path) => {
-            let id = super::apps::id_of(path)?;
-            let conflict = call.conflict(Conflict::Refuse);
-            let work = move |core: &mut Core| {
-                let inside = members(core, &id);
-                if inside.is_empty() && !id.is_root() {
-                    return Err(Refusal::UnknownGroup(id.to_string()).into());
-                }
-                let changes = inside.into_iter().map(Change::Remove).collect();
-                Ok(Reply::accepted(&core.apply(changes, conflict, id.as_str(), None)?))
-            };
-            settled(context.handle.call_stored(work).await)
-        }
+        (&Method::GET | &Method::HEAD, path) => show(call, id_of(path)?, context).await,
+        (&Method::POST, path) => create(call, id_of(path)?, context).await,
+        (&Method::PUT, path) => update(call, id_of(path)?, context).await,
+        (&Method::DELETE, path) => remove(call, id_of(path)?, context).await,
         _ => Err(Failure::NoSuchMethod),
     }
 }
 
-fn embed_of(call: &Call) -> Embed {
-    let wanted = |name: &str| call.target.all("embed").any(|embed| embed.ends_with(name));
-    Embed {
-        tasks: wanted("apps.tasks"),
-        counts: wanted("apps.counts"),
-        deployments: wanted("apps.deployments"),
-        readiness: wanted("apps.readiness"),
-        last_failure: wanted("apps.lastTaskFailure"),
+/// Which parts of a group are listed.
+#[derive(Clone, Copy)]
+struct GroupEmbed {
+    apps: bool,
+    pods: bool,
+    groups: bool,
+    of_apps: Embed,
+}
+
+impl GroupEmbed {
+    /// Everything but what runs, unless the request names parts.
+    fn of(target: &Target) -> Self {
+        let names: Vec<&str> =
+            target.all("embed").map(|name| name.strip_prefix("group.").unwrap_or(name)).collect();
+        let has = |name: &str| names.contains(&name);
+        let of_apps = Embed {
+            tasks: has("apps.tasks"),
+            counts: has("apps.counts"),
+            deployments: has("apps.deployments"),
+            readiness: has("apps.readiness"),
+            last_failure: has("apps.lastTaskFailure"),
+            stats: has("apps.taskStats"),
+        };
+        let all = names.is_empty();
+        Self {
+            apps: all || names.iter().any(|name| *name == "apps" || name.starts_with("apps.")),
+            pods: all || has("pods"),
+            groups: all || has("groups"),
+            of_apps,
+        }
     }
 }
 
-fn members(core: &Core, group: &AppId) -> Vec<AppId> {
-    core.live_apps().map(|s| &s.app.id).filter(|id| id.is_inside(group.as_str())).cloned().collect()
-}
-
-fn exists(core: &Core, group: &AppId) -> bool {
-    core.live_apps().any(|state| state.app.id.is_inside(group.as_str()))
-}
-
-fn apps_of(core: &Core, group: &AppId) -> Answer {
-    Ok(Reply::json(&tree(core, group.as_str(), Embed::default())["apps"]))
-}
-
-fn tree(core: &Core, group: &str, embed: Embed) -> Value {
-    let prefix = if group == "/" { "/".to_owned() } else { format!("{group}/") };
+/// The group as Marathon writes it; the apps' states are looked up in `core`, their definitions in `tree`.
+fn write_group(core: &Core, tree: &Tree, group: &AppId, embed: GroupEmbed, version: Timestamp) -> Value {
     let writer = TaskWriter::new(core, ServicePorts::Hidden);
-    let (mut apps, mut below) = (Vec::new(), BTreeSet::new());
-    for state in core.live_apps() {
-        let Some(rest) = state.app.id.as_str().strip_prefix(&prefix) else { continue };
-        match rest.split_once('/') {
-            Some((child, _)) => {
-                below.insert(format!("{prefix}{child}"));
-            }
-            None => {
-                let mut out = Vec::new();
-                write_app(state, &writer, embed, &mut out);
-                apps.push(serde_json::from_slice::<Value>(&out).unwrap_or_default());
-            }
-        }
+    let mut written = json!({"id": group, "dependencies": [],
+        "version": tree.version_of(group).unwrap_or(version)});
+    if let Some(known) = tree.groups.get(group) {
+        written["dependencies"] = json!(known.dependencies);
     }
-    let groups: Vec<Value> = below.iter().map(|child| tree(core, child, embed)).collect();
-    json!({"id": group, "apps": apps, "groups": groups, "pods": [], "dependencies": [],
-        "version": core.clock.newest()})
+    let direct = || tree.apps.values().filter(|app| app.id.group() == group.as_str());
+    let definition = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
+    if embed.apps {
+        let of_app = |app: &std::sync::Arc<crate::scheduler::app::App>| match core.app(&app.id) {
+            Some(state) if state.app.version == app.version => {
+                let mut out = Vec::new();
+                write_app(state, &writer, embed.of_apps, &mut out);
+                serde_json::from_slice(&out).unwrap_or_default()
+            }
+            _ => definition(app.json()),
+        };
+        written["apps"] = direct().filter(|app| !app.is_pod()).map(of_app).collect();
+    }
+    if embed.pods {
+        written["pods"] = direct().filter(|app| app.is_pod()).map(|app| definition(app.json())).collect();
+    }
+    if embed.groups {
+        let below = tree.groups.keys().filter(|id| !id.is_root() && id.group() == group.as_str());
+        written["groups"] = below.map(|id| write_group(core, tree, id, embed, version)).collect();
+    }
+    written
 }
 
-async fn change(call: &Call, path: AppId, context: &Context) -> Answer {
-    let value = call.json_or_empty()?;
-    let conflict = call.conflict(Conflict::Refuse);
-    let (is_post, dry_run) = (call.method == Method::POST, call.target.flag("dryRun"));
-    let mut errors = Vec::new();
-    let id = {
-        let mut fields = Fields::of(&value, "", &mut errors);
-        let id = fields.as_mut().and_then(|fields| fields.text("id"));
-        match id {
-            Some(id) => AppId::parse_in(path.as_str(), &id)
-                .map_err(|error| Refusal::Invalid(vec![FieldError::new("/id", error)]))?,
-            None => path,
-        }
-    };
-    if !errors.is_empty() {
-        return Err(Refusal::BadJson(errors).into());
-    }
+async fn show(call: &Call, id: AppId, context: &Context) -> Answer {
+    let embed = GroupEmbed::of(&call.target);
     let work = move |core: &mut Core| {
-        if is_post && !id.is_root() && exists(core, &id) {
-            return Err(Refusal::GroupExists(id.to_string()).into());
+        if !core.has_group(&id) {
+            return Err(Refusal::UnknownGroup(id.to_string()).into());
         }
-        if core.app(&id).is_some() {
-            let text = format!("An app with the path {id} already exists.");
-            return Err(Refusal::Unprocessable(text).into());
+        Ok(Reply::json(&write_group(core, &core.tree(), &id, embed, core.clock.newest())))
+    };
+    settled(context.handle.call(work).await)
+}
+
+async fn apps(call: &Call, id: AppId, context: &Context) -> Answer {
+    let embed = Embed::for_list(&call.target);
+    let work = move |core: &mut Core| {
+        if !core.has_group(&id) {
+            return Err(Refusal::UnknownGroup(id.to_string()).into());
         }
-        let changes = changes_for(core, &id, &value)?;
-        if dry_run {
-            let steps: Vec<Value> = changes.iter().map(describe).collect();
-            return Ok(Reply::json(&json!({"steps": [{"actions": steps}]})));
+        let inside = core.live_apps().filter(|state| state.app.id.is_inside(id.as_str()));
+        Ok(super::apps::write_list(core, "apps", inside, embed))
+    };
+    settled(context.handle.call(work).await)
+}
+
+async fn versions(id: AppId, context: &Context) -> Answer {
+    let work = move |core: &mut Core| {
+        if !core.has_group(&id) {
+            return Err(Refusal::UnknownGroup(id.to_string()).into());
         }
-        let reply = Reply::accepted(&core.apply(changes, conflict, id.as_str(), None)?);
-        if is_post {
-            return Ok(reply.with_status(StatusCode::CREATED).with_location(format!("/v2/groups{id}")));
+        Ok(Reply::json(&json!(core.versions_of_group(&id))))
+    };
+    settled(context.handle.call(work).await)
+}
+
+async fn one_version(call: &Call, id: AppId, version: String, context: &Context) -> Answer {
+    let embed = GroupEmbed::of(&call.target);
+    let work = move |core: &mut Core| {
+        let (tree, at) = tree_at(core, &id, &version)?;
+        Ok(Reply::json(&write_group(core, &tree, &id, embed, at)))
+    };
+    settled(context.handle.call(work).await)
+}
+
+/// The tree at a version in which there was the group.
+fn tree_at(core: &Core, id: &AppId, version: &str) -> Result<(Tree, Timestamp), Refusal> {
+    let at = Timestamp::parse(version).ok_or_else(|| Refusal::BadTimestamp(version.to_owned()))?;
+    let tree = core.tree_at(at).filter(|tree| tree.has_group(id));
+    tree.map(|tree| (tree, at))
+        .ok_or_else(|| Refusal::UnknownGroupVersion(id.to_string(), version.to_owned()))
+}
+
+async fn remove(call: &Call, id: AppId, context: &Context) -> Answer {
+    let conflict = call.conflict(Conflict::Refuse);
+    let work = move |core: &mut Core| {
+        if !core.has_group(&id) {
+            return Err(Refusal::UnknownGroup(id.to_string()).into());
         }
-        Ok(reply)
+        let (changes, mut groups) = empty_group(&core.tree(), &id);
+        groups.extend((!id.is_root()).then(|| GroupChange::Remove(id.clone())));
+        let request = Request { changes, groups, conflict, origin: Some(id), caller: None };
+        Ok(Reply::accepted(&core.apply(request)?))
     };
     settled(context.handle.call_stored(work).await)
 }
 
-fn describe(change: &Change) -> Value {
-    match change {
-        Change::Define(app) => json!({"action": "ScaleApplication", "app": app.id}),
-        Change::Restart(id) => json!({"action": "RestartApplication", "app": id}),
-        Change::Remove(id) => json!({"action": "StopApplication", "app": id}),
-    }
-}
-
-fn changes_for(core: &Core, id: &AppId, value: &Value) -> Result<Vec<Change>, Refusal> {
+/// The group that the request is about: its path, or the `id` in its body, relative to the path.
+fn addressed(path: AppId, value: &Value) -> Result<AppId, Refusal> {
     let mut errors = Vec::new();
-    let scale = Fields::of(value, "", &mut errors).and_then(|mut fields| fields.number("scaleBy"));
-    if !errors.is_empty() {
-        return Err(Refusal::BadJson(errors));
-    }
-    if let Some(factor) = scale {
-        if !(0.0..=1e6).contains(&factor) {
-            let error = FieldError::new("/scaleBy", format!("got {factor}, expected 0 or more"));
-            return Err(Refusal::Invalid(vec![error]));
+    let id = Fields::of(value, "", &mut errors).and_then(|mut fields| fields.text("id"));
+    match id {
+        _ if !errors.is_empty() => Err(Refusal::BadJson(errors)),
+        Some(id) if path.is_root() => {
+            AppId::parse(&id).map_err(|error| Refusal::Invalid(vec![FieldError::new("/id", error)]))
         }
-        let scaled = |id: AppId| {
-            let mut app = App::clone(&core.app(&id)?.app);
-            app.instances = (f64::from(app.instances) * factor).ceil().min(f64::from(i32::MAX)) as u32;
-            Some(Change::Define(Box::new(app)))
-        };
-        return Ok(members(core, id).into_iter().filter_map(scaled).collect());
+        _ => Ok(path),
     }
-    let mut read = GroupReader { core, changes: Vec::new(), errors: Vec::new() };
-    read.group(value, id.as_str(), "", &[], MAX_DEPTH)?;
-    if !read.errors.is_empty() {
-        return Err(Refusal::BadJson(read.errors));
-    }
-    // A definition of a group is complete: what it does not name goes.
-    let named: BTreeSet<AppId> = read
-        .changes
-        .iter()
-        .filter_map(|change| match change {
-            Change::Define(app) => Some(app.id.clone()),
-            _ => None,
-        })
-        .collect();
-    let mut changes = read.changes;
-    if value.get("apps").is_some() || value.get("groups").is_some() {
-        changes.extend(members(core, id).into_iter().filter(|app| !named.contains(app)).map(Change::Remove));
-    }
-    Ok(changes)
 }
 
-struct GroupReader<'a> {
-    core: &'a Core,
-    changes: Vec<Change>,
-    errors: Vec<FieldError>,
+async fn create(call: &Call, path: AppId, context: &Context) -> Answer {
+    let value = call.json_or_empty()?;
+    let conflict = call.conflict(Conflict::Refuse);
+    let id = addressed(path, &value)?;
+    let host = call.host();
+    let work = move |core: &mut Core| {
+        if core.run_spec(&id).is_some() {
+            return Err(Refusal::PathIsApp(id).into());
+        }
+        if core.has_group(&id) && !id.is_root() {
+            return Err(Refusal::GroupExists(id.to_string()).into());
+        }
+        let (changes, groups) = requested(core, &id, &value)?;
+        let origin = Some(id.clone());
+        let accepted = core.apply(Request { changes, groups, conflict, origin, caller: None })?;
+        Ok(Reply::accepted(&accepted)
+            .with_status(StatusCode::CREATED)
+            .with_location(format!("http://{host}/v2/groups{id}")))
+    };
+    settled(context.handle.call_stored(work).await)
 }
 
-impl GroupReader<'_> {
-    fn group(
-        &mut self,
-        value: &Value,
-        id: &str,
-        path: &str,
-        outer: &[AppId],
-        depth: usize,
-    ) -> Result<(), Refusal> {
-        let invalid = |path: String, error: String| Refusal::Invalid(vec![FieldError::new(path, error)]);
-        if depth == 0 {
-            return Err(invalid(path.to_owned(), "groups are nested too deeply".into()));
+async fn update(call: &Call, path: AppId, context: &Context) -> Answer {
+    let value = call.json_or_empty()?;
+    let conflict = call.conflict(Conflict::Refuse);
+    let dry_run = call.target.flag("dryRun");
+    let id = addressed(path, &value)?;
+    let work = move |core: &mut Core| {
+        if core.run_spec(&id).is_some() {
+            return Err(Refusal::PathIsApp(id).into());
         }
-        let Some(mut fields) = Fields::of(value, path, &mut self.errors) else { return Ok(()) };
-        let mut dependencies = outer.to_vec();
-        for dependency in fields.texts("dependencies").unwrap_or_default() {
-            let parsed = AppId::parse_in(id, &dependency);
-            dependencies.push(parsed.map_err(|e| invalid(format!("{path}/dependencies"), e))?);
+        let mut errors = Vec::new();
+        let asked = Fields::of(&value, "", &mut errors)
+            .map(|mut fields| (fields.text("version"), fields.number("scaleBy")));
+        if !errors.is_empty() {
+            return Err(Refusal::BadJson(errors).into());
         }
-        let keep = |item: &Value, _: &str, _: &mut Vec<FieldError>| Some(item.clone());
-        let apps = fields.list("apps", keep).unwrap_or_default();
-        let groups = fields.list("groups", keep).unwrap_or_default();
-        for (index, item) in apps.iter().enumerate() {
-            self.app(item, id, &format!("{path}/apps({index})"), &dependencies)?;
-        }
-        for (index, item) in groups.iter().enumerate() {
-            let path = format!("{path}/groups({index})");
-            let Some(child) = item.get("id").and_then(Value::as_str) else {
-                self.errors.push(undefined_id(&path, item));
-                continue;
-            };
-            let child = AppId::parse_in(id, child).map_err(|e| invalid(format!("{path}/id"), e))?;
-            self.group(item, child.as_str(), &path, &dependencies, depth - 1)?;
-        }
-        Ok(())
-    }
-
-    fn app(&mut self, item: &Value, group: &str, path: &str, outer: &[AppId]) -> Result<(), Refusal> {
-        let update = match read_app(item, path) {
-            Ok(update) => update,
-            Err(errors) => {
-                self.errors.extend(errors);
-                return Ok(());
+        let (changes, groups) = match asked {
+            Some((Some(version), _)) => {
+                let (tree, _) = tree_at(core, &id, &version)?;
+                super::group_update::restored(core, &id, &tree)
             }
+            Some((None, Some(factor))) => scaled(core, &id, factor)?,
+            _ => requested(core, &id, &value)?,
         };
-        let Some(id) = &update.id else {
-            self.errors.push(undefined_id(path, item));
-            return Ok(());
-        };
-        let id = AppId::parse_in(group, id)
-            .map_err(|error| Refusal::Invalid(vec![FieldError::new(format!("{path}/id"), error)]))?;
-        let mut change = self.core.define(&update, &App::with_defaults(id, self.core.clock.newest()))?;
-        if let Change::Define(app) = &mut change {
-            app.dependencies.extend_from_slice(outer);
+        let request = Request { changes, groups, conflict, origin: Some(id), caller: None };
+        if dry_run {
+            let steps: Vec<Value> = core.plan(request)?.iter().map(|step| step.json()).collect();
+            return Ok(Reply::json(&json!({"steps": steps})));
         }
-        self.changes.push(change);
-        Ok(())
-    }
-}
-
-fn undefined_id(path: &str, item: &Value) -> FieldError {
-    let object = if item.as_object().is_some_and(|map| map.is_empty()) { "{}" } else { "{...}" };
-    FieldError::new(format!("{path}/id"), format!("'id' is undefined on object: {object}"))
+        Ok(Reply::accepted(&core.apply(request)?))
+    };
+    settled(context.handle.call_stored(work).await)
 }

@@ -4,8 +4,12 @@
 
 mod about;
 pub mod apps;
+mod dcos;
 mod deployments;
+mod group_update;
 mod groups;
+mod metrics;
+mod pods;
 pub mod reply;
 mod request;
 mod selector;
@@ -30,7 +34,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::reply::{Body, Reply};
-use self::request::{Target, is_addressed_to_us, is_cross_site};
+use self::request::{Reach, Target, is_addressed_to_us, is_cross_site};
 use super::Config;
 use super::core::Refusal;
 use super::core::operations::Conflict;
@@ -51,6 +55,9 @@ pub struct Context {
     pub handle: Handle,
     pub address: SocketAddr,
     pub config: Arc<Config>,
+    /// Names this scheduler to the command line of DC/OS, which remembers clusters by it.
+    pub cluster_id: String,
+    pub started: std::time::Instant,
 }
 
 /// One request, read completely.
@@ -89,26 +96,38 @@ async fn converse(stream: TcpStream, remote: SocketAddr, context: Arc<Context>) 
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "could not set TCP_NODELAY");
     }
+    // Ends the connection from within, when its client does not read what it asked for.
+    let closing = CancellationToken::new();
+    let for_requests = closing.clone();
     let service = hyper::service::service_fn(move |request| {
-        let context = context.clone();
-        async move { Ok::<_, Infallible>(respond(request, remote, &context).await) }
+        let (context, closing) = (context.clone(), for_requests.clone());
+        async move { Ok::<_, Infallible>(respond(request, remote, &context, closing).await) }
     });
-    let served = hyper::server::conn::http1::Builder::new()
+    let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, %remote, "a connection to the scheduler ended");
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = serving => {
+            if let Err(error) = served {
+                tracing::debug!(%error, %remote, "a connection to the scheduler ended");
+            }
+        }
+        () = closing.cancelled() => {}
     }
 }
 
-async fn respond(request: Request<Incoming>, remote: SocketAddr, context: &Context) -> Response<Body> {
+async fn respond(
+    request: Request<Incoming>,
+    remote: SocketAddr,
+    context: &Context,
+    closing: CancellationToken,
+) -> Response<Body> {
     let is_head = request.method() == Method::HEAD;
     let mut response = match admit(request, remote, context).await {
         Ok(call) if is_event_stream(&call) => {
             let remote = remote.ip().to_string();
-            let opened = stream::open(&call.target, &call.headers, remote, &context.handle).await;
+            let opened = stream::open(&call.target, &call.headers, remote, &context.handle, closing).await;
             opened.unwrap_or_else(|| Reply::from(Refusal::Stopping).into_response())
         }
         Ok(call) => answer(call, context).await.into_response(),
@@ -137,9 +156,19 @@ fn is_event_stream(call: &Call) -> bool {
 /// Turns away what is not meant for this server, and reads the body of what is.
 async fn admit(request: Request<Incoming>, remote: SocketAddr, context: &Context) -> Result<Call, Reply> {
     let (head, body) = request.into_parts();
-    if !is_addressed_to_us(&head.headers, &context.config.names) {
+    let reach = if context.config.listen.ip().is_loopback() { Reach::Loopback } else { Reach::Network };
+    if !is_addressed_to_us(&head.headers, &context.config.names, reach) {
         let message = "This scheduler does not answer to the name in the Host header";
         return Err(Reply::message(StatusCode::MISDIRECTED_REQUEST, message));
+    }
+    if !context.config.access.admits(&head.headers) {
+        let scheme = match &context.config.access.credentials {
+            Some(_) => "Basic realm=\"Mesosphere\"",
+            None => "Bearer realm=\"Mesosphere\"",
+        };
+        let mut reply = Reply::message(StatusCode::UNAUTHORIZED, "Invalid username or password.");
+        reply.headers.push((http::header::WWW_AUTHENTICATE, scheme.to_owned()));
+        return Err(reply);
     }
     let mutates = !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
     if mutates && is_cross_site(&head.headers) {
@@ -182,8 +211,13 @@ async fn answer(call: Call, context: &Context) -> Reply {
         ["v2", "deployments", rest @ ..] => deployments::answer(&call, rest, context).await,
         ["v2", "queue", rest @ ..] => deployments::answer_queue(&call, rest, context).await,
         ["v2", "groups", rest @ ..] => groups::answer(&call, rest, context).await,
+        ["v2", "pods", rest @ ..] => pods::answer(&call, rest, context).await,
+        ["v2", "pods::status"] => pods::answer(&call, &["::status"], context).await,
         ["waymark", "v1", "tasks", task, "logs", stream] => tasks::log(&call, task, stream, context).await,
-        other => Ok(about::answer(&call, other, context).await),
+        other => match dcos::answer(&call, other, context).await.filter(|_| !mutates) {
+            Some(answer) => answer,
+            None => Ok(about::answer(&call, other, context).await),
+        },
     };
     let reply = result.unwrap_or_else(|failure| failure.into_reply(&call));
     match context.handle.store_failure().filter(|_| mutates && reply.status.is_success()) {
@@ -239,6 +273,12 @@ impl Call {
     /// The body, or an empty object when there is none.
     fn json_or_empty(&self) -> Result<Value, Failure> {
         if self.body.is_empty() { Ok(json!({})) } else { self.json() }
+    }
+
+    /// The name that the client knows this server by.
+    fn host(&self) -> String {
+        let host = self.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        host.unwrap_or("localhost").to_owned()
     }
 
     fn conflict(&self, force_default: Conflict) -> Conflict {

@@ -92,13 +92,20 @@ impl Reply {
 pub fn reason(refusal: &Refusal) -> String {
     match refusal {
         Refusal::Invalid(found) | Refusal::BadJson(found) => {
-            let one =
-                |e: &crate::scheduler::app::input::FieldError| format!("{}: {}", e.path, e.errors.join(", "));
+            let one = |e: &crate::scheduler::app::fields::FieldError| {
+                format!("{}: {}", e.path, e.errors.join(", "))
+            };
             found.iter().map(one).collect::<Vec<_>>().join("; ")
         }
         Refusal::AppExists(id) => format!("An app with id [{id}] already exists."),
+        Refusal::PodExists(id) => format!("A pod with id [{id}] already exists."),
+        Refusal::UnknownPod(id) => format!("pod with id {id} does not exist"),
+        Refusal::UnknownGroupVersion(id, version) => {
+            format!("Group '{id}' does not exist in version {version}")
+        }
         Refusal::UnknownApp(id) => format!("App '{id}' does not exist"),
         Refusal::UnknownGroup(id) => format!("Group '{id}' does not exist"),
+        Refusal::PathIsApp(id) => format!("An app with the path {id} already exists."),
         Refusal::GroupExists(id) => format!("Group {id} is already created. Use PUT to change this group."),
         Refusal::UnknownVersion(id, version) => format!("App '{id}' does not exist in version {version}"),
         Refusal::BadTimestamp(text) => {
@@ -134,9 +141,14 @@ impl From<Refusal> for Reply {
                 return Reply::json(&json!({"message": message, "deployments": ids}))
                     .with_status(StatusCode::CONFLICT);
             }
-            Refusal::AppExists(_) | Refusal::GroupExists(_) => StatusCode::CONFLICT,
+            Refusal::AppExists(_)
+            | Refusal::PodExists(_)
+            | Refusal::PathIsApp(_)
+            | Refusal::GroupExists(_) => StatusCode::CONFLICT,
             Refusal::UnknownApp(_)
+            | Refusal::UnknownPod(_)
             | Refusal::UnknownGroup(_)
+            | Refusal::UnknownGroupVersion(..)
             | Refusal::UnknownVersion(..)
             | Refusal::UnknownTask(_)
             | Refusal::UnknownDeployment(_)

@@ -63,12 +63,19 @@ fn decode(path: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
+/// Who can reach this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Loopback,
+    Network,
+}
+
 /// Whether the request is addressed to this server by a name of its own. A page whose DNS name was turned to
-/// this machine sends its own name instead.
-pub fn is_addressed_to_us(headers: &HeaderMap, names: &[String]) -> bool {
+/// this machine sends its own name instead; no page can make a browser send an address as the name.
+pub fn is_addressed_to_us(headers: &HeaderMap, names: &[String], reach: Reach) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next().and_then(|host| host.to_str().ok()), hosts.next()) {
-        (Some(host), None) => is_our_name(host, names),
+        (Some(host), None) => is_our_name(host, names, reach),
         _ => false,
     }
 }
@@ -85,13 +92,13 @@ pub fn is_cross_site(headers: &HeaderMap) -> bool {
     scheme_less.is_none() || scheme_less != own
 }
 
-fn is_our_name(host: &str, names: &[String]) -> bool {
+fn is_our_name(host: &str, names: &[String], reach: Reach) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or("", |(address, _)| address),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
     name.eq_ignore_ascii_case("localhost")
-        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        || name.parse::<IpAddr>().is_ok_and(|address| reach == Reach::Network || address.is_loopback())
         || names.iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 
@@ -140,9 +147,11 @@ mod tests {
             ("", false),
         ] {
             let headers = HeaderMap::from_iter([(HOST, host.parse().expect("a value"))]);
-            assert_eq!(is_addressed_to_us(&headers, &names), expect, "{host}");
+            assert_eq!(is_addressed_to_us(&headers, &names, Reach::Loopback), expect, "{host}");
+            let is_address = host == "192.168.0.1";
+            assert_eq!(is_addressed_to_us(&headers, &names, Reach::Network), expect || is_address, "{host}");
         }
-        assert!(!is_addressed_to_us(&HeaderMap::new(), &names));
+        assert!(!is_addressed_to_us(&HeaderMap::new(), &names, Reach::Loopback));
     }
 
     #[test]

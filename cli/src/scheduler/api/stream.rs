@@ -15,6 +15,7 @@ use http_body_util::Either;
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 
 use super::reply::{Body, Reply};
 use super::request::Target;
@@ -37,6 +38,7 @@ pub async fn open(
     headers: &HeaderMap,
     remote: String,
     handle: &Handle,
+    closing: CancellationToken,
 ) -> Option<Response<Body>> {
     if !headers.get_all(ACCEPT).iter().any(|value| value == "text/event-stream") {
         let page = "<html><body>HTTP method GET is not supported by this URL</body></html>";
@@ -48,7 +50,8 @@ pub async fn open(
         Some("light") => PlanFormat::Light,
         _ => PlanFormat::Heavy,
     };
-    let (subscriber, frames) = handle.call(move |core| core.hub.attach(remote, types, plans)).await?;
+    let (subscriber, frames) =
+        handle.call(move |core| core.hub.attach(remote, types, plans, closing)).await?;
     let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let body = EventBody { frames, heartbeat, subscriber, handle: handle.clone() };

@@ -12,9 +12,10 @@ use super::reply::Reply;
 use super::view::{ServicePorts, TaskWriter};
 use super::{Answer, Call, Context, Failure, settled};
 use crate::scheduler::agent::logs;
-use crate::scheduler::app::input::{FieldError, Fields};
+use crate::scheduler::app::fields::{FieldError, Fields};
 use crate::scheduler::core::instance::{Condition, Instance};
-use crate::scheduler::core::operations::{Conflict, KillMode};
+use crate::scheduler::core::kills::KillMode;
+use crate::scheduler::core::operations::Conflict;
 use crate::scheduler::core::{AppState, Core, Refusal};
 use crate::scheduler::id::AppId;
 
@@ -48,7 +49,8 @@ async fn list(call: &Call, context: &Context) -> Answer {
             wanted.is_empty() || wanted.iter().any(|w| w == if running { "running" } else { "staging" })
         };
         let mut out = b"{\"tasks\":[".to_vec();
-        let instances = core.apps.values().flat_map(|state| state.instances.values());
+        let apps = core.apps.values().filter(|state| !state.app.is_pod());
+        let instances = apps.flat_map(|state| state.instances.values());
         TaskWriter::new(core, ServicePorts::Shown).write(instances.filter(is_wanted), &mut out);
         out.extend_from_slice(b"]}");
         Ok(Reply::json_text(out))
@@ -62,12 +64,20 @@ fn endpoints<'a>(host: &str, apps: impl Iterator<Item = &'a AppState>) -> String
     for state in apps {
         let name = state.app.id.flat();
         let running = || state.instances.values().filter(|i| i.condition == Condition::Running);
-        for (index, port) in state.app.service_ports().into_iter().enumerate() {
-            let addresses: String =
-                running().filter_map(|i| Some(format!("{host}:{}\t", i.ports.get(index)?))).collect();
-            lines.push(format!("{name}\t{port}\t{addresses}\n"));
+        let ports = state.app.ports();
+        for (index, port) in ports.iter().enumerate() {
+            let address = |instance: &Instance| {
+                let on_host = state.app.host_ports(&instance.ports).get(index).copied().flatten();
+                match (on_host, instance.address, port.container) {
+                    (Some(host_port), _, _) => Some(format!("{host}:{host_port}\t")),
+                    (None, Some(own), Some(inside)) => Some(format!("{own}:{inside}\t")),
+                    _ => None,
+                }
+            };
+            let addresses: String = running().filter_map(address).collect();
+            lines.push(format!("{name}\t{}\t{addresses}\n", port.service));
         }
-        if state.app.port_definitions.is_empty() {
+        if ports.is_empty() {
             let hosts: String = running().map(|_| format!("{host}\t")).collect();
             lines.push(format!("{name}\t \t{hosts}\n"));
         }

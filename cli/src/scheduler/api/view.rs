@@ -2,11 +2,14 @@
 //!
 //! Not here: definitions (`App::json`), nor choosing what to list.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::request::Target;
 use crate::scheduler::core::instance::{CheckResult, Condition, Instance};
+use crate::scheduler::core::statistics::{TaskCounts, task_stats};
 use crate::scheduler::core::{AppState, Core, ip_addresses};
 use crate::scheduler::id::{AppId, InstanceId};
 use crate::scheduler::timestamp::Timestamp;
@@ -19,6 +22,7 @@ pub struct Embed {
     pub deployments: bool,
     pub readiness: bool,
     pub last_failure: bool,
+    pub stats: bool,
 }
 
 impl Embed {
@@ -32,6 +36,7 @@ impl Embed {
                 "tasks" => embed.tasks = true,
                 "readiness" => embed.readiness = true,
                 "lastTaskFailure" => embed.last_failure = true,
+                "taskStats" => embed.stats = true,
                 "failures" => (embed.tasks, embed.last_failure) = (true, true),
                 _ => {}
             }
@@ -59,7 +64,7 @@ struct TaskView<'a> {
     started_at: Option<Timestamp>,
     version: Timestamp,
     ports: &'a [u16],
-    ip_addresses: &'a Value,
+    ip_addresses: Cow<'a, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     service_ports: Option<Vec<u16>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -90,7 +95,7 @@ pub enum ServicePorts {
 
 impl<'a> TaskWriter<'a> {
     pub fn new(core: &'a Core, with_service_ports: ServicePorts) -> Self {
-        Self { core, addresses: ip_addresses(&core.settings.host), with_service_ports }
+        Self { core, addresses: ip_addresses(&core.settings.host, None), with_service_ports }
     }
 
     fn view<'b>(&'b self, instance: &'b Instance) -> TaskView<'b> {
@@ -105,7 +110,10 @@ impl<'a> TaskWriter<'a> {
             started_at: instance.started_at,
             version: instance.app.version,
             ports: &instance.ports,
-            ip_addresses: &self.addresses,
+            ip_addresses: match instance.address {
+                None => Cow::Borrowed(&self.addresses),
+                own => Cow::Owned(ip_addresses(&self.core.settings.host, own)),
+            },
             service_ports: (self.with_service_ports == ServicePorts::Shown)
                 .then(|| instance.app.service_ports()),
             health_check_results: results
@@ -133,18 +141,7 @@ impl<'a> TaskWriter<'a> {
 pub fn write_app(state: &AppState, tasks: &TaskWriter<'_>, embed: Embed, out: &mut Vec<u8>) {
     out.extend_from_slice(state.app.json_open().as_bytes());
     if embed.counts {
-        let (mut staged, mut running, mut healthy, mut unhealthy) = (0, 0, 0, 0);
-        for instance in state.instances.values().filter(|i| i.is_task()) {
-            match instance.condition {
-                Condition::Running | Condition::Killing => running += 1,
-                _ => staged += 1,
-            }
-            match instance.healthy().filter(|_| instance.condition == Condition::Running) {
-                Some(true) => healthy += 1,
-                Some(false) => unhealthy += 1,
-                None => {}
-            }
-        }
+        let TaskCounts { staged, running, healthy, unhealthy } = TaskCounts::of(state.instances.values());
         let counts = format!(
             ",\"tasksStaged\":{staged},\"tasksRunning\":{running},\"tasksHealthy\":{healthy},\"tasksUnhealthy\":{unhealthy}"
         );
@@ -161,6 +158,10 @@ pub fn write_app(state: &AppState, tasks: &TaskWriter<'_>, embed: Embed, out: &m
     if embed.readiness {
         let results = readiness_results(state);
         out.extend_from_slice(format!(",\"readinessCheckResults\":{results}").as_bytes());
+    }
+    if embed.stats {
+        let stats = task_stats(state, Timestamp::now());
+        out.extend_from_slice(format!(",\"taskStats\":{stats}").as_bytes());
     }
     if let Some(failure) = state.last_failure.as_ref().filter(|_| embed.last_failure) {
         let core = tasks.core;

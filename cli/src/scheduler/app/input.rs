@@ -5,28 +5,24 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::checks::{read_health_check, read_readiness_check};
+use super::container::{
+    ContainerKind, PortMapping, ReadContainer, fetch_of_uri, read_container, read_fetch, read_ip_address,
+    read_network, read_secrets, read_unreachable,
+};
+use super::fields::{FieldError, Fields, integer, or_root, texts};
+use super::ports::{PortDefinition, default_definitions, default_mappings, read_port_definition};
 use super::{
-    App, CheckCommand, HealthCheck, KillSelection, PortDefinition, ReadinessCheck, UpgradeStrategy,
-    VersionInfo,
+    App, Container, EnvValue, Fetch, HealthCheck, KillSelection, Network, NetworkMode, ReadinessCheck,
+    Secret, UpgradeStrategy, VersionInfo,
 };
 use crate::scheduler::id::AppId;
 use crate::scheduler::timestamp::Timestamp;
 
-/// One entry of the `details` of Marathon's 422.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FieldError {
-    pub path: String,
-    pub errors: Vec<String>,
-}
-
-impl FieldError {
-    pub fn new(path: impl Into<String>, error: impl Into<String>) -> Self {
-        Self { path: path.into(), errors: vec![error.into()] }
-    }
-}
+/// Keys that are kept as they were written, because only a cluster acts on them.
+const PASSED_ON: [&str; 6] = ["residency", "role", "tty", "check", "executorResources", "resourceLimits"];
 
 /// The supplied fields of an app; what is `None` stays as it is.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +35,7 @@ pub struct AppUpdate {
     pub cmd: Option<String>,
     pub args: Option<Vec<String>>,
     pub user: Option<String>,
-    pub env: Option<BTreeMap<String, String>>,
+    pub env: Option<BTreeMap<String, EnvValue>>,
     pub instances: Option<u32>,
     pub cpus: Option<f64>,
     pub mem: Option<f64>,
@@ -47,23 +43,26 @@ pub struct AppUpdate {
     pub gpus: Option<u32>,
     pub executor: Option<String>,
     pub constraints: Option<Vec<Vec<String>>>,
-    pub fetch: Option<Vec<Value>>,
+    pub fetch: Option<Vec<Fetch>>,
     pub backoff_seconds: Option<f64>,
     pub backoff_factor: Option<f64>,
     pub max_launch_delay_seconds: Option<f64>,
-    pub container: Option<Value>,
-    pub network_modes: Vec<String>,
+    pub container: Option<ReadContainer>,
+    pub networks: Option<Vec<Network>>,
+    pub ip_address: Option<(Network, Vec<PortMapping>)>,
     pub health_checks: Option<Vec<HealthCheck>>,
     pub readiness_checks: Option<Vec<ReadinessCheck>>,
     pub dependencies: Option<Vec<String>>,
     pub upgrade_strategy: Option<(Option<f64>, Option<f64>)>,
     pub labels: Option<BTreeMap<String, String>>,
     pub accepted_resource_roles: Option<Vec<String>>,
+    pub secrets: Option<BTreeMap<String, Secret>>,
     pub port_definitions: Option<Vec<PortDefinition>>,
     pub require_ports: Option<bool>,
     pub kill_selection: Option<KillSelection>,
     pub unreachable_strategy: Option<Value>,
     pub task_kill_grace_period_seconds: Option<u32>,
+    pub passed_on: Map<String, Value>,
 }
 
 /// Reads one app object. `path` is where it stands in the request (empty, or `/apps(0)`).
@@ -77,45 +76,9 @@ pub fn read_app(value: &Value, path: &str) -> Result<AppUpdate, Vec<FieldError>>
     if errors.is_empty() { Ok(update) } else { Err(errors) }
 }
 
-fn or_root(path: &str) -> &str {
-    if path.is_empty() { "/" } else { path }
-}
-
 fn read_fields(fields: &mut Fields<'_>) -> AppUpdate {
-    let ports = fields.list("ports", |item, path, errors| integer(item, path, errors, u16::MAX.into()));
-    let from_ports = ports.map(|ports| {
-        let definition = |port: u64| PortDefinition {
-            port: port as u16,
-            protocol: "tcp".into(),
-            name: None,
-            labels: BTreeMap::new(),
-        };
-        ports.into_iter().map(definition).collect()
-    });
-    let uris = fields.texts("uris").filter(|uris| !uris.is_empty());
-    let fetch = fields
-        .list("fetch", |item, _, _| Some(item.clone()))
-        .or_else(|| uris.map(|uris| uris.into_iter().map(|uri| serde_json::json!({"uri": uri})).collect()));
-    let container = fields.object("container").map(|map| Value::Object(without_nulls(map)));
-    let mut network_modes: Vec<String> = fields
-        .list("networks", |item, path, errors| {
-            Fields::of(item, path, errors).and_then(|mut f| f.text("mode"))
-        })
-        .unwrap_or_default();
-    if let Some(network) =
-        container.as_ref().and_then(|c| c.pointer("/docker/network")).and_then(Value::as_str)
-    {
-        network_modes.push(network.to_ascii_lowercase());
-    }
-    if fields.object("ipAddress").is_some() {
-        network_modes.push("container".into());
-    }
-    let n_fields = fields
-        .map
-        .iter()
-        .filter(|(key, value)| !value.is_null() && !matches!(key.as_str(), "id" | "version"))
-        .count();
-    AppUpdate {
+    let n_fields = fields.others(&["id", "version"]).len();
+    let mut update = AppUpdate {
         id: fields.text("id"),
         version: fields.text("version"),
         version_info: fields.nested("versionInfo", |f| {
@@ -126,7 +89,7 @@ fn read_fields(fields: &mut Fields<'_>) -> AppUpdate {
         cmd: fields.text("cmd"),
         args: fields.texts("args").filter(|args| !args.is_empty()),
         user: fields.text("user"),
-        env: fields.text_map("env"),
+        env: fields.environment("env"),
         instances: fields.unsigned("instances"),
         cpus: fields.number("cpus"),
         mem: fields.number("mem"),
@@ -134,12 +97,13 @@ fn read_fields(fields: &mut Fields<'_>) -> AppUpdate {
         gpus: fields.unsigned("gpus"),
         executor: fields.text("executor"),
         constraints: fields.list("constraints", texts),
-        fetch,
+        fetch: read_fetches(fields),
         backoff_seconds: fields.number("backoffSeconds"),
         backoff_factor: fields.number("backoffFactor"),
         max_launch_delay_seconds: fields.number("maxLaunchDelaySeconds"),
-        container,
-        network_modes,
+        container: fields.nested("container", read_container),
+        networks: fields.list("networks", read_network).filter(|networks| !networks.is_empty()),
+        ip_address: fields.nested("ipAddress", read_ip_address),
         health_checks: fields.list("healthChecks", read_health_check),
         readiness_checks: fields.list("readinessChecks", read_readiness_check),
         dependencies: fields.texts("dependencies"),
@@ -148,80 +112,54 @@ fn read_fields(fields: &mut Fields<'_>) -> AppUpdate {
         }),
         labels: fields.text_map("labels"),
         accepted_resource_roles: fields.texts("acceptedResourceRoles"),
-        port_definitions: fields.list("portDefinitions", read_port_definition).or(from_ports),
+        secrets: read_secrets(fields),
+        port_definitions: read_ports(fields),
         require_ports: fields.boolean("requirePorts"),
-        kill_selection: fields.choice("killSelection", &["YOUNGEST_FIRST", "OLDEST_FIRST"]).map(|choice| {
-            if choice == "OLDEST_FIRST" { KillSelection::OldestFirst } else { KillSelection::YoungestFirst }
-        }),
-        unreachable_strategy: fields.value("unreachableStrategy").cloned(),
+        kill_selection: read_kill_selection(fields),
+        unreachable_strategy: read_unreachable(fields),
         task_kill_grace_period_seconds: fields.unsigned("taskKillGracePeriodSeconds"),
-    }
-}
-
-fn read_port_definition(item: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<PortDefinition> {
-    let mut fields = Fields::of(item, path, errors)?;
-    let protocol = fields.choice("protocol", &["tcp", "udp", "udp,tcp", "tcp,udp"]);
-    Some(PortDefinition {
-        port: fields.bounded("port", u16::MAX.into()).unwrap_or(0) as u16,
-        protocol: match protocol.as_deref() {
-            None => "tcp".into(),
-            Some("tcp,udp") => "udp,tcp".into(),
-            Some(other) => other.into(),
-        },
-        name: fields.text("name"),
-        labels: fields.text_map("labels").unwrap_or_default(),
-    })
-}
-
-const CHECK_PROTOCOLS: &[&str] =
-    &["HTTP", "HTTPS", "TCP", "COMMAND", "MESOS_HTTP", "MESOS_HTTPS", "MESOS_TCP"];
-
-fn read_health_check(item: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<HealthCheck> {
-    let mut fields = Fields::of(item, path, errors)?;
-    let wire_protocol = fields.choice("protocol", CHECK_PROTOCOLS).unwrap_or_else(|| "HTTP".into());
-    let port = fields.bounded("port", u16::MAX.into()).map(|port| port as u16);
-    let is_command = wire_protocol == "COMMAND";
-    let is_http = wire_protocol.contains("HTTP");
-    let port_index = fields.unsigned("portIndex").map(|index| index as usize);
-    Some(HealthCheck {
-        path: fields.text("path").or_else(|| Some("/".into())).filter(|_| is_http),
-        port_index: port_index.or(Some(0)).filter(|_| port.is_none() && !is_command),
-        port: port.filter(|_| !is_command),
-        command: fields.nested("command", |f| f.text("value")).map(|value| CheckCommand { value }),
-        grace_period_seconds: fields.unsigned("gracePeriodSeconds").unwrap_or(300),
-        interval_seconds: fields.unsigned("intervalSeconds").unwrap_or(60),
-        timeout_seconds: fields.unsigned("timeoutSeconds").unwrap_or(20),
-        max_consecutive_failures: fields.unsigned("maxConsecutiveFailures").unwrap_or(3),
-        delay_seconds: fields.unsigned("delaySeconds").unwrap_or(15),
-        ignore_http1xx: fields.boolean("ignoreHttp1xx").unwrap_or(false),
-        ip_protocol: fields.choice("ipProtocol", &["IPv4", "IPv6"]).unwrap_or_else(|| "IPv4".into()),
-        wire_protocol,
-    })
-}
-
-fn read_readiness_check(item: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<ReadinessCheck> {
-    let mut fields = Fields::of(item, path, errors)?;
-    let codes = fields.list("httpStatusCodesForReady", |item, path, errors| integer(item, path, errors, 999));
-    Some(ReadinessCheck {
-        name: fields.text("name").unwrap_or_else(|| "readinessCheck".into()),
-        protocol: fields.choice("protocol", &["HTTP", "HTTPS"]).unwrap_or_else(|| "HTTP".into()),
-        path: fields.text("path").unwrap_or_else(|| "/".into()),
-        port_name: fields.text("portName").unwrap_or_else(|| "http-api".into()),
-        interval_seconds: fields.unsigned("intervalSeconds").unwrap_or(30),
-        timeout_seconds: fields.unsigned("timeoutSeconds").unwrap_or(10),
-        http_status_codes_for_ready: codes
-            .map(|codes| codes.into_iter().map(|code| code as u16).collect())
-            .unwrap_or_else(|| vec![200]),
-        preserve_last_response: fields.boolean("preserveLastResponse").unwrap_or(false),
-    })
-}
-
-fn without_nulls(map: &Map<String, Value>) -> Map<String, Value> {
-    let keep = |value: &Value| match value {
-        Value::Object(inner) => Value::Object(without_nulls(inner)),
-        other => other.clone(),
+        passed_on: Map::new(),
     };
-    map.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), keep(value))).collect()
+    for key in PASSED_ON {
+        if let Some(value) = fields.value(key) {
+            update.passed_on.insert(key.to_owned(), value.clone());
+        }
+    }
+    if update.ip_address.is_some() && update.networks.is_some() {
+        fields.error("ipAddress", "must not specify both networks and ipAddress");
+    }
+    update
+}
+
+pub(super) fn read_kill_selection(fields: &mut Fields<'_>) -> Option<KillSelection> {
+    fields.choice("killSelection", &["YOUNGEST_FIRST", "OLDEST_FIRST"]).map(|choice| match choice.as_str() {
+        "OLDEST_FIRST" => KillSelection::OldestFirst,
+        _ => KillSelection::YoungestFirst,
+    })
+}
+
+/// `portDefinitions`, or the bare numbers of `ports`.
+fn read_ports(fields: &mut Fields<'_>) -> Option<Vec<PortDefinition>> {
+    let numbers = fields.list("ports", |item, path, errors| integer(item, path, errors, u16::MAX.into()));
+    let from_numbers = numbers.map(|numbers| {
+        let definition = |port: u64| PortDefinition {
+            port: port as u16,
+            protocol: "tcp".into(),
+            name: None,
+            labels: BTreeMap::new(),
+        };
+        numbers.into_iter().map(definition).collect()
+    });
+    fields.list("portDefinitions", read_port_definition).or(from_numbers)
+}
+
+fn read_fetches(fields: &mut Fields<'_>) -> Option<Vec<Fetch>> {
+    let uris = fields.texts("uris").filter(|uris| !uris.is_empty());
+    let fetch = fields.list("fetch", read_fetch);
+    if uris.is_some() && fetch.as_ref().is_some_and(|fetch| !fetch.is_empty()) {
+        fields.error("uris", "cannot specify both uris and fetch fields");
+    }
+    uris.map(|uris| uris.into_iter().map(fetch_of_uri).collect()).or(fetch)
 }
 
 impl AppUpdate {
@@ -232,12 +170,13 @@ impl AppUpdate {
             ($($field:ident),*) => { $(if let Some(value) = &self.$field { app.$field = value.clone(); })* };
         }
         take!(env, instances, cpus, mem, disk, gpus, executor, constraints, fetch, backoff_seconds);
-        take!(backoff_factor, max_launch_delay_seconds, health_checks, readiness_checks, labels);
-        take!(port_definitions, require_ports, kill_selection, unreachable_strategy);
+        take!(backoff_factor, max_launch_delay_seconds, health_checks, readiness_checks, labels, secrets);
+        take!(require_ports, kill_selection, unreachable_strategy);
         macro_rules! take_optional {
             ($($field:ident),*) => { $(if self.$field.is_some() { app.$field = self.$field.clone(); })* };
         }
-        take_optional!(user, container, accepted_resource_roles, task_kill_grace_period_seconds);
+        take_optional!(user, accepted_resource_roles, task_kill_grace_period_seconds);
+        app.passed_on.extend(self.passed_on.clone());
         // The two exclude each other, so setting one of them alone takes the other out.
         match (&self.cmd, &self.args) {
             (None, None) => {}
@@ -250,13 +189,69 @@ impl AppUpdate {
             };
         }
         if let Some(dependencies) = &self.dependencies {
-            let group = app.id.as_str().rsplit_once('/').map_or("/", |(group, _)| group);
             app.dependencies = dependencies
                 .iter()
-                .map(|id| AppId::parse_in(group, id).map_err(|e| vec![FieldError::new("/dependencies", e)]))
+                .map(|id| {
+                    AppId::parse_in(app.id.group(), id).map_err(|e| vec![FieldError::new("/dependencies", e)])
+                })
                 .collect::<Result<_, _>>()?;
         }
+        self.connect(&mut app);
         Ok(app)
+    }
+
+    /// Container, networks and ports, which depend on each other.
+    fn connect(&self, app: &mut App) {
+        let mode_before = app.network_mode();
+        if let Some(read) = &self.container {
+            app.container = Some(read.container.clone());
+        }
+        let asked = self.networks.clone().or_else(|| {
+            let (network, _) = self.ip_address.as_ref()?;
+            Some(vec![network.clone()])
+        });
+        let of_docker = self.container.as_ref().and_then(|read| read.network);
+        let maps_ports = self.container.as_ref().is_some_and(|read| read.container.port_mappings.is_some());
+        match (asked, of_docker) {
+            (Some(networks), _) => app.networks = networks,
+            (None, Some(mode)) => app.networks = vec![Network { mode, ..Network::default() }],
+            // Mapped ports mean nothing on the host's network.
+            (None, None) if maps_ports && app.network_mode() == NetworkMode::Host => {
+                app.networks = vec![Network { mode: NetworkMode::Bridge, ..Network::default() }];
+            }
+            (None, None) => {}
+        }
+        if app.network_mode() == NetworkMode::Host {
+            if let Some(container) = &mut app.container {
+                container.port_mappings = None;
+            }
+            match &self.port_definitions {
+                Some(definitions) => app.port_definitions = definitions.clone(),
+                None if mode_before != NetworkMode::Host => {
+                    app.port_definitions = default_definitions();
+                }
+                None => {}
+            }
+            return;
+        }
+        // A GET shows no ports in these modes; who sends some back means the mappings.
+        app.port_definitions = Vec::new();
+        let container = app.container.get_or_insert(Container {
+            kind: ContainerKind::Mesos,
+            docker: None,
+            volumes: Vec::new(),
+            port_mappings: None,
+        });
+        let of_address = self.ip_address.as_ref().map(|(_, mappings)| mappings.clone());
+        if container.port_mappings.is_none() {
+            container.port_mappings = of_address.or_else(|| Some(default_mappings()));
+        }
+        let bridged = app.network_mode() == NetworkMode::Bridge;
+        for mapping in app.container.iter_mut().flat_map(|c| c.port_mappings.iter_mut().flatten()) {
+            if bridged {
+                mapping.host_port.get_or_insert(0);
+            }
+        }
     }
 
     /// The stored form: everything, with the version and its history.
@@ -269,148 +264,4 @@ impl AppUpdate {
         }
         Ok(app)
     }
-}
-
-/// Reads the members of one object and collects what is wrong in play-json's words.
-pub struct Fields<'a> {
-    path: String,
-    map: &'a Map<String, Value>,
-    errors: &'a mut Vec<FieldError>,
-}
-
-impl<'a> Fields<'a> {
-    pub fn of(value: &'a Value, path: &str, errors: &'a mut Vec<FieldError>) -> Option<Self> {
-        match value {
-            Value::Object(map) => Some(Self { path: path.to_owned(), map, errors }),
-            _ => {
-                errors.push(FieldError::new(or_root(path), "error.expected.jsobject"));
-                None
-            }
-        }
-    }
-
-    pub fn value(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    fn read<T>(&mut self, key: &str, expected: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Option<T> {
-        let result = read(self.value(key)?);
-        if result.is_none() {
-            self.errors.push(FieldError::new(format!("{}/{key}", self.path), expected));
-        }
-        result
-    }
-
-    pub fn text(&mut self, key: &str) -> Option<String> {
-        self.read(key, "error.expected.jsstring", |value| value.as_str().map(str::to_owned))
-    }
-
-    fn boolean(&mut self, key: &str) -> Option<bool> {
-        self.read(key, "error.expected.jsboolean", Value::as_bool)
-    }
-
-    pub fn number(&mut self, key: &str) -> Option<f64> {
-        self.read(key, "error.expected.jsnumber", Value::as_f64)
-    }
-
-    fn bounded(&mut self, key: &str, max: u64) -> Option<u64> {
-        let value = self.value(key)?;
-        integer(value, &format!("{}/{key}", self.path), self.errors, max)
-    }
-
-    fn unsigned(&mut self, key: &str) -> Option<u32> {
-        // Seconds and counts: Marathon's are 32-bit signed.
-        self.bounded(key, i32::MAX as u64).map(|value| value as u32)
-    }
-
-    fn choice(&mut self, key: &str, of: &[&str]) -> Option<String> {
-        let text = self.text(key)?;
-        if of.contains(&text.as_str()) {
-            return Some(text);
-        }
-        self.errors.push(FieldError::new(format!("{}/{key}", self.path), "error.unknown.enum.literal"));
-        None
-    }
-
-    pub fn object(&mut self, key: &str) -> Option<&'a Map<String, Value>> {
-        self.read(key, "error.expected.jsobject", Value::as_object)
-    }
-
-    fn nested<T>(&mut self, key: &str, read: impl FnOnce(&mut Fields<'_>) -> Option<T>) -> Option<T> {
-        let map = self.object(key)?;
-        read(&mut Fields { path: format!("{}/{key}", self.path), map, errors: self.errors })
-    }
-
-    pub fn list<T>(
-        &mut self,
-        key: &str,
-        mut read: impl FnMut(&'a Value, &str, &mut Vec<FieldError>) -> Option<T>,
-    ) -> Option<Vec<T>> {
-        let items = self.read(key, "error.expected.jsarray", Value::as_array)?;
-        let path = format!("{}/{key}", self.path);
-        let read_one = |(index, item)| read(item, &format!("{path}({index})"), &mut *self.errors);
-        Some(items.iter().enumerate().filter_map(read_one).collect())
-    }
-
-    pub fn texts(&mut self, key: &str) -> Option<Vec<String>> {
-        self.list(key, text)
-    }
-
-    fn text_map(&mut self, key: &str) -> Option<BTreeMap<String, String>> {
-        let map = self.object(key)?;
-        let path = format!("{}/{key}", self.path);
-        let mut read = BTreeMap::new();
-        for (key, value) in map.iter().filter(|(_, value)| !value.is_null()) {
-            let value = match value {
-                Value::Object(inner) if inner.contains_key("secret") => {
-                    let refusal = "secrets are not supported by the embedded scheduler";
-                    self.errors.push(FieldError::new(format!("{path}/{key}"), refusal));
-                    continue;
-                }
-                // Marathon 1.4 took numbers and booleans in `env` and `labels` and wrote them as text.
-                Value::Number(number) => number.to_string(),
-                Value::Bool(flag) => flag.to_string(),
-                other => match text(other, &format!("{path}/{key}"), self.errors) {
-                    Some(text) => text,
-                    None => continue,
-                },
-            };
-            read.insert(key.clone(), value);
-        }
-        Some(read)
-    }
-}
-
-fn text(value: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<String> {
-    if value.as_str().is_none() {
-        errors.push(FieldError::new(path, "error.expected.jsstring"));
-    }
-    value.as_str().map(str::to_owned)
-}
-
-fn texts(value: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<Vec<String>> {
-    let Value::Array(items) = value else {
-        errors.push(FieldError::new(path, "error.expected.jsarray"));
-        return None;
-    };
-    items.iter().enumerate().map(|(index, item)| text(item, &format!("{path}({index})"), errors)).collect()
-}
-
-fn integer(value: &Value, path: &str, errors: &mut Vec<FieldError>, max: u64) -> Option<u64> {
-    // `2.0` is an integer to Marathon's JSON library.
-    let whole = value.as_u64().or_else(|| {
-        value.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0 && *f <= max as f64).map(|f| f as u64)
-    });
-    match whole {
-        Some(number) if number <= max => return whole,
-        Some(_) => errors.push(FieldError::new(path, format!("error.max: {max}"))),
-        None if value.as_f64().is_some_and(|f| f < 0.0) => {
-            errors.push(FieldError::new(path, format!("got {value}, expected 0 or more")));
-        }
-        None if value.is_number() => {
-            errors.push(FieldError::new(path, "error.expected.jsnumber: a whole one"))
-        }
-        None => errors.push(FieldError::new(path, "error.expected.jsnumber")),
-    }
-    None
 }

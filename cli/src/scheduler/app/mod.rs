@@ -2,15 +2,27 @@
 //!
 //! Not here: reading one (`input`), judging one (`validate`), and what runs of it (`core`).
 
+pub mod checks;
+pub mod container;
+pub mod fields;
 pub mod input;
+pub mod pod;
+pub mod ports;
+#[cfg(test)]
+mod tests;
 pub mod validate;
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+pub use self::checks::{HealthCheck, Protocol, ReadinessCheck};
+pub use self::container::{Container, EnvValue, Fetch, Network, NetworkMode, Secret};
+use self::pod::Pod;
+pub use self::ports::PortDefinition;
 
 use super::id::AppId;
 use super::timestamp::Timestamp;
@@ -23,7 +35,7 @@ pub struct App {
     pub cmd: Option<String>,
     pub args: Option<Vec<String>>,
     pub user: Option<String>,
-    pub env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, EnvValue>,
     pub instances: u32,
     #[serde(serialize_with = "number")]
     pub cpus: f64,
@@ -35,14 +47,14 @@ pub struct App {
     pub gpus: u32,
     pub executor: String,
     pub constraints: Vec<Vec<String>>,
-    pub fetch: Vec<Value>,
+    pub fetch: Vec<Fetch>,
     #[serde(serialize_with = "number")]
     pub backoff_seconds: f64,
     #[serde(serialize_with = "number")]
     pub backoff_factor: f64,
     #[serde(serialize_with = "number")]
     pub max_launch_delay_seconds: f64,
-    pub container: Option<Value>,
+    pub container: Option<Container>,
     pub health_checks: Vec<HealthCheck>,
     pub readiness_checks: Vec<ReadinessCheck>,
     pub dependencies: Vec<AppId>,
@@ -50,14 +62,25 @@ pub struct App {
     pub labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted_resource_roles: Option<Vec<String>>,
+    pub secrets: BTreeMap<String, Secret>,
+    /// Never empty.
+    pub networks: Vec<Network>,
+    /// On the host's network only; otherwise the container maps its ports.
+    #[serde(skip)]
     pub port_definitions: Vec<PortDefinition>,
     pub require_ports: bool,
     pub kill_selection: KillSelection,
     pub unreachable_strategy: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_kill_grace_period_seconds: Option<u32>,
+    /// Keys that only a cluster acts on (`residency`, `tty`, …), as they were written.
+    #[serde(flatten)]
+    pub passed_on: Map<String, Value>,
     pub version: Timestamp,
     pub version_info: VersionInfo,
+    /// What this really is, when it is a pod; then the other fields follow from it.
+    #[serde(skip)]
+    pub pod: Option<Arc<Pod>>,
     #[serde(skip)]
     rendered: Rendered,
 }
@@ -78,96 +101,12 @@ pub struct UpgradeStrategy {
     pub maximum_over_capacity: f64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct PortDefinition {
-    /// The service port; 0 only until one has been assigned.
-    pub port: u16,
-    pub protocol: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    pub labels: BTreeMap<String, String>,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum KillSelection {
     #[serde(rename = "YOUNGEST_FIRST")]
     YoungestFirst,
     #[serde(rename = "OLDEST_FIRST")]
     OldestFirst,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    Http,
-    Https,
-    Tcp,
-    Command,
-}
-
-/// One health check. `wire_protocol` keeps the spelling of the input (`MESOS_HTTP` stays `MESOS_HTTP`).
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HealthCheck {
-    #[serde(rename = "protocol")]
-    pub wire_protocol: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub port_index: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub command: Option<CheckCommand>,
-    pub grace_period_seconds: u32,
-    pub interval_seconds: u32,
-    pub timeout_seconds: u32,
-    pub max_consecutive_failures: u32,
-    pub delay_seconds: u32,
-    pub ignore_http1xx: bool,
-    pub ip_protocol: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CheckCommand {
-    pub value: String,
-}
-
-impl HealthCheck {
-    pub fn protocol(&self) -> Protocol {
-        match self.wire_protocol.trim_start_matches("MESOS_") {
-            "TCP" => Protocol::Tcp,
-            "HTTPS" => Protocol::Https,
-            "COMMAND" => Protocol::Command,
-            _ => Protocol::Http,
-        }
-    }
-
-    /// Whether Marathon itself makes the check; otherwise it runs next to the task and sends other events.
-    pub fn is_marathon_level(&self) -> bool {
-        self.wire_protocol != "COMMAND" && !self.wire_protocol.starts_with("MESOS_")
-    }
-
-    /// Failures in a row after which the instance is killed, `None`: never (spec 6.4).
-    pub fn kill_at(&self) -> Option<u32> {
-        match (self.max_consecutive_failures, self.is_marathon_level()) {
-            (0, true) => None,
-            (max, true) => Some(max + 1),
-            (max, false) => Some(max.max(1)),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ReadinessCheck {
-    pub name: String,
-    pub protocol: String,
-    pub path: String,
-    pub port_name: String,
-    pub interval_seconds: u32,
-    pub timeout_seconds: u32,
-    pub http_status_codes_for_ready: Vec<u16>,
-    pub preserve_last_response: bool,
 }
 
 /// The definition as JSON, written once per version.
@@ -181,18 +120,14 @@ impl Clone for Rendered {
     }
 }
 
+/// What an app on the host's network has besides.
 #[derive(Serialize)]
-struct Complete<'a> {
+#[serde(rename_all = "camelCase")]
+struct OnHost<'a> {
     #[serde(flatten)]
     app: &'a App,
-    networks: [Network; 1],
     ports: Vec<u16>,
-    secrets: BTreeMap<(), ()>,
-}
-
-#[derive(Serialize)]
-struct Network {
-    mode: &'static str,
+    port_definitions: &'a [PortDefinition],
 }
 
 impl App {
@@ -222,18 +157,17 @@ impl App {
             upgrade_strategy: UpgradeStrategy { minimum_health_capacity: 1.0, maximum_over_capacity: 1.0 },
             labels: BTreeMap::new(),
             accepted_resource_roles: None,
-            port_definitions: vec![PortDefinition {
-                port: 0,
-                protocol: "tcp".into(),
-                name: Some("default".into()),
-                labels: BTreeMap::new(),
-            }],
+            secrets: BTreeMap::new(),
+            networks: vec![Network::default()],
+            port_definitions: ports::default_definitions(),
             require_ports: false,
             kill_selection: KillSelection::YoungestFirst,
             unreachable_strategy: serde_json::json!({"inactiveAfterSeconds": 0, "expungeAfterSeconds": 0}),
             task_kill_grace_period_seconds: None,
+            passed_on: Map::new(),
             version: now,
             version_info: VersionInfo { last_scaling_at: now, last_config_change_at: now },
+            pod: None,
             rendered: Rendered::default(),
         }
     }
@@ -241,13 +175,16 @@ impl App {
     /// The definition as one JSON object, without anything about what runs.
     pub fn json(&self) -> &str {
         self.rendered.0.get_or_init(|| {
-            let complete = Complete {
-                app: self,
-                networks: [Network { mode: "host" }],
-                ports: self.service_ports(),
-                secrets: BTreeMap::new(),
+            let text = match (&self.pod, self.network_mode()) {
+                (Some(pod), _) => Ok(pod.json(self)),
+                (None, NetworkMode::Host) => serde_json::to_string(&OnHost {
+                    app: self,
+                    ports: self.service_ports(),
+                    port_definitions: &self.port_definitions,
+                }),
+                (None, _) => serde_json::to_string(self),
             };
-            serde_json::to_string(&complete).expect("a definition has text keys and finite numbers only")
+            text.expect("a definition has text keys and finite numbers only")
         })
     }
 
@@ -255,10 +192,6 @@ impl App {
     pub fn json_open(&self) -> &str {
         let json = self.json();
         &json[..json.len() - 1]
-    }
-
-    pub fn service_ports(&self) -> Vec<u16> {
-        self.port_definitions.iter().map(|definition| definition.port).collect()
     }
 
     /// Whether going from `self` to `next` needs new instances: everything but the count and the version does.
@@ -276,6 +209,14 @@ impl App {
 
     pub fn max_launch_delay(&self) -> Duration {
         Duration::from_secs_f64(self.max_launch_delay_seconds)
+    }
+
+    pub fn is_pod(&self) -> bool {
+        self.pod.is_some()
+    }
+
+    pub fn network_mode(&self) -> NetworkMode {
+        self.networks.first().map_or(NetworkMode::Host, |network| network.mode)
     }
 
     pub fn readiness_check(&self) -> Option<&ReadinessCheck> {

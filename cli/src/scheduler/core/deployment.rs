@@ -33,8 +33,16 @@ pub struct Step {
 #[derive(Debug)]
 pub struct Action {
     pub kind: ActionKind,
+    pub subject: Subject,
     pub app: AppId,
     pub progress: Progress,
+}
+
+/// What an action is about; only its name and where its id stands depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    App,
+    Pod,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +70,42 @@ pub struct Progress {
     pub rollout: Option<Rollout>,
 }
 
-impl ActionKind {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ActionKind::Start => "StartApplication",
-            ActionKind::Scale => "ScaleApplication",
-            ActionKind::Restart(_) => "RestartApplication",
-            ActionKind::Stop => "StopApplication",
+/// Marathon's names, for apps and for pods.
+const NAMES: [(ActionKind, &str, &str); 4] = [
+    (ActionKind::Start, "StartApplication", "StartPod"),
+    (ActionKind::Scale, "ScaleApplication", "ScalePod"),
+    (ActionKind::Restart(Replace::All), "RestartApplication", "RestartPod"),
+    (ActionKind::Stop, "StopApplication", "StopPod"),
+];
+
+/// The opposite of [`Action::name`].
+pub fn read_name(name: &str) -> Option<(ActionKind, Subject)> {
+    NAMES.iter().find_map(|(kind, app, pod)| match name {
+        name if name == *app => Some((*kind, Subject::App)),
+        name if name == *pod => Some((*kind, Subject::Pod)),
+        _ => None,
+    })
+}
+
+impl Action {
+    pub fn new(kind: ActionKind, subject: Subject, app: AppId) -> Self {
+        Self { kind, subject, app, progress: Progress::default() }
+    }
+
+    pub fn name(&self) -> &'static str {
+        let kind = match self.kind {
+            ActionKind::Restart(_) => ActionKind::Restart(Replace::All),
+            kind => kind,
+        };
+        let names = NAMES.iter().find(|(of, _, _)| *of == kind).expect("every kind has its names");
+        if self.subject == Subject::App { names.1 } else { names.2 }
+    }
+
+    /// As the plan shows it.
+    pub fn json(&self) -> Value {
+        match self.subject {
+            Subject::App => json!({"action": self.name(), "app": self.app}),
+            Subject::Pod => json!({"action": self.name(), "pod": self.app}),
         }
     }
 }
@@ -77,44 +114,29 @@ impl ActionKind {
 #[derive(Debug)]
 pub struct Planned {
     pub app: AppId,
+    pub subject: Subject,
     pub is_new: bool,
     /// `None`: nothing to do for its instances.
     pub kind: Option<ActionKind>,
-    pub dependencies: Vec<AppId>,
+    /// Length of the longest chain of dependencies below it.
+    pub depth: usize,
 }
 
 /// Orders the work: removals, then the (empty) starts of new apps, then the rest with dependencies first.
 pub fn plan_steps(planned: &[Planned]) -> Vec<Step> {
-    let action =
-        |kind: ActionKind, app: &AppId| Action { kind, app: app.clone(), progress: Progress::default() };
-    let stops: Vec<Action> = planned
-        .iter()
-        .filter(|p| p.kind == Some(ActionKind::Stop))
-        .map(|p| action(ActionKind::Stop, &p.app))
-        .collect();
-    let starts: Vec<Action> =
-        planned.iter().filter(|p| p.is_new).map(|p| action(ActionKind::Start, &p.app)).collect();
+    let action = |kind: ActionKind, p: &Planned| Action::new(kind, p.subject, p.app.clone());
+    let stops = planned.iter().filter(|p| p.kind == Some(ActionKind::Stop));
+    let stops: Vec<Action> = stops.map(|p| action(ActionKind::Stop, p)).collect();
+    let starts = planned.iter().filter(|p| p.is_new);
+    let starts: Vec<Action> = starts.map(|p| action(ActionKind::Start, p)).collect();
     let mut levels: BTreeMap<usize, Vec<Action>> = BTreeMap::new();
-    let known: BTreeMap<&AppId, &Planned> = planned.iter().map(|p| (&p.app, p)).collect();
     for p in planned {
         if let Some(kind) = p.kind.filter(|kind| *kind != ActionKind::Stop) {
-            levels.entry(depth(p, &known, known.len())).or_default().push(action(kind, &p.app));
+            levels.entry(p.depth).or_default().push(action(kind, p));
         }
     }
     let steps = [stops, starts].into_iter().chain(levels.into_values());
     steps.filter(|actions| !actions.is_empty()).map(|actions| Step { actions }).collect()
-}
-
-/// Length of the longest chain of dependencies within the plan; `limit` ends circles.
-fn depth(planned: &Planned, known: &BTreeMap<&AppId, &Planned>, limit: usize) -> usize {
-    if limit == 0 {
-        return 0;
-    }
-    let below = planned.dependencies.iter().flat_map(|dependency| {
-        // A dependency may name a group: then every app in it comes first.
-        known.values().filter(move |p| p.app == *dependency || p.app.is_inside(dependency.as_str()))
-    });
-    below.filter(|p| p.app != planned.app).map(|p| 1 + depth(p, known, limit - 1)).max().unwrap_or(0)
 }
 
 impl Deployment {
@@ -143,8 +165,7 @@ impl Deployment {
 
 impl Step {
     pub fn json(&self) -> Value {
-        let actions: Vec<Value> =
-            self.actions.iter().map(|a| json!({"action": a.kind.as_str(), "app": a.app})).collect();
+        let actions: Vec<Value> = self.actions.iter().map(Action::json).collect();
         json!({"actions": actions})
     }
 }
@@ -153,23 +174,22 @@ impl Step {
 mod tests {
     use super::*;
 
-    fn planned(app: &str, is_new: bool, kind: ActionKind, dependencies: &[&str]) -> Planned {
-        let id = |text: &str| AppId::parse(text).expect("valid");
-        let dependencies = dependencies.iter().map(|d| id(d)).collect();
-        Planned { app: id(app), is_new, kind: Some(kind), dependencies }
+    fn planned(app: &str, is_new: bool, kind: ActionKind, depth: usize) -> Planned {
+        let app = AppId::parse(app).expect("valid");
+        Planned { app, subject: Subject::App, is_new, kind: Some(kind), depth }
     }
 
     #[test]
     fn steps_follow_dependencies() {
         let steps = plan_steps(&[
-            planned("/web", true, ActionKind::Scale, &["/db", "/cache"]),
-            planned("/db/main", false, ActionKind::Restart(Replace::All), &[]),
-            planned("/cache", true, ActionKind::Scale, &["/db/main"]),
-            planned("/old", false, ActionKind::Stop, &[]),
+            planned("/web", true, ActionKind::Scale, 2),
+            planned("/db/main", false, ActionKind::Restart(Replace::All), 0),
+            planned("/cache", true, ActionKind::Scale, 1),
+            planned("/old", false, ActionKind::Stop, 0),
         ]);
         let text: Vec<Vec<String>> = steps
             .iter()
-            .map(|step| step.actions.iter().map(|a| format!("{} {}", a.kind.as_str(), a.app)).collect())
+            .map(|step| step.actions.iter().map(|a| format!("{} {}", a.name(), a.app)).collect())
             .collect();
         assert_eq!(
             text,
@@ -184,11 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn circles_end() {
-        let steps = plan_steps(&[
-            planned("/a", false, ActionKind::Scale, &["/b"]),
-            planned("/b", false, ActionKind::Scale, &["/a"]),
-        ]);
-        assert_eq!(steps.iter().map(|s| s.actions.len()).sum::<usize>(), 2);
+    fn names_are_read_again() {
+        for subject in [Subject::App, Subject::Pod] {
+            for (kind, _, _) in NAMES {
+                let action = Action::new(kind, subject, AppId::parse("/a").expect("valid"));
+                assert_eq!(read_name(action.name()), Some((kind, subject)));
+            }
+        }
+        assert_eq!(read_name("DanceApplication"), None);
     }
 }

@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::Core;
 use super::deployment::{Action, ActionKind, Deployment, Replace, Step};
 use super::instance::{Instance, by_kill_order};
+use super::record::{end_line, step_line};
 use super::rollout::Rollout;
+use super::{Core, Effect};
 use crate::scheduler::id::AppId;
 
 impl Core {
@@ -38,6 +39,9 @@ impl Core {
                     deployment.current.is_none() || deployment.affected.iter().any(|id| touched.contains(id));
                 if concerned && self.advance(deployment) {
                     let done = deployments.remove(index);
+                    if !done.steps.is_empty() {
+                        self.effects.push(Effect::Store(end_line(&done.id)));
+                    }
                     self.hub.publish_plan(
                         "deployment_success",
                         |format| json!({"id": done.id, "plan": done.plan_json(format)}),
@@ -102,6 +106,9 @@ impl Core {
     fn enter(&mut self, deployment: &mut Deployment, index: usize) -> bool {
         deployment.current = Some(index);
         let Some(step) = deployment.steps.get(index) else { return false };
+        if index > 0 {
+            self.effects.push(Effect::Store(step_line(&deployment.id, index)));
+        }
         let kinds: Vec<(AppId, ActionKind)> = step.actions.iter().map(|a| (a.app.clone(), a.kind)).collect();
         self.tell_step("deployment_info", deployment, index);
         for (id, kind) in kinds {
@@ -131,12 +138,12 @@ impl Core {
             return;
         }
         if before.is_some() {
-            self.hub.publish("remove_health_check_event", json!({"appId": id}));
+            self.hub.publish("remove_health_check_event", || json!({"appId": id}));
         }
         for check in &app.health_checks {
             self.hub.publish(
                 "add_health_check_event",
-                json!({"appId": id, "healthCheck": check, "version": app.version}),
+                || json!({"appId": id, "healthCheck": check, "version": app.version}),
             );
         }
     }
@@ -164,7 +171,10 @@ impl Core {
     }
 
     fn stop_app(&mut self, id: &AppId) {
-        let Some(state) = self.apps.get(id) else { return };
+        let Some(state) = self.apps.get_mut(id) else { return };
+        if state.announced_checks.take().is_some() {
+            self.hub.publish("remove_health_check_event", || json!({"appId": id}));
+        }
         let active: Vec<u64> = state.instances.values().filter(|i| i.is_active()).map(|i| i.seq).collect();
         for seq in active {
             self.decommission(id, seq);
@@ -178,12 +188,9 @@ impl Core {
         }
         let Some(state) = self.apps.remove(id) else { return };
         for ended in state.ended {
-            self.effects.push(super::Effect::RemoveSandbox(ended.sandbox));
+            self.effects.push(Effect::RemoveSandbox(ended.sandbox));
         }
-        if state.announced_checks.is_some() {
-            self.hub.publish("remove_health_check_event", json!({"appId": id}));
-        }
-        self.hub.publish("app_terminated_event", json!({"appId": id}));
+        self.hub.publish("app_terminated_event", || json!({"appId": id}));
     }
 
     /// Schedules what is missing and ends what is too much. Returns the instances started and ended.

@@ -2,6 +2,7 @@
 //!
 //! Not here: when it moves on (`core`), nor the process behind it (`agent`).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ pub struct TaskRef {
     pub seq: u64,
     pub attempt: u32,
 }
+
+/// How task ids of apps spell their only container.
+pub const APP_CONTAINER: &str = "_app";
 
 /// Marathon's conditions; the order is the order in which instances are given up when scaling down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,6 +129,8 @@ pub struct Instance {
     /// An upgrade replaces it; it is not started again when it ends.
     pub outdated: bool,
     pub ports: Vec<u16>,
+    /// Its own address, on a network that is not the host's.
+    pub address: Option<IpAddr>,
     pub staged_at: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub running_since: Option<Instant>,
@@ -147,6 +153,7 @@ impl Instance {
             condition: Condition::Scheduled,
             outdated: false,
             ports: Vec::new(),
+            address: None,
             staged_at: None,
             started_at: None,
             running_since: None,
@@ -162,8 +169,23 @@ impl Instance {
         *self = Instance { attempt: self.attempt + 1, ..fresh };
     }
 
+    /// The id of its task; of a pod's instance, that of the first container.
     pub fn task_id(&self) -> String {
-        self.id.task_id(self.attempt)
+        let first = self.app.pod.as_ref().and_then(|pod| pod.containers.first());
+        self.id.task_id(first.map_or(APP_CONTAINER, |container| &container.name), self.attempt)
+    }
+
+    /// The ids of all its tasks: one for each container of a pod.
+    pub fn task_ids(&self) -> Vec<String> {
+        match &self.app.pod {
+            None => vec![self.task_id()],
+            Some(pod) => pod.containers.iter().map(|c| self.id.task_id(&c.name, self.attempt)).collect(),
+        }
+    }
+
+    pub fn has_task(&self, task_id: &str) -> bool {
+        // Cheaper than writing the ids of instances that are somebody else's.
+        task_id.starts_with(self.id.as_str()) && self.task_ids().iter().any(|id| id == task_id)
     }
 
     pub fn task_ref(&self) -> TaskRef {

@@ -1,49 +1,22 @@
-//! Launching: the one agent's resources, what an instance waits for, and the queue's view of it.
+//! Launching: where an instance finds room, what it waits for, and the queue's view of it.
 //!
 //! Not here: the process (`agent`).
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::constraint::Constraint;
 use super::instance::{Condition, Instance};
+use super::resources::{Lack, Resources};
 use super::{Core, Effect, InstanceFacts, earliest};
 use crate::scheduler::agent::LaunchSpec;
 use crate::scheduler::app::App;
-use crate::scheduler::app::validate::Execution;
-use crate::scheduler::core::environment::task_environment;
-use crate::scheduler::id::AppId;
+use crate::scheduler::app::ports::HostPort;
+use crate::scheduler::id::{AppId, InstanceId};
 use crate::scheduler::timestamp::Timestamp;
-
-/// Sums of fractions of a core are compared with this much slack.
-const ROUNDING: f64 = 1e-6;
-
-/// Why an instance did not fit, by Marathon's names, in the order in which offers are judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lack {
-    UnfulfilledRole,
-    UnfulfilledConstraint,
-    NoCorrespondingReservationFound,
-    InsufficientCpus,
-    InsufficientMemory,
-    InsufficientDisk,
-    InsufficientGpus,
-    InsufficientPorts,
-}
-
-impl Lack {
-    pub const ALL: [Lack; 8] = [
-        Lack::UnfulfilledRole,
-        Lack::UnfulfilledConstraint,
-        Lack::NoCorrespondingReservationFound,
-        Lack::InsufficientCpus,
-        Lack::InsufficientMemory,
-        Lack::InsufficientDisk,
-        Lack::InsufficientGpus,
-        Lack::InsufficientPorts,
-    ];
-}
 
 /// How the waiting of an app's instances has gone; an attempt to place one counts as an offer.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +28,12 @@ pub struct WaitStats {
     pub last_used_at: Option<Timestamp>,
     pub n_declined: [u64; Lack::ALL.len()],
     pub last_lack: Option<Lack>,
+}
+
+/// What a placed instance was given besides its resources.
+struct Placement {
+    ports: Vec<u16>,
+    address: Option<Ipv4Addr>,
 }
 
 impl Core {
@@ -95,7 +74,7 @@ impl Core {
         let placed = self.place(&app);
         let Some(state) = self.apps.get_mut(id) else { return false };
         state.wait.n_attempts += 1;
-        let ports = match placed {
+        let placement = match placed {
             Err(lack) => {
                 state.wait.n_unused += 1;
                 state.wait.last_unused_at = Some(at);
@@ -103,7 +82,7 @@ impl Core {
                 state.wait.last_lack = Some(lack);
                 return false;
             }
-            Ok(ports) => ports,
+            Ok(placement) => placement,
         };
         state.wait.last_used_at = Some(at);
         state.scheduled.remove(&seq);
@@ -113,11 +92,11 @@ impl Core {
         let Some(instance) = state.instances.get_mut(&seq) else { return false };
         instance.condition = Condition::Provisioned;
         instance.staged_at = Some(at);
-        instance.ports = ports;
+        instance.ports = placement.ports;
+        instance.address = placement.address.map(Into::into);
         let facts = InstanceFacts::of(instance);
-        let spec = launch_spec(instance, &self.settings);
-        self.used_cpus += app.cpus;
-        self.used_mem += app.mem;
+        let spec = LaunchSpec::of(instance, &self.settings);
+        self.used.take(&Resources::of(&app));
         self.n_tasks += 1;
         self.touched.insert(id.clone());
         self.effects.push(Effect::Launch(Box::new(spec)));
@@ -125,64 +104,89 @@ impl Core {
         true
     }
 
-    /// Finds room for one more instance of `app`; takes its ports.
-    fn place(&mut self, app: &App) -> Result<Vec<u16>, Lack> {
-        if self.settings.execution == Execution::Processes && !self.constraints_hold(app) {
+    /// Finds room for one more instance of `app`; takes its ports and its address.
+    fn place(&mut self, app: &App) -> Result<Placement, Lack> {
+        if !self.constraints_hold(app) {
             return Err(Lack::UnfulfilledConstraint);
         }
-        if self.used_cpus + app.cpus > self.settings.cpus + ROUNDING {
-            return Err(Lack::InsufficientCpus);
-        }
-        if self.used_mem + app.mem > self.settings.mem + ROUNDING {
-            return Err(Lack::InsufficientMemory);
+        if let Some(lack) = self.settings.resources.lack(&self.used, &Resources::of(app)) {
+            return Err(lack);
         }
         if app.gpus > 0 {
             return Err(Lack::InsufficientGpus);
         }
-        let ports = if app.require_ports {
-            self.ports.take_exactly(&app.service_ports())
-        } else {
-            self.ports.take(app.port_definitions.len())
-        };
-        ports.ok_or(Lack::InsufficientPorts)
+        let ports = self.take_ports(app).ok_or(Lack::InsufficientPorts)?;
+        let address = if app.has_own_address() { self.addresses.take() } else { None };
+        Ok(Placement { ports, address })
     }
 
-    /// Constraints on the host name, of which there is one.
+    /// One host port for each port that wants one, or none at all.
+    fn take_ports(&mut self, app: &App) -> Option<Vec<u16>> {
+        let wanted: Vec<HostPort> = app.ports().iter().map(|port| port.host).collect();
+        let exact: Vec<u16> = wanted
+            .iter()
+            .filter_map(|port| if let HostPort::Exactly(port) = port { Some(*port) } else { None })
+            .collect();
+        let n_any = wanted.iter().filter(|port| **port == HostPort::Any).count();
+        let exact = self.ports.take_exactly(&exact)?;
+        let Some(any) = self.ports.take(n_any) else {
+            self.ports.give_back(&exact);
+            return None;
+        };
+        let (mut exact, mut any) = (exact.into_iter(), any.into_iter());
+        let given = wanted.iter().filter_map(|port| match port {
+            HostPort::Exactly(_) => exact.next(),
+            HostPort::Any => any.next(),
+            HostPort::None => None,
+        });
+        Some(given.collect())
+    }
+
     fn constraints_hold(&self, app: &App) -> bool {
-        let n_placed = self
-            .apps
-            .get(&app.id)
-            .map_or(0, |s| s.instances.values().filter(|i| i.is_task() && i.is_active()).count());
-        app.constraints.iter().all(|constraint| {
-            let value = constraint.get(2).map(String::as_str);
-            match constraint.get(1).map(String::as_str) {
-                Some("UNIQUE") => n_placed == 0,
-                Some("MAX_PER") => value.and_then(|v| v.parse().ok()).is_none_or(|max: usize| n_placed < max),
-                Some("CLUSTER" | "IS") => value.is_none_or(|v| v.is_empty() || v == self.settings.host),
-                _ => true,
-            }
-        })
+        if app.constraints.is_empty() {
+            return true;
+        }
+        let placed = |state: &super::AppState| {
+            state.instances.values().filter(|i| i.is_task() && i.is_active()).count()
+        };
+        let n_placed = self.apps.get(&app.id).map_or(0, placed);
+        let attribute = |field: &str| match field {
+            "hostname" | "@hostname" => Some(self.settings.host.clone()),
+            other => self.settings.attributes.get(other).cloned(),
+        };
+        // A constraint that cannot be read was refused when the app was defined.
+        app.constraints
+            .iter()
+            .filter_map(|words| Constraint::parse(words).ok())
+            .all(|constraint| constraint.allows(n_placed, attribute))
     }
 
     /// Gives back what an ended task held.
-    pub(super) fn release(&mut self, app: &App, ports: &[u16]) {
+    pub(super) fn release(&mut self, app: &App, ports: &[u16], address: Option<std::net::IpAddr>) {
         self.ports.give_back(ports);
+        if let Some(std::net::IpAddr::V4(address)) = address {
+            self.addresses.give_back(address);
+        }
         self.n_tasks -= 1;
         if self.n_tasks == 0 {
             // Fractions added and subtracted many times drift; an empty agent is exactly empty.
-            (self.used_cpus, self.used_mem) = (0.0, 0.0);
+            self.used = Resources::default();
         } else {
-            self.used_cpus = (self.used_cpus - app.cpus).max(0.0);
-            self.used_mem = (self.used_mem - app.mem).max(0.0);
+            self.used.give_back(&Resources::of(app));
         }
     }
 
     pub(super) fn add_scheduled(&mut self, id: &AppId) -> Option<u64> {
+        let app = Arc::clone(&self.apps.get(id)?.app);
+        self.add_scheduled_of(id, app)
+    }
+
+    /// One more instance, of a definition that need not be the newest.
+    pub(super) fn add_scheduled_of(&mut self, id: &AppId, app: Arc<App>) -> Option<u64> {
         let state = self.apps.get_mut(id)?;
         let seq = self.next_seq;
         self.next_seq += 1;
-        let instance_id = crate::scheduler::id::InstanceId::fresh(id, &self.node);
-        let instance = Instance::new(instance_id, seq, Arc::clone(&state.app));
+        let instance = Instance::new(InstanceId::fresh(id, &self.node), seq, app);
         let facts = InstanceFacts::of(&instance);
         state.instances.insert(seq, instance);
         state.scheduled.insert(seq);
@@ -190,18 +194,5 @@ impl Core {
         self.waiting.insert(id.clone());
         self.tell_instance(&facts, "Scheduled");
         Some(seq)
-    }
-}
-
-fn launch_spec(instance: &Instance, settings: &super::Settings) -> LaunchSpec {
-    let task_id = instance.task_id();
-    let sandbox = settings.sandboxes.join(&task_id);
-    LaunchSpec {
-        task: instance.task_ref(),
-        env: task_environment(&instance.app, &task_id, &settings.host, &instance.ports, &sandbox),
-        sandbox,
-        host: settings.host.clone(),
-        ports: instance.ports.clone(),
-        app: instance.app.clone(),
     }
 }

@@ -2,21 +2,30 @@
 //! done comes out as effects and events. A state is always changed before the event that tells of it, so a
 //! client that asks after an event sees at least what the event said.
 //!
-//! Reading order: `instance`, `deployment`, `operations` (what clients ask for), `drive` (carrying it out),
-//! `launch` (resources), `status` (what the agent reports).
+//! Reading order: `instance`, `groups`, `deployment`, `operations` (what clients ask for), `drive` (carrying it
+//! out), `launch` (placing instances), `status` (what the agent reports), `record` (what survives a restart).
 //!
 //! Not here: sockets, processes, files. Only port probing touches the system.
 
+pub mod addresses;
 pub mod backoff;
+pub mod constraint;
+pub mod dependencies;
 pub mod deployment;
 pub mod drive;
 pub mod environment;
+pub mod groups;
 pub mod instance;
+pub mod kills;
 pub mod launch;
 pub mod operations;
+pub mod record;
+pub mod resources;
 pub mod rollout;
+pub mod statistics;
 pub mod status;
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -32,9 +41,13 @@ use deployment::Deployment;
 use instance::{Instance, TaskRef};
 use launch::WaitStats;
 
+use self::addresses::OwnAddresses;
+use self::groups::{Group, History};
+use self::record::State;
+use self::resources::Resources;
 use super::agent::LaunchSpec;
 use super::app::App;
-use super::app::input::FieldError;
+use super::app::fields::FieldError;
 use super::app::validate::Execution;
 use super::events::EventHub;
 use super::id::AppId;
@@ -55,9 +68,13 @@ pub struct Settings {
     pub ports: RangeInclusive<u16>,
     pub probe: Probe,
     pub service_ports: RangeInclusive<u16>,
-    pub cpus: f64,
-    pub mem: f64,
+    /// What the agent has to give.
+    pub resources: Resources,
+    /// What constraints may ask for besides the host name.
+    pub attributes: BTreeMap<String, String>,
     pub sandboxes: PathBuf,
+    /// Where the values of secrets are.
+    pub secrets: PathBuf,
     pub kill_grace: Duration,
 }
 
@@ -70,21 +87,23 @@ pub enum Effect {
         grace: Duration,
     },
     RemoveSandbox(PathBuf),
-    /// The app's definitions, oldest first, or `None` when it is gone.
-    Store {
-        app: AppId,
-        versions: Option<Vec<Arc<App>>>,
-    },
+    /// A line for the journal.
+    Store(String),
 }
 
 /// Why an operation was not carried out.
 #[derive(Debug, PartialEq)]
 pub enum Refusal {
     AppExists(AppId),
+    PodExists(AppId),
     UnknownApp(AppId),
+    UnknownPod(AppId),
     UnknownGroup(String),
     GroupExists(String),
+    /// A group was to get the path of an app.
+    PathIsApp(AppId),
     UnknownVersion(AppId, String),
+    UnknownGroupVersion(String, String),
     BadTimestamp(String),
     UnknownTask(String),
     BadTaskId(String),
@@ -165,9 +184,12 @@ pub struct Core {
     pub hub: EventHub,
     pub clock: VersionClock,
     pub agent_id: String,
+    pub groups: BTreeMap<AppId, Group>,
+    pub history: History,
+    /// What instances hold of the agent.
+    pub used: Resources,
     ports: HostPorts,
-    used_cpus: f64,
-    used_mem: f64,
+    addresses: OwnAddresses,
     n_tasks: usize,
     effects: Vec<Effect>,
     /// Apps something happened to since the last `settle`.
@@ -180,20 +202,24 @@ pub struct Core {
 }
 
 impl Core {
-    /// A core that knows the stored apps (each as its versions, oldest first) and wants them running.
-    pub fn new(settings: Settings, stored: Vec<Vec<Arc<App>>>) -> Self {
+    /// A core that knows what was stored, wants it running, and goes on with its open deployments.
+    pub fn new(settings: Settings, stored: State) -> Self {
         let uuid = uuid::Uuid::new_v4();
-        let newest = stored.iter().flatten().map(|app| app.version).max();
+        let of_apps = stored.apps.values().filter_map(|versions| Some(*versions.last_key_value()?.0));
+        let of_changes = stored.history.changes().map(|change| change.version);
+        let newest = of_apps.chain(of_changes).max();
         let mut core = Self {
             ports: HostPorts::new(settings.ports.clone(), settings.probe),
+            addresses: OwnAddresses::default(),
             settings,
             apps: BTreeMap::new(),
-            deployments: Vec::new(),
+            deployments: stored.deployments,
             hub: EventHub::default(),
             clock: VersionClock::after(newest.unwrap_or_else(Timestamp::now)),
             agent_id: format!("{uuid}-S0"),
-            used_cpus: 0.0,
-            used_mem: 0.0,
+            groups: stored.groups,
+            history: stored.history,
+            used: Resources::default(),
             n_tasks: 0,
             effects: Vec::new(),
             touched: BTreeSet::new(),
@@ -202,23 +228,65 @@ impl Core {
             node: uuid.as_bytes()[..6].try_into().expect("a UUID has 16 bytes"),
             stopping: false,
         };
-        for versions in stored {
-            let Some(newest) = versions.last() else { continue };
+        for versions in stored.apps.into_values() {
+            let Some((_, newest)) = versions.last_key_value() else { continue };
             let mut state = AppState::new(newest.clone());
-            state.versions = versions.iter().map(|app| (app.version, app.clone())).collect();
             core.touched.insert(newest.id.clone());
-            core.apps.insert(newest.id.clone(), state);
+            let id = newest.id.clone();
+            state.versions = versions;
+            core.apps.insert(id, state);
         }
+        core.touched.extend(core.deployments.iter().flat_map(|d| d.affected.iter().cloned()));
+        core.resume_instances();
         core
     }
 
-    /// The app, unless it is unknown or being removed.
-    pub fn app(&self, id: &AppId) -> Option<&AppState> {
+    /// Apps that an open deployment has still to change run as they were before it, so that the deployment
+    /// finds what it would have found.
+    fn resume_instances(&mut self) {
+        let mut before: BTreeMap<AppId, Arc<App>> = BTreeMap::new();
+        for deployment in &self.deployments {
+            let from = deployment.current.unwrap_or(0);
+            let actions = deployment.steps.iter().skip(from).flat_map(|step| &step.actions);
+            for action in actions {
+                if let Some(app) = deployment.original.get(&action.app) {
+                    before.insert(action.app.clone(), app.clone());
+                }
+            }
+        }
+        for (id, app) in before {
+            for _ in 0..app.instances {
+                self.add_scheduled_of(&id, app.clone());
+            }
+        }
+    }
+
+    /// The app or pod, unless it is unknown or being removed.
+    pub fn run_spec<Q: Ord + ?Sized>(&self, id: &Q) -> Option<&AppState>
+    where
+        AppId: Borrow<Q>,
+    {
         self.apps.get(id).filter(|state| !state.removed)
     }
 
-    pub fn live_apps(&self) -> impl Iterator<Item = &AppState> {
+    pub fn run_specs(&self) -> impl Iterator<Item = &AppState> {
         self.apps.values().filter(|state| !state.removed)
+    }
+
+    pub fn app(&self, id: &AppId) -> Option<&AppState> {
+        self.run_spec(id).filter(|state| !state.app.is_pod())
+    }
+
+    pub fn pod(&self, id: &AppId) -> Option<&AppState> {
+        self.run_spec(id).filter(|state| state.app.is_pod())
+    }
+
+    pub fn live_pods(&self) -> impl Iterator<Item = &AppState> {
+        self.run_specs().filter(|state| state.app.is_pod())
+    }
+
+    pub fn live_apps(&self) -> impl Iterator<Item = &AppState> {
+        self.run_specs().filter(|state| !state.app.is_pod())
     }
 
     pub fn deployments_of<'a>(&'a self, app: &'a AppId) -> impl Iterator<Item = &'a str> {
@@ -247,15 +315,6 @@ impl Core {
         }
     }
 
-    fn store(&mut self, app: &AppId) {
-        let Some(state) = self.apps.get_mut(app) else { return };
-        while state.versions.len() > MAX_VERSIONS {
-            state.versions.pop_first();
-        }
-        let versions = (!state.removed).then(|| state.versions.values().cloned().collect());
-        self.effects.push(Effect::Store { app: app.clone(), versions });
-    }
-
     fn remember_sandbox(&mut self, app: &AppId, task_id: String) {
         let Some(state) = self.apps.get_mut(app) else { return };
         let sandbox = self.settings.sandboxes.join(&task_id);
@@ -271,7 +330,7 @@ impl Core {
     pub fn sandbox_of(&self, task_id: &str) -> Option<PathBuf> {
         let (app, _) = super::id::split_task_id(task_id)?;
         let state = self.apps.get(&app)?;
-        let runs = state.instances.values().any(|i| i.is_task() && i.task_id() == task_id);
+        let runs = state.instances.values().any(|i| i.is_task() && i.has_task(task_id));
         let ended = state.ended.iter().any(|ended| ended.task_id == task_id);
         (runs || ended).then(|| self.settings.sandboxes.join(task_id))
     }
@@ -281,30 +340,32 @@ impl Core {
             "Scheduled" => (Value::Null, Value::Null),
             _ => (self.agent_id.as_str().into(), self.settings.host.as_str().into()),
         };
-        self.hub.publish(
-            "instance_changed_event",
+        self.hub.publish("instance_changed_event", || {
             json!({"instanceId": instance.id, "condition": condition, "runSpecId": instance.app,
-                "agentId": agent, "host": host, "runSpecVersion": instance.version}),
-        );
+                "agentId": agent, "host": host, "runSpecVersion": instance.version})
+        });
     }
 
     fn tell_status(&mut self, instance: &InstanceFacts, state: &str, message: &str) {
-        self.hub.publish(
-            "status_update_event",
-            json!({"slaveId": self.agent_id, "taskId": instance.task_id, "taskStatus": state,
-                "message": message, "appId": instance.app, "host": self.settings.host,
-                "ipAddresses": ip_addresses(&self.settings.host), "ports": instance.ports,
-                "version": instance.version}),
-        );
+        for task_id in &instance.task_ids {
+            self.hub.publish("status_update_event", || {
+                json!({"slaveId": self.agent_id, "taskId": task_id, "taskStatus": state,
+                    "message": message, "appId": instance.app, "host": self.settings.host,
+                    "ipAddresses": ip_addresses(&self.settings.host, instance.address),
+                    "ports": instance.ports, "version": instance.version})
+            });
+        }
     }
 }
 
 /// What events say about an instance, copied out before its state moves on.
 struct InstanceFacts {
     id: super::id::InstanceId,
-    task_id: String,
+    /// One, except for a pod.
+    task_ids: Vec<String>,
     app: AppId,
     ports: Vec<u16>,
+    address: Option<IpAddr>,
     version: Timestamp,
 }
 
@@ -312,17 +373,18 @@ impl InstanceFacts {
     fn of(instance: &Instance) -> Self {
         Self {
             id: instance.id.clone(),
-            task_id: instance.task_id(),
+            task_ids: instance.task_ids(),
             app: instance.app.id.clone(),
             ports: instance.ports.clone(),
+            address: instance.address,
             version: instance.app.version,
         }
     }
 }
 
-/// The agent's address as tasks show it; a host name that is no address stands for this machine.
-pub fn ip_addresses(host: &str) -> Value {
-    let address = host.parse().unwrap_or(IpAddr::from([127, 0, 0, 1]));
+/// The addresses of a task: its own, or the agent's. A host name that is no address stands for this machine.
+pub fn ip_addresses(host: &str, own: Option<IpAddr>) -> Value {
+    let address = own.or_else(|| host.parse().ok()).unwrap_or(IpAddr::from([127, 0, 0, 1]));
     let protocol = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     json!([{"ipAddress": address.to_string(), "protocol": protocol}])
 }

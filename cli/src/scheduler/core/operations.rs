@@ -1,18 +1,22 @@
-//! What clients ask for: changes of definitions, which become deployments, and kills of tasks.
+//! What clients ask for: changes of definitions and groups, which become deployments.
 //!
-//! Not here: JSON and HTTP (`api`).
+//! Not here: JSON and HTTP (`api`), kills (`kills`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::deployment::{ActionKind, Deployment, Planned, Replace, plan_steps};
-use super::{AppState, Core, Refusal};
-use crate::scheduler::app::input::{AppUpdate, FieldError};
-use crate::scheduler::app::validate::{Execution, network_problem, problems};
+use super::dependencies::Graph;
+use super::deployment::{ActionKind, Deployment, Planned, Replace, Step, Subject, plan_steps};
+use super::groups::{Group, RootChange};
+use super::record::{ChangeRecord, end_line};
+use super::{AppState, Core, Effect, MAX_VERSIONS, Refusal};
+use crate::scheduler::app::fields::FieldError;
+use crate::scheduler::app::input::AppUpdate;
+use crate::scheduler::app::validate::problems;
 use crate::scheduler::app::{App, VersionInfo};
-use crate::scheduler::id::{AppId, split_task_id};
+use crate::scheduler::id::AppId;
 use crate::scheduler::timestamp::Timestamp;
 
 /// Marathon's `--max_running_deployments`.
@@ -21,7 +25,7 @@ const MAX_DEPLOYMENTS: usize = 100;
 const CANCELLED: &str = "The upgrade has been cancelled";
 
 /// One app's part of a change.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Change {
     /// A new or changed definition. Version and history are set when it is applied.
     Define(Box<App>),
@@ -30,18 +34,46 @@ pub enum Change {
     Remove(AppId),
 }
 
+/// One group's part of a change. The groups around apps need not be named.
+#[derive(Clone, Debug)]
+pub enum GroupChange {
+    Define { id: AppId, dependencies: Vec<AppId> },
+    Remove(AppId),
+}
+
 /// What happens to deployments that already work on the same apps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Conflict {
+    #[default]
     Refuse,
     Override,
 }
 
-/// Who asked, for the `api_post_event`.
+/// Who asked and for what, for the events that tell of it.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub ip: String,
     pub uri: String,
+    pub post: Post,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Post {
+    App,
+    PodCreated,
+    PodUpdated,
+    PodDeleted,
+}
+
+/// Everything that becomes one deployment.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    pub changes: Vec<Change>,
+    pub groups: Vec<GroupChange>,
+    pub conflict: Conflict,
+    /// The group or app it was sent to; `None`: the root.
+    pub origin: Option<AppId>,
+    pub caller: Option<Caller>,
 }
 
 /// A change that was taken on.
@@ -49,17 +81,6 @@ pub struct Caller {
 pub struct Accepted {
     pub version: Timestamp,
     pub deployment: String,
-}
-
-/// What a kill does to the app's count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KillMode {
-    /// The same instance starts again.
-    Restart,
-    /// A new instance takes its place.
-    Wipe,
-    /// The app is scaled down by the number of kills.
-    Scale,
 }
 
 impl Change {
@@ -74,111 +95,259 @@ impl Change {
 impl Core {
     /// Checks a definition and turns it into a change.
     pub fn define(&self, update: &AppUpdate, base: &App) -> Result<Change, Refusal> {
-        let app = update.apply(base).map_err(Refusal::BadJson)?;
-        let mut found = problems(&app, self.settings.execution);
-        if self.settings.execution == Execution::Processes {
-            found.extend(network_problem(update));
-        }
+        self.checked_change(update.apply(base).map_err(Refusal::BadJson)?)
+    }
+
+    /// Refuses, and tells so, when there is an app or a pod of this id.
+    pub fn refuse_known(&mut self, id: &AppId) -> Result<(), Refusal> {
+        let Some(state) = self.run_spec(id) else { return Ok(()) };
+        let refusal = match state.app.is_pod() {
+            true => Refusal::PodExists(id.clone()),
+            false => Refusal::AppExists(id.clone()),
+        };
+        let version = self.clock.next_version();
+        self.tell_refused(id.as_str(), version, &refusal);
+        Err(refusal)
+    }
+
+    pub fn checked_change(&self, app: App) -> Result<Change, Refusal> {
+        let found = problems(&app, self.settings.execution);
         if found.is_empty() { Ok(Change::Define(Box::new(app))) } else { Err(Refusal::Invalid(found)) }
     }
 
-    /// Applies all changes as one deployment, or none of them. `group`: the group or app they were sent to.
-    pub fn apply(
-        &mut self,
-        changes: Vec<Change>,
-        conflict: Conflict,
-        group: &str,
-        caller: Option<Caller>,
-    ) -> Result<Accepted, Refusal> {
+    /// The steps that the request would lead to.
+    pub fn plan(&self, mut request: Request) -> Result<Vec<Step>, Refusal> {
+        let planned = self.prepare(&mut request)?;
+        Ok(plan_steps(&planned))
+    }
+
+    /// Applies all changes as one deployment, or none of them.
+    pub fn apply(&mut self, mut request: Request) -> Result<Accepted, Refusal> {
         if self.stopping {
             return Err(Refusal::Stopping);
         }
-        let affected: BTreeSet<AppId> = changes.iter().map(|change| change.app().clone()).collect();
         let version = self.clock.next_version();
-        let blocking: Vec<String> = self
-            .deployments
-            .iter()
-            .filter(|d| !d.affected.is_disjoint(&affected))
-            .map(|d| d.id.clone())
-            .collect();
-        let refusal = if !blocking.is_empty() && conflict == Conflict::Refuse {
-            Some(Refusal::Locked(blocking.clone()))
-        } else if self.deployments.len() >= MAX_DEPLOYMENTS + blocking.len() {
-            Some(Refusal::TooManyDeployments)
-        } else {
-            self.assign_check(&changes).err()
+        let origin = request.origin.as_ref().map_or("/", AppId::as_str).to_owned();
+        let (planned, blocking) = match self.admit(&mut request) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                self.tell_refused(&origin, version, &refusal);
+                return Err(refusal);
+            }
         };
-        if let Some(refusal) = refusal {
-            let reason = crate::scheduler::api::reply::reason(&refusal);
-            self.hub.publish(
-                "group_change_failed",
-                json!({"groupId": group, "version": version, "reason": reason}),
-            );
-            return Err(refusal);
-        }
-        let original: BTreeMap<AppId, Arc<App>> =
-            affected.iter().filter_map(|id| Some((id.clone(), self.app(id)?.app.clone()))).collect();
         for id in &blocking {
             self.cancel_deployment(id);
         }
-        let posted = changes.first().map(|change| change.app().clone());
-        let planned: Vec<Planned> = changes.into_iter().map(|change| self.adopt(change, version)).collect();
-        self.hub.publish("group_change_success", json!({"groupId": group, "version": version}));
-        if let (Some(caller), Some(state)) = (caller, posted.and_then(|id| self.apps.get(&id))) {
-            let definition: Value = serde_json::from_str(state.app.json()).unwrap_or_default();
-            self.hub.publish(
-                "api_post_event",
-                json!({"clientIp": caller.ip, "uri": caller.uri, "appDefinition": definition}),
-            );
+        let affected: BTreeSet<AppId> = request.changes.iter().map(|change| change.app().clone()).collect();
+        let original: BTreeMap<AppId, Arc<App>> =
+            affected.iter().filter_map(|id| Some((id.clone(), self.run_spec(id)?.app.clone()))).collect();
+        let subject_id = request.changes.first().map(|change| change.app().clone());
+        let mut record = ChangeRecord { ended: blocking, ..ChangeRecord::default() };
+        for (change, planned) in request.changes.into_iter().zip(&planned) {
+            self.adopt(change, planned, version, &mut record);
         }
-        let id = uuid::Uuid::new_v4().to_string();
-        self.touched.extend(affected.iter().cloned());
+        self.adopt_groups(&request.groups, version, &mut record);
         let deployment = Deployment {
-            id: id.clone(),
+            id: uuid::Uuid::new_v4().to_string(),
             version,
             steps: plan_steps(&planned),
             current: None,
             original,
             affected,
         };
+        let accepted = Accepted { version, deployment: deployment.id.clone() };
+        self.remember(record, &deployment);
+        self.hub.publish("group_change_success", || json!({"groupId": origin, "version": version}));
+        if let (Some(caller), Some(id)) = (request.caller, subject_id) {
+            self.tell_post(&caller, &id);
+        }
+        self.touched.extend(deployment.affected.iter().cloned());
         self.deployments.push(deployment);
-        Ok(Accepted { version, deployment: id })
+        Ok(accepted)
     }
 
-    /// Whether every `port: 0` can be given a service port.
-    fn assign_check(&self, changes: &[Change]) -> Result<(), Refusal> {
-        let wanted = |change: &Change| match change {
-            Change::Define(app) => app.port_definitions.iter().filter(|d| d.port == 0).count(),
-            _ => 0,
+    /// Tells that a change was not made.
+    fn tell_refused(&mut self, origin: &str, version: Timestamp, refusal: &Refusal) {
+        let reason = crate::scheduler::api::reply::reason(refusal);
+        self.hub.publish(
+            "group_change_failed",
+            || json!({"groupId": origin, "version": version, "reason": reason}),
+        );
+    }
+
+    fn tell_post(&mut self, caller: &Caller, id: &AppId) {
+        let mut event = json!({"clientIp": caller.ip, "uri": caller.uri});
+        let kind = match caller.post {
+            Post::App => {
+                let definition = self.apps.get(id).map(|state| serde_json::from_str(state.app.json()));
+                event["appDefinition"] = definition.and_then(Result::ok).unwrap_or(Value::Null);
+                "api_post_event"
+            }
+            Post::PodCreated => "pod_created_event",
+            Post::PodUpdated => "pod_updated_event",
+            Post::PodDeleted => "pod_deleted_event",
         };
-        let n_wanted: usize = changes.iter().map(wanted).sum();
-        let used = self.used_service_ports();
-        let n_free =
-            self.settings.service_ports.clone().filter(|port| !used.contains(port)).take(n_wanted).count();
-        if n_free < n_wanted {
-            let error =
-                FieldError::new("/portDefinitions", "no service port is left in the configured range");
-            return Err(Refusal::Invalid(vec![error]));
+        self.hub.publish(kind, || event.clone());
+    }
+
+    /// What the request needs done, and the deployments that it overrides.
+    fn admit(&self, request: &mut Request) -> Result<(Vec<Planned>, Vec<String>), Refusal> {
+        let affected: BTreeSet<&AppId> = request.changes.iter().map(Change::app).collect();
+        let blocks = |d: &&Deployment| affected.iter().any(|id| d.affected.contains(*id));
+        let blocking: Vec<String> = self.deployments.iter().filter(blocks).map(|d| d.id.clone()).collect();
+        if !blocking.is_empty() && request.conflict == Conflict::Refuse {
+            return Err(Refusal::Locked(blocking));
+        }
+        if self.deployments.len() >= MAX_DEPLOYMENTS + blocking.len() {
+            return Err(Refusal::TooManyDeployments);
+        }
+        Ok((self.prepare(request)?, blocking))
+    }
+
+    /// Completes the definitions and says what the instances of each need.
+    fn prepare(&self, request: &mut Request) -> Result<Vec<Planned>, Refusal> {
+        self.assign_service_ports(&mut request.changes)?;
+        self.check_names(request)?;
+        let depths = self.depths_after(request)?;
+        let depth = |id: &AppId| depths.get(id).copied().unwrap_or(0);
+        Ok(request.changes.iter().map(|change| self.classify(change, depth(change.app()))).collect())
+    }
+
+    /// No app may have the name of a group.
+    fn check_names(&self, request: &Request) -> Result<(), Refusal> {
+        let removed: BTreeSet<&AppId> =
+            request.changes.iter().filter(|c| matches!(c, Change::Remove(_))).map(Change::app).collect();
+        let dropped = |id: &AppId| {
+            request.groups.iter().any(|group| matches!(group, GroupChange::Remove(gone) if gone == id))
+        };
+        let is_app = |id: &str| self.run_spec(id).is_some_and(|s| !removed.contains(&s.app.id));
+        let defined = request.groups.iter().filter_map(|group| match group {
+            GroupChange::Define { id, .. } => Some(id),
+            GroupChange::Remove(_) => None,
+        });
+        let clash = request.changes.iter().any(|change| match change {
+            Change::Define(app) => {
+                let is_group = self.groups.contains_key(&app.id) && !dropped(&app.id);
+                is_group || app.id.groups().any(is_app)
+            }
+            _ => false,
+        });
+        if clash || defined.into_iter().any(|id| is_app(id.as_str()) || id.groups().any(is_app)) {
+            let text = "Groups and Applications may not have the same identifier.";
+            return Err(Refusal::Invalid(vec![FieldError::new("/", text)]));
         }
         Ok(())
     }
 
-    fn used_service_ports(&self) -> BTreeSet<u16> {
-        self.live_apps().flat_map(|state| state.app.service_ports()).filter(|&port| port != 0).collect()
+    fn depths_after(&self, request: &Request) -> Result<BTreeMap<AppId, usize>, Refusal> {
+        let adds =
+            request.changes.iter().any(|c| matches!(c, Change::Define(a) if !a.dependencies.is_empty()))
+                || request.groups.iter().any(
+                    |g| matches!(g, GroupChange::Define { dependencies, .. } if !dependencies.is_empty()),
+                );
+        let has = self.groups.values().any(|group| !group.dependencies.is_empty())
+            || self.apps.values().any(|state| !state.app.dependencies.is_empty());
+        if !adds && !has {
+            return Ok(BTreeMap::new());
+        }
+        let mut tree = self.tree();
+        for change in &request.changes {
+            match change {
+                Change::Define(app) => tree.apps.insert(app.id.clone(), Arc::new(App::clone(app))),
+                Change::Remove(id) => tree.apps.remove(id),
+                Change::Restart(_) => None,
+            };
+        }
+        for change in &request.groups {
+            match change {
+                GroupChange::Define { id, dependencies } => {
+                    let group = Group { dependencies: dependencies.clone(), version: self.clock.newest() };
+                    tree.groups.insert(id.clone(), group);
+                }
+                GroupChange::Remove(id) => {
+                    tree.groups.remove(id);
+                }
+            }
+        }
+        let depths = Graph::of(&tree).depths();
+        let depths = depths.ok_or_else(|| {
+            Refusal::Invalid(vec![FieldError::new("/", "Dependency graph has cyclic dependencies.")])
+        })?;
+        Ok(depths.into_iter().map(|(id, depth)| (id.clone(), depth)).collect())
     }
 
-    /// Makes the change the current definition and says what its instances need.
-    fn adopt(&mut self, change: Change, version: Timestamp) -> Planned {
-        let id = change.app().clone();
-        let before = self.app(&id).map(|state| state.app.clone());
-        let planned = |is_new, kind, dependencies| Planned { app: id.clone(), is_new, kind, dependencies };
+    /// Marathon's AssignDynamicServiceLogic: the app's own ports of before first, then the lowest free ones.
+    fn assign_service_ports(&self, changes: &mut [Change]) -> Result<(), Refusal> {
+        let mut used: Option<BTreeSet<u16>> = None;
+        for change in changes {
+            let Change::Define(app) = change else { continue };
+            if app.unassigned_ports().is_empty() {
+                continue;
+            }
+            let explicit: BTreeSet<u16> = app.service_ports().into_iter().collect();
+            let before = self.run_spec(&app.id).map(|state| state.app.service_ports());
+            let mut own = before.unwrap_or_default();
+            own.retain(|port| *port != 0 && !explicit.contains(port));
+            let used = used.get_or_insert_with(|| {
+                self.live_apps().flat_map(|state| state.app.service_ports()).collect()
+            });
+            used.extend(explicit);
+            let mut own = own.into_iter();
+            for port in app.unassigned_ports() {
+                let free = || self.settings.service_ports.clone().find(|port| !used.contains(port));
+                *port = own.next().or_else(free).ok_or_else(|| {
+                    let text = "no service port is left in the configured range";
+                    Refusal::Invalid(vec![FieldError::new("/portDefinitions", text)])
+                })?;
+                used.insert(*port);
+            }
+        }
+        Ok(())
+    }
+
+    fn classify(&self, change: &Change, depth: usize) -> Planned {
+        let id = change.app();
+        let before = self.run_spec(id);
+        let is_pod = match change {
+            Change::Define(app) => app.is_pod(),
+            _ => before.is_some_and(|state| state.app.is_pod()),
+        };
+        let (is_new, kind) = match (change, before) {
+            (Change::Remove(_), _) => (false, Some(ActionKind::Stop)),
+            (Change::Restart(_), _) => (false, Some(ActionKind::Restart(Replace::All))),
+            (Change::Define(_), None) => (true, Some(ActionKind::Scale)),
+            (Change::Define(app), Some(state)) => {
+                let left_over = || state.instances.values().any(|i| i.outdated && i.is_active());
+                let kind = if state.app.needs_restart_for(app) {
+                    let to_nothing = app.instances == 0;
+                    Some(if to_nothing { ActionKind::Scale } else { ActionKind::Restart(Replace::All) })
+                } else if left_over() {
+                    Some(ActionKind::Restart(Replace::Outdated))
+                } else {
+                    (state.app.instances != app.instances).then_some(ActionKind::Scale)
+                };
+                (false, kind)
+            }
+        };
+        let subject = if is_pod { Subject::Pod } else { Subject::App };
+        Planned { app: id.clone(), subject, is_new, kind, depth }
+    }
+
+    /// Makes the change the current definition.
+    fn adopt(
+        &mut self,
+        change: Change,
+        planned: &Planned,
+        version: Timestamp,
+        record: &mut ChangeRecord<'_>,
+    ) {
+        let before = self.run_spec(&planned.app).map(|state| state.app.clone());
         match change {
             Change::Remove(id) => {
                 if let Some(state) = self.apps.get_mut(&id) {
                     state.removed = true;
                 }
-                self.store(&id);
-                planned(false, Some(ActionKind::Stop), Vec::new())
+                record.removed.push(id);
             }
             Change::Restart(id) => {
                 if let (Some(before), Some(state)) = (before, self.apps.get_mut(&id)) {
@@ -186,95 +355,123 @@ impl Core {
                     app.version = version;
                     app.version_info.last_scaling_at = version;
                     state.backoff = None;
-                    self.install(app);
+                    record.defined.push(self.install(app));
                 }
-                planned(false, Some(ActionKind::Restart(Replace::All)), Vec::new())
             }
             Change::Define(mut app) => {
-                self.assign_service_ports(&mut app, before.as_deref());
-                let dependencies = app.dependencies.clone();
                 let Some(before) = before else {
                     app.version = version;
                     app.version_info =
                         VersionInfo { last_scaling_at: version, last_config_change_at: version };
-                    self.install(*app);
-                    return planned(true, Some(ActionKind::Scale), dependencies);
+                    record.defined.push(self.install(*app));
+                    return;
                 };
-                let left_over = self.apps.get(&id).is_some_and(|state| {
-                    state.instances.values().any(|instance| instance.outdated && instance.is_active())
-                });
-                let config_changed = before.needs_restart_for(&app);
-                let scaled = before.instances != app.instances;
-                if !config_changed && !scaled && !left_over {
-                    return planned(false, None, dependencies);
+                if planned.kind.is_none() {
+                    return;
                 }
                 app.version = version;
                 app.version_info = before.version_info;
                 app.version_info.last_scaling_at = version;
-                let kind = if config_changed {
+                if before.needs_restart_for(&app) {
                     app.version_info.last_config_change_at = version;
-                    if let Some(state) = self.apps.get_mut(&id) {
+                    if let Some(state) = self.apps.get_mut(&app.id) {
                         state.backoff = None;
                     }
-                    if app.instances == 0 { ActionKind::Scale } else { ActionKind::Restart(Replace::All) }
-                } else if left_over {
-                    ActionKind::Restart(Replace::Outdated)
-                } else {
-                    ActionKind::Scale
-                };
-                self.install(*app);
-                planned(false, Some(kind), dependencies)
-            }
-        }
-    }
-
-    fn install(&mut self, app: App) {
-        let id = app.id.clone();
-        let app = Arc::new(app);
-        match self.apps.get_mut(&id) {
-            // A removed app that comes back before its last instance is gone begins a new history.
-            Some(state) if state.removed => {
-                state.removed = false;
-                state.versions = BTreeMap::from([(app.version, app.clone())]);
-                state.app = app;
-            }
-            Some(state) => {
-                state.versions.insert(app.version, app.clone());
-                // Those that wait have not begun: they begin with what is wanted now.
-                for seq in &state.scheduled {
-                    if let Some(instance) = state.instances.get_mut(seq) {
-                        instance.app = app.clone();
-                        instance.checks = vec![None; app.health_checks.len()];
-                    }
                 }
-                state.app = app;
-            }
-            None => {
-                self.apps.insert(id.clone(), AppState::new(app));
+                record.defined.push(self.install(*app));
             }
         }
-        self.store(&id);
     }
 
-    /// Marathon's AssignDynamicServiceLogic: the app's own ports of before first, then the lowest free ones.
-    fn assign_service_ports(&self, app: &mut App, before: Option<&App>) {
-        if app.port_definitions.iter().all(|definition| definition.port != 0) || app.require_ports {
+    fn install(&mut self, app: App) -> Arc<App> {
+        let app = Arc::new(app);
+        let Some(state) = self.apps.get_mut(&app.id) else {
+            self.apps.insert(app.id.clone(), AppState::new(app.clone()));
+            return app;
+        };
+        if state.removed {
+            // A removed app that comes back before its last instance is gone begins a new history.
+            state.removed = false;
+            state.versions = BTreeMap::from([(app.version, app.clone())]);
+        } else {
+            state.versions.insert(app.version, app.clone());
+            while state.versions.len() > MAX_VERSIONS {
+                state.versions.pop_first();
+            }
+            // Those that wait have not begun: they begin with what is wanted now.
+            for seq in &state.scheduled {
+                if let Some(instance) = state.instances.get_mut(seq) {
+                    instance.app = app.clone();
+                    instance.checks = vec![None; app.health_checks.len()];
+                }
+            }
+        }
+        state.app = app.clone();
+        app
+    }
+
+    /// Groups that are named, and those around every app that changed.
+    fn adopt_groups(&mut self, changes: &[GroupChange], version: Timestamp, record: &mut ChangeRecord<'_>) {
+        let mut after: BTreeMap<AppId, Option<Group>> = BTreeMap::new();
+        for change in changes {
+            match change {
+                GroupChange::Remove(id) => {
+                    after.insert(id.clone(), None);
+                }
+                GroupChange::Define { id, dependencies } => {
+                    let group = Group { dependencies: dependencies.clone(), version };
+                    after.insert(id.clone(), Some(group));
+                }
+            }
+        }
+        let mut named: Vec<AppId> = after.keys().cloned().collect();
+        named.extend(record.defined.iter().map(|app| app.id.clone()));
+        named.extend(record.removed.iter().cloned());
+        for id in named {
+            for around in id.groups().filter_map(|group| AppId::parse(group).ok()) {
+                let known = self.groups.get(&around).cloned();
+                let dependencies = known.map(|group| group.dependencies).unwrap_or_default();
+                after.entry(around).or_insert(Some(Group { dependencies, version }));
+            }
+        }
+        record.groups = after.into_iter().collect();
+    }
+
+    /// Writes the change down, in memory and for the disk. One that changed nothing is not a version.
+    fn remember<'a>(&mut self, mut record: ChangeRecord<'a>, deployment: &'a Deployment) {
+        if record.defined.is_empty() && record.removed.is_empty() && record.groups.is_empty() {
+            for id in record.ended {
+                self.effects.push(Effect::Store(end_line(&id)));
+            }
             return;
         }
-        let explicit: BTreeSet<u16> = app.service_ports().into_iter().collect();
-        let mut own: Vec<u16> = before.map(App::service_ports).unwrap_or_default();
-        own.retain(|port| !explicit.contains(port));
-        let used = self.used_service_ports();
-        let mut free =
-            self.settings.service_ports.clone().filter(|p| !used.contains(p) && !explicit.contains(p));
-        let mut own = own.into_iter();
-        for definition in app.port_definitions.iter_mut().filter(|definition| definition.port == 0) {
-            definition.port = own.next().or_else(|| free.next()).unwrap_or(0);
+        let named = record.defined.iter().map(|app| app.id.clone()).chain(record.removed.clone());
+        self.history.push(RootChange {
+            version: deployment.version,
+            apps: named.map(|id| (id.clone(), deployment.original.get(&id).cloned())).collect(),
+            groups: record.groups.iter().map(|(id, _)| (id.clone(), self.groups.get(id).cloned())).collect(),
+        });
+        for (id, group) in &record.groups {
+            match group {
+                Some(group) => self.groups.insert(id.clone(), group.clone()),
+                None => self.groups.remove(id),
+            };
         }
+        record.deployment = Some(deployment);
+        let line = record.line(deployment.version);
+        self.effects.push(Effect::Store(line));
     }
 
     /// Stops a deployment where it is. False: there is none of that id.
-    pub fn cancel_deployment(&mut self, id: &str) -> bool {
+    pub fn stop_deployment(&mut self, id: &str) -> bool {
+        let found = self.cancel_deployment(id);
+        if found {
+            self.effects.push(Effect::Store(end_line(id)));
+        }
+        found
+    }
+
+    fn cancel_deployment(&mut self, id: &str) -> bool {
         let Some(index) = self.deployments.iter().position(|d| d.id == id) else { return false };
         let gone = self.deployments.remove(index);
         self.touched.extend(gone.affected.iter().cloned());
@@ -297,71 +494,9 @@ impl Core {
             .iter()
             .filter_map(|app| match deployment.original.get(app) {
                 Some(before) => Some(Change::Define(Box::new(App::clone(before)))),
-                None => self.app(app).map(|_| Change::Remove(app.clone())),
+                None => self.run_spec(app).map(|_| Change::Remove(app.clone())),
             })
             .collect();
-        self.apply(changes, Conflict::Override, "/", None)
-    }
-
-    /// Kills tasks by id. Ids of tasks that do not run are ignored, as Marathon does.
-    pub fn kill_tasks(
-        &mut self,
-        task_ids: &[String],
-        mode: KillMode,
-        conflict: Conflict,
-    ) -> Result<Option<Accepted>, Refusal> {
-        let mut found: BTreeMap<AppId, Vec<u64>> = BTreeMap::new();
-        for task_id in task_ids {
-            let (app, instance) =
-                split_task_id(task_id).ok_or_else(|| Refusal::BadTaskId(task_id.clone()))?;
-            let instances = self.apps.get(&app).into_iter().flat_map(|state| state.instances.values());
-            if let Some(instance) = instances.into_iter().find(|i| i.id.as_str() == instance && i.is_task()) {
-                let seq = instance.seq;
-                found.entry(app).or_default().push(seq);
-            }
-        }
-        if mode != KillMode::Scale {
-            for (app, seqs) in found {
-                for seq in seqs {
-                    match mode {
-                        KillMode::Wipe => self.decommission(&app, seq),
-                        _ => self.kill_task(&app, seq),
-                    }
-                }
-            }
-            return Ok(None);
-        }
-        let mut changes = Vec::new();
-        for (id, seqs) in &found {
-            let Some(state) = self.app(id) else { continue };
-            let n_active =
-                seqs.iter().filter(|seq| state.instances.get(seq).is_some_and(|i| i.is_active())).count();
-            let mut app = App::clone(&state.app);
-            app.instances = app.instances.saturating_sub(n_active as u32);
-            changes.push(Change::Define(Box::new(app)));
-        }
-        let accepted = self.apply(changes, conflict, "/", None)?;
-        for (id, seqs) in found {
-            for seq in seqs {
-                self.decommission(&id, seq);
-                if let Some(deployment) = self.deployments.iter_mut().find(|d| d.id == accepted.deployment) {
-                    for action in deployment.steps.iter_mut().flat_map(|s| &mut s.actions) {
-                        if action.app == id {
-                            action.progress.killed.insert(seq);
-                        }
-                    }
-                }
-            }
-        }
-        Ok(Some(accepted))
-    }
-
-    /// Ends the app's back-off.
-    pub fn reset_delay(&mut self, id: &AppId) -> Result<(), Refusal> {
-        let state = self.apps.get_mut(id).filter(|state| !state.scheduled.is_empty());
-        let state = state.ok_or_else(|| Refusal::NotQueued(id.clone()))?;
-        state.backoff = None;
-        self.touched.insert(id.clone());
-        Ok(())
+        self.apply(Request { changes, conflict: Conflict::Override, ..Request::default() })
     }
 }

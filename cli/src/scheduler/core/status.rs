@@ -2,6 +2,7 @@
 //!
 //! Not here: what follows for deployments (`drive`).
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::json;
@@ -17,17 +18,39 @@ use crate::scheduler::timestamp::Timestamp;
 #[derive(Debug)]
 pub enum Report {
     Starting(TaskRef),
-    Running(TaskRef),
-    Ended { task: TaskRef, failed: bool, message: String },
-    Checked { task: TaskRef, check: usize, result: Result<(), String> },
-    Readiness { task: TaskRef, readiness: Readiness },
+    /// The address is that of a container on a network of its engine.
+    Running {
+        task: TaskRef,
+        address: Option<IpAddr>,
+    },
+    Ended {
+        task: TaskRef,
+        failed: bool,
+        message: String,
+    },
+    Checked {
+        task: TaskRef,
+        check: usize,
+        result: Result<(), String>,
+    },
+    Readiness {
+        task: TaskRef,
+        readiness: Readiness,
+    },
 }
 
 impl Core {
     pub fn report(&mut self, report: Report, now: Instant) {
         match report {
             Report::Starting(task) => self.moved_on(&task, Condition::Starting, now),
-            Report::Running(task) => self.moved_on(&task, Condition::Running, now),
+            Report::Running { task, address } => {
+                if let Some(instance) = self.attempt(&task)
+                    && address.is_some()
+                {
+                    instance.address = address;
+                }
+                self.moved_on(&task, Condition::Running, now);
+            }
             Report::Ended { task, failed, message } => self.ended(&task, failed, &message, now),
             Report::Checked { task, check, result } => self.checked(&task, check, result, now),
             Report::Readiness { task, readiness } => {
@@ -77,7 +100,7 @@ impl Core {
         }
         if end == End::Failed {
             state.last_failure = Some(TaskFailure {
-                task_id: facts.task_id.clone(),
+                task_id: facts.task_ids.first().cloned().unwrap_or_default(),
                 state: end.task_state(),
                 message: message.to_owned(),
                 at: Timestamp::now(),
@@ -101,8 +124,10 @@ impl Core {
         } else {
             state.instances.remove(&task.seq);
         }
-        self.release(&app, &facts.ports);
-        self.remember_sandbox(&task.app, facts.task_id.clone());
+        self.release(&app, &facts.ports, facts.address);
+        for task_id in &facts.task_ids {
+            self.remember_sandbox(&task.app, task_id.clone());
+        }
         self.touched.insert(task.app.clone());
         self.tell_status(&facts, end.task_state(), message);
         self.tell_instance(&facts, end.condition());
@@ -131,33 +156,31 @@ impl Core {
         if !alive && check.is_marathon_level() {
             self.hub.publish(
                 "failed_health_check_event",
-                json!({"appId": facts.app, "healthCheck": check, "taskId": facts.id}),
+                || json!({"appId": facts.app, "healthCheck": check, "taskId": facts.id}),
             );
         }
         if flipped && check.is_marathon_level() {
             self.hub.publish(
                 "health_status_changed_event",
-                json!({"appId": facts.app, "instanceId": facts.id, "version": facts.version, "alive": alive}),
+                || json!({"appId": facts.app, "instanceId": facts.id, "version": facts.version, "alive": alive}),
             );
         } else if flipped {
             // Mesos repeats the task status when only the health of a check next to the task changes.
             self.tell_status(&facts, "TASK_RUNNING", "");
         }
         if told != healthy {
-            self.hub.publish(
-                "instance_health_changed_event",
+            self.hub.publish("instance_health_changed_event", || {
                 json!({"instanceId": facts.id, "runSpecId": facts.app, "healthy": healthy,
-                    "runSpecVersion": facts.version}),
-            );
+                    "runSpecVersion": facts.version})
+            });
         }
         if matches!(recorded, Recorded::Failed { exhausted: true, .. }) {
             if check.is_marathon_level() {
-                self.hub.publish(
-                    "unhealthy_instance_kill_event",
-                    json!({"appId": facts.app, "taskId": facts.task_id, "instanceId": facts.id,
+                self.hub.publish("unhealthy_instance_kill_event", || {
+                    json!({"appId": facts.app, "taskId": facts.task_ids.first(), "instanceId": facts.id,
                         "version": facts.version, "reason": cause, "host": self.settings.host,
-                        "slaveId": self.agent_id}),
-                );
+                        "slaveId": self.agent_id})
+                });
             }
             self.kill_task(&task.app, task.seq);
         }

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_follow_the_standard() {
+    fn w07_frames_follow_the_standard() {
         let check =
             |packets: &[&[u8]], expect: &[Frame]| assert_eq!(decode(packets, 1024), expect, "{packets:?}");
         check(&[b"event: a\r\ndata: {}\r\n\r\n"], &[event("a", "{}")]);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_oversized_event_is_left_out_and_the_next_one_is_read() {
+    fn w04_an_oversized_event_is_left_out_and_the_next_one_is_read() {
         let long = format!("event: big\ndata: {}\ndata: more\n\ndata: 1\n\n", "x".repeat(5000));
         let expect = [Frame::Oversized { kind: "big".into() }, event("", "1")];
         assert_eq!(decode(&[long.as_bytes()], 1024), expect);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_given_up_with_bounded_memory() {
+    fn w05_a_line_without_an_end_is_given_up_with_bounded_memory() {
         let mut decoder = Decoder::new(1024);
         let packet = vec![b'x'; 1 << 20];
         let n_packets = (0..1000).take_while(|_| decoder.push(&packet, |_| ()).is_ok()).count();
@@ -199,7 +199,7 @@ mod tests {
     proptest! {
         /// How the network cuts the bytes never matters.
         #[test]
-        fn packets_may_be_cut_anywhere(
+        fn w02_packets_may_be_cut_anywhere(
             bytes in proptest::collection::vec(proptest::sample::select(b"\r\n: xdataevent\xc3\xa9\xef\xbb\xbf".to_vec()), 0..200),
             cuts in proptest::collection::vec(0_usize..200, 0..20),
         ) {

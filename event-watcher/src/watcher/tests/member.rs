@@ -27,6 +27,14 @@ struct Script {
     apps: Mutex<BTreeMap<String, Value>>,
     /// Whole answers that go before everything else, by path; each is used once.
     next_answers: Mutex<BTreeMap<String, VecDeque<Vec<u8>>>>,
+    /// Answers that go before the state, by path, for as long as the test says.
+    answers: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// Accepts and reads, and never says a word.
+    is_silent: std::sync::atomic::AtomicBool,
+    /// Who `X-Marathon-Leader` and `/v2/leader` name.
+    leader: Mutex<Option<String>>,
+    /// What `Authorization` must be.
+    password: Mutex<Option<String>>,
     /// Paths whose answers are held back until the test lets them go.
     held: Mutex<BTreeMap<String, watch::Receiver<bool>>>,
     requests: watch::Sender<Vec<Request>>,
@@ -87,6 +95,30 @@ impl Member {
         self.script.next_answers.lock().unwrap().entry(path.to_owned()).or_default().push_back(answer.into());
     }
 
+    pub(super) fn answer_always(&self, path: &str, answer: impl Into<Vec<u8>>) {
+        self.script.answers.lock().unwrap().insert(path.to_owned(), answer.into());
+    }
+
+    pub(super) fn answer_as_usual(&self, path: &str) {
+        self.script.answers.lock().unwrap().remove(path);
+    }
+
+    pub(super) fn fall_silent(&self) {
+        self.script.is_silent.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub(super) fn name_leader(&self, leader: &str) {
+        *self.script.leader.lock().unwrap() = Some(leader.to_owned());
+    }
+
+    pub(super) fn want_authorization(&self, value: &str) {
+        *self.script.password.lock().unwrap() = Some(value.to_owned());
+    }
+
+    pub(super) fn n_requests(&self, path: &str) -> usize {
+        self.requests().iter().filter(|request| request.path == path).count()
+    }
+
     /// Holds the answers for a path back until `true` is sent. The answer is what the state was at the request.
     pub(super) fn hold(&self, path: &str) -> watch::Sender<bool> {
         let (release, held) = watch::channel(false);
@@ -145,12 +177,28 @@ async fn serve(stream: TcpStream, script: &Script) -> std::io::Result<()> {
             let apps = script.apps.lock().unwrap();
             match path.as_str() {
                 "/v2/apps" => Some(json!({"apps": apps.values().collect::<Vec<_>>()})),
+                "/v2/leader" => {
+                    script.leader.lock().unwrap().as_ref().map(|leader| json!({"leader": leader}))
+                }
                 "/v2/info" => Some(json!({"marathon_config": {"framework_name": "dev.marathon"}})),
                 _ => path.strip_prefix("/v2/apps").and_then(|id| apps.get(id)).map(|app| json!({"app": app})),
             }
         };
+        let refused = {
+            let wanted = script.password.lock().unwrap();
+            wanted.as_ref().is_some_and(|wanted| !head.contains(&format!("uthorization: {wanted}\r\n")))
+        };
         script.requests.send_modify(|all| all.push(Request { path: path.clone(), head }));
-        let scripted = script.next_answers.lock().unwrap().get_mut(&path).and_then(VecDeque::pop_front);
+        if script.is_silent.load(std::sync::atomic::Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        if refused {
+            stream.write_all(&answer("401 Unauthorized", "", "{}")).await?;
+            continue;
+        }
+        let always = script.answers.lock().unwrap().get(&path).cloned();
+        let scripted =
+            script.next_answers.lock().unwrap().get_mut(&path).and_then(VecDeque::pop_front).or(always);
         let held = script.held.lock().unwrap().get(&path).cloned();
         if let Some(mut held) = held {
             let _ = held.wait_for(|released| *released).await;
@@ -166,7 +214,10 @@ async fn serve(stream: TcpStream, script: &Script) -> std::io::Result<()> {
         } else {
             let missing = json!({"message": "App does not exist"});
             let (status, body) = body.map_or(("404 Not Found", missing), |body| ("200 OK", body));
-            stream.write_all(&answer(status, "", &body.to_string())).await?;
+            let leader = script.leader.lock().unwrap().clone();
+            let leader =
+                leader.map_or(String::new(), |leader| format!("X-Marathon-Leader: http://{leader}\r\n"));
+            stream.write_all(&answer(status, &leader, &body.to_string())).await?;
         }
     }
 }

@@ -143,7 +143,7 @@ impl Relay {
         let mut buffer = self.buffer.borrow_mut();
         for _ in 0..BATCH {
             match listener.socket.try_recv_from(&mut buffer) {
-                Ok((n, client)) => self.from_client(listener, client, &buffer[..n]),
+                Ok((n, client)) => self.take_datagram(listener, client, &buffer[..n]),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 // An error of an earlier send, told here: that answer is lost, nothing else.
                 Err(_) => {}
@@ -151,7 +151,7 @@ impl Relay {
         }
     }
 
-    fn from_client(&self, listener: &Rc<Listener>, client: SocketAddr, datagram: &[u8]) {
+    fn take_datagram(&self, listener: &Rc<Listener>, client: SocketAddr, datagram: &[u8]) {
         let key = Key { client, listener: number_of(listener) };
         let known = self.flows.borrow().find(&key);
         if let Some(id) = known {

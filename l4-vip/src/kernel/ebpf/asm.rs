@@ -14,6 +14,7 @@ pub enum Reg {
     R2,
     R3,
     R4,
+    #[expect(dead_code, reason = "no helper that is called takes five arguments")]
     R5,
     R6,
     R7,
@@ -26,8 +27,6 @@ pub enum Reg {
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub enum Width {
-    /// 16 bits.
-    Half = 0x08,
     /// 32 bits.
     Word = 0x00,
     /// 64 bits.

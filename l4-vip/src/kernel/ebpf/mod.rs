@@ -12,6 +12,7 @@ mod links;
 mod maps;
 mod place;
 mod programs;
+mod stale;
 mod sys;
 mod tables;
 mod weights;
@@ -73,6 +74,19 @@ impl Ebpf {
         Ok(Self { cgroup, pins, tables, programs, links: None })
     }
 
+    /// The change is in force whether or not this works.
+    fn end_stale(&self, gone: &[tables::Gone]) {
+        match stale::end_connected(gone, &self.tables.maps) {
+            Ok(0) => {}
+            Ok(n_ended) => {
+                tracing::debug!(n_ended, "connected UDP sockets were told that their backend is gone")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connected UDP sockets may still send to a backend that is gone")
+            }
+        }
+    }
+
     fn load(
         directory: &Path,
         pools: &[VipPool],
@@ -122,13 +136,16 @@ impl KernelPlane for Ebpf {
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
-        self.tables.apply(changes).map(|_| ())
+        let gone = self.tables.apply(changes)?;
+        self.end_stale(&gone);
+        Ok(())
     }
 
     fn reconcile(&mut self, all: &[Service]) -> Result<usize, ApplyError> {
         let n_wrong = self.tables.read()?;
         let changes = self.tables.difference(all);
-        self.tables.apply(&changes)?;
+        let gone = self.tables.apply(&changes)?;
+        self.end_stale(&gone);
         let failed = |e| ApplyError::kernel("attach the eBPF programs", e);
         let n_unpinned = self.tables.maps.pin_missing(&self.pins.path).map_err(failed)?;
         let n_links = match &self.links {

@@ -11,7 +11,7 @@ const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
 
 /// Messages, one behind the other.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
+pub(in crate::kernel) struct Writer {
     bytes: Vec<u8>,
     /// Where the last message begins.
     last: usize,
@@ -92,14 +92,14 @@ impl Writer {
 
 /// A message as it was received.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'a> {
+pub(in crate::kernel) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
     /// Of the socket that caused it; 0 is the kernel.
     pub(super) port: u32,
     /// Everything behind netlink's header.
-    pub(super) body: &'a [u8],
+    pub(in crate::kernel) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {

@@ -16,13 +16,18 @@ mod entry;
 mod expression;
 mod family;
 mod flows;
-mod message;
+pub(in crate::kernel) mod message;
 mod monitor;
 mod pick;
 mod routes;
 mod ruleset;
 mod socket;
 mod sweeper;
+
+/// For what else speaks netlink in the kernel planes.
+pub(in crate::kernel) mod netlink {
+    pub(in crate::kernel) use super::socket::Socket;
+}
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -51,6 +56,13 @@ pub enum Ownership {
     Exclusive,
     /// What others do to it is found and repaired.
     Shared,
+}
+
+/// What another plane leaves of a table that it takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    Connections,
+    Nothing,
 }
 
 #[derive(Clone, Debug)]
@@ -119,6 +131,26 @@ impl Nft {
             OpenError::new("make the addresses of the pools local to this host", source, hint)
         })?;
         Ok(nft)
+    }
+
+    /// Takes the VIPs away from a table for the same pools whose process has ended, and leaves what its established
+    /// connections need, or nothing. Returns whether there was such a table.
+    pub fn take_over(pools: &[VipPool], left: Left) -> Result<bool, OpenError> {
+        let found = Socket::open(libc::NETLINK_NETFILTER).and_then(|mut socket| contents::label(&mut socket));
+        if found.ok().flatten().as_ref() != Some(&layout(pools).0) {
+            // Without the right to look there is no right to take anything away either.
+            return Ok(false);
+        }
+        let mut nft = Self::open(NftConfig { pools: pools.to_vec(), ownership: Ownership::Shared })?;
+        let taken = match left {
+            Left::Connections => nft.reconcile(&[]).and_then(|_| nft.retire()),
+            Left::Nothing => nft.flush(),
+        };
+        let failed = |error: ApplyError| {
+            let hint = "`nft delete table inet waymark` removes it; established connections through it end";
+            OpenError::new(error.to_string(), io::Error::other(error), hint)
+        };
+        taken.map(|()| true).map_err(failed)
     }
 
     fn claim(&mut self) -> Result<(), OpenError> {

@@ -14,7 +14,7 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 const SOCKET_BUFFER_BYTES: libc::c_int = 32 << 20;
 
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(in crate::kernel) struct Socket {
     fd: OwnedFd,
     port: u32,
     sequence: u32,
@@ -30,8 +30,8 @@ pub(super) enum Event<'a> {
 }
 
 impl Socket {
-    /// `protocol`: NETLINK_NETFILTER or NETLINK_ROUTE.
-    pub(super) fn open(protocol: libc::c_int) -> io::Result<Self> {
+    /// `protocol`: NETLINK_NETFILTER, NETLINK_ROUTE or NETLINK_SOCK_DIAG.
+    pub(in crate::kernel) fn open(protocol: libc::c_int) -> io::Result<Self> {
         // SAFETY: a plain call; its result is checked before it is owned.
         let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
         if fd < 0 {
@@ -74,7 +74,7 @@ impl Socket {
     }
 
     /// Sends one message that asks for an acknowledgement, and waits for it.
-    pub(super) fn request(
+    pub(in crate::kernel) fn request(
         &mut self,
         kind: u16,
         flags: libc::c_int,
@@ -90,7 +90,7 @@ impl Socket {
 
     /// Sends a question and gives every message of the answer to `each`. With NLM_F_DUMP among the flags the answer
     /// has an end of its own; otherwise an acknowledgement is asked for.
-    pub(super) fn ask(
+    pub(in crate::kernel) fn ask(
         &mut self,
         kind: u16,
         flags: libc::c_int,

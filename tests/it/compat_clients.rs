@@ -1,0 +1,270 @@
+//! Real Marathon clients, as their packages are published, against the built program. They are installed once
+//! into a folder below the target directory.
+//!
+//! Not here: what the clients would do against a real Marathon; their recorded requests are in `compat_requests`.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tests::client::{self, DEADLINE};
+use tests::waymark::Waymark;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+
+use crate::PROGRAM;
+
+/// A registry may be slow; it is asked this often, and given this long each time.
+const ATTEMPTS: usize = 3;
+const INSTALL_PATIENCE: Duration = Duration::from_secs(300);
+
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Gives Python 3.10 and later back the names that these clients import from `collections`.
+const SHIM: &str = "import collections, collections.abc; vars(collections).update(dict((k, v) for k, v in vars(collections.abc).items() if k[0] != \"_\"))\n";
+
+/// The command line of DC/OS pins versions that no longer build; these do.
+const DCOS: [&[&str]; 2] = [
+    &["--no-deps", "dcoscli==0.6.1", "dcos==0.6.1"],
+    &[
+        "docopt",
+        "pkginfo",
+        "toml<1",
+        "virtualenv<16",
+        "cryptography",
+        "retrying==1.3.3",
+        "sseclient==0.0.19",
+        "requests",
+        "six",
+        "jsonschema==2.6.0",
+        "pager",
+        "prettytable==0.7.2",
+        "pygments<3",
+        "PyJWT==1.4.2",
+    ],
+];
+const MARATHON: [&[&str]; 1] = [&["marathon==0.13.0", "marathon-deploy==3.0.2"]];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients").join(name)
+}
+
+/// Runs a command to its end. Errors carry what it printed.
+async fn run(command: &mut Command, patience: Duration) -> anyhow::Result<String> {
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(patience, command.output()).await.context("it took too long")??;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("{command:?}: {}\n{printed}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(printed)
+}
+
+/// Fills `folder` unless it was filled before; what was half done is done again.
+async fn install<F: Future<Output = anyhow::Result<()>>>(
+    folder: &Path,
+    fill: impl Fn() -> F,
+) -> anyhow::Result<()> {
+    let complete = folder.join("complete");
+    if complete.exists() {
+        return Ok(());
+    }
+    let mut failure = None;
+    for _ in 0..ATTEMPTS {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder)?;
+        }
+        std::fs::create_dir_all(folder)?;
+        match fill().await {
+            Ok(()) => return Ok(std::fs::write(&complete, "")?),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.context("no attempt was made")?)
+}
+
+async fn install_python(name: &str, packages: &[&[&str]]) -> anyhow::Result<PathBuf> {
+    let venv = folder(name);
+    install(&venv, || async {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv), INSTALL_PATIENCE).await?;
+        for group in packages {
+            let mut pip = Command::new(venv.join("bin/pip"));
+            pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(*group);
+            run(&mut pip, INSTALL_PATIENCE).await?;
+        }
+        let lib = std::fs::read_dir(venv.join("lib"))?.next().context("no lib folder")??.path();
+        Ok(std::fs::write(lib.join("site-packages/zz_compat.pth"), SHIM)?)
+    })
+    .await?;
+    Ok(venv)
+}
+
+async fn marathon_venv() -> anyhow::Result<PathBuf> {
+    static DONE: OnceCell<PathBuf> = OnceCell::const_new();
+    DONE.get_or_try_init(|| install_python("marathon", &MARATHON)).await.cloned()
+}
+
+/// Without the packages there is nothing to test; a gate has them.
+fn or_skip(installed: anyhow::Result<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
+    match installed {
+        Ok(folder) => Ok(Some(folder)),
+        Err(error) if std::env::var_os("CI").is_some() => {
+            Err(error.context("the client cannot be installed"))
+        }
+        Err(error) => {
+            eprintln!("SKIPPED: the client cannot be installed: {error:#}");
+            Ok(None)
+        }
+    }
+}
+
+async fn scheduler() -> anyhow::Result<Waymark> {
+    Waymark::dev(PROGRAM, &["--no-demo", "--cpus", "8", "--mem", "4096"]).await
+}
+
+/// Waits until the scheduler has nothing to change.
+async fn settled(waymark: &Waymark) -> anyhow::Result<()> {
+    let wait = async {
+        loop {
+            let open = client::get(waymark.address("scheduler"), "/v2/deployments").await?;
+            if open.text() == "[]" {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(3 * DEADLINE, wait).await.context("deployments do not end")?
+}
+
+#[tokio::test]
+async fn the_command_line_of_dcos() -> anyhow::Result<()> {
+    let Some(venv) = or_skip(install_python("dcos", &DCOS).await)? else { return Ok(()) };
+    let waymark = scheduler().await?;
+    let url = format!("http://{}", waymark.address("scheduler"));
+    let home = tempfile::tempdir()?;
+    let app = home.path().join("app.json");
+    std::fs::write(
+        &app,
+        r#"{"id": "/dcos-101/app2", "cmd": "sleep 1000", "instances": 1, "cpus": 0.1, "mem": 32, "env": null,
+            "portDefinitions": [{"port": 10000, "protocol": "tcp", "labels": {"VIP_0": "/dcos-101/app2:10000"}}],
+            "labels": {"HAPROXY_GROUP": "external"}, "container": null, "healthChecks": null}"#,
+    )?;
+    let app = app.to_string_lossy().into_owned();
+    let path = format!("{}:{}", venv.join("bin").display(), std::env::var("PATH").unwrap_or_default());
+    let dcos = |line: &str| {
+        let mut command = Command::new(venv.join("bin/dcos"));
+        command.args(line.replace("APP.json", &app).split_whitespace());
+        command.env("DCOS_DIR", home.path()).env("HOME", home.path()).env("PATH", &path);
+        command.env_remove("DCOS_URL");
+        command
+    };
+    for (line, expect) in [
+        (format!("cluster setup {url}"), ""),
+        ("marathon app add APP.json".into(), "Created deployment"),
+        ("marathon app list".into(), "/dcos-101/app2"),
+        ("marathon app show /dcos-101/app2".into(), "\"VIP_0\": \"/dcos-101/app2:10000\""),
+        ("marathon app update /dcos-101/app2 instances=2".into(), "Created deployment"),
+        ("marathon task list".into(), "dcos-101_app2.instance-"),
+        ("marathon app version list /dcos-101/app2".into(), "T"),
+        ("marathon app update /dcos-101/app2 instances=100 cpus=100".into(), "Created deployment"),
+        ("marathon deployment list".into(), "/dcos-101/app2"),
+        ("marathon debug list".into(), "/dcos-101/app2"),
+        ("marathon debug summary /dcos-101/app2".into(), "CPUS"),
+        ("marathon app update --force /dcos-101/app2 instances=1 cpus=0.1".into(), "Created deployment"),
+        ("marathon app restart /dcos-101/app2".into(), "Created deployment"),
+        ("marathon app kill /dcos-101/app2".into(), "Killed tasks:"),
+        ("marathon group list".into(), "/dcos-101"),
+        ("marathon group scale /dcos-101 2".into(), "Created deployment"),
+        ("marathon pod list".into(), "POD"),
+        ("marathon ping".into(), "Marathon ping response[1x]: \"pong\""),
+        ("marathon about".into(), "\"name\": \"marathon\""),
+        ("marathon leader show".into(), "127.0.0.1"),
+        ("marathon plugin list".into(), ""),
+        ("marathon app remove /dcos-101/app2".into(), ""),
+        ("marathon app list --json".into(), "[]"),
+    ] {
+        // Only what overrides a deployment, or looks at one, may meet it.
+        if !line.contains("--force") && !line.contains("debug") && !line.contains("deployment") {
+            settled(&waymark).await.with_context(|| format!("before {line}"))?;
+        }
+        let printed = run(&mut dcos(&line), CLIENT_PATIENCE).await?;
+        assert!(printed.contains(expect), "dcos {line}: {printed}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn pythons_marathon_library() -> anyhow::Result<()> {
+    let Some(venv) = or_skip(marathon_venv().await)? else { return Ok(()) };
+    let waymark = scheduler().await?;
+    let mut python = Command::new(venv.join("bin/python"));
+    python.arg(fixture("marathon_library.py")).arg(format!("http://{}", waymark.address("scheduler")));
+    let printed = run(&mut python, CLIENT_PATIENCE).await?;
+    assert_eq!(printed.trim(), "all calls answered");
+    Ok(())
+}
+
+#[tokio::test]
+async fn marathon_deploy() -> anyhow::Result<()> {
+    let Some(venv) = or_skip(marathon_venv().await)? else { return Ok(()) };
+    let waymark = scheduler().await?;
+    let url = format!("http://{}", waymark.address("scheduler"));
+    let file = waymark.scratch().join("web.json");
+    std::fs::write(
+        &file,
+        r#"{"id": "/md/web", "cmd": "sleep 1000", "cpus": 0.1, "mem": 16, "instances": 1}"#,
+    )?;
+    let file = file.to_string_lossy().into_owned();
+    for (words, n_instances) in [
+        (vec!["--put", &file], 1),
+        (vec!["--appid", "/md/web", "--scale", "3"], 3),
+        (vec!["--appid", "/md/web", "--restart"], 3),
+        (vec!["--put", &file], 1),
+    ] {
+        let mut deploy = Command::new(venv.join("bin/marathon-deploy"));
+        run(deploy.args(["-m", &url]).args(&words), CLIENT_PATIENCE).await?;
+        settled(&waymark).await?;
+        let app = client::get(waymark.address("scheduler"), "/v2/apps/md/web").await?.json()?;
+        assert_eq!(app["app"]["tasksRunning"], n_instances, "{words:?}: {app}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nodes_event_bus_client() -> anyhow::Result<()> {
+    let modules = folder("node");
+    let installed = install(&modules, || async {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", "marathon-event-bus-client@0.1.7"]);
+        run(npm.current_dir(&modules), INSTALL_PATIENCE).await.map(drop)
+    });
+    let Some(modules) = or_skip(installed.await.map(|()| modules.clone()))? else { return Ok(()) };
+    let waymark = scheduler().await?;
+    let address = waymark.address("scheduler");
+    let mut node = Command::new("node");
+    node.arg(fixture("event_bus.js")).arg(address.ip().to_string()).arg(address.port().to_string());
+    node.env("NODE_PATH", modules.join("node_modules"));
+    let listening = tokio::spawn(async move { run(&mut node, CLIENT_PATIENCE).await });
+    // Its stream shows up beside the watcher's.
+    let wait = async {
+        loop {
+            let state = client::get(address, "/waymark/v1/scheduler").await?.json()?;
+            if state["subscribers"].as_u64() >= Some(2) {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(3 * DEADLINE, wait).await.context("it does not attach")??;
+    let file = waymark.scratch().join("bus.json");
+    std::fs::write(&file, r#"{"id": "/bus", "cmd": "sleep 1000", "cpus": 0.1, "mem": 16}"#)?;
+    waymark.ok(&["app", "add", &file.to_string_lossy()]).await?;
+    let printed = listening.await??;
+    assert!(printed.contains("deployed /bus"), "{printed}");
+    Ok(())
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/clients").join(name)
+}
