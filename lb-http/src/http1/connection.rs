@@ -126,11 +126,12 @@ impl<S: ClientStream> Connection<S> {
             let then = match self.read_head(idle, is_last_chance).await {
                 Arrival::Head(n) => {
                     let n_before = self.side.n_written.get();
-                    let then = self.exchange(n).await;
+                    // Boxed: an idle connection, of which there may be many, holds no room for an exchange.
+                    let then = Box::pin(self.exchange(n)).await;
                     self.log(n_before);
                     then
                 }
-                Arrival::Refused(refusal) => self.refuse(refusal).await,
+                Arrival::Refused(refusal) => Box::pin(self.refuse(refusal)).await,
                 Arrival::Ended => return,
             };
             if then == Then::Close {
