@@ -501,7 +501,7 @@ pub enum DnsCommand {
         #[arg(long, value_name = "ADDRESS", env = "WAYMARK_DNS", value_parser = parse_dns_server)]
         server: Option<SocketAddr>,
         /// Say where the answer comes from, and why there is none
-        #[arg(long, conflicts_with_all = ["short", "server"])]
+        #[arg(long, conflicts_with = "short")]
         trace: bool,
     },
     /// Make Waymark the resolver of this host, or take that back

@@ -3,6 +3,8 @@
 //!
 //! Not here: what the planes do meanwhile; they run, as in `waymark dev`.
 
+#![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;

@@ -64,6 +64,11 @@ async fn a_version_that_does_not_come_up_is_taken_back() -> anyhow::Result<()> {
     waymark.ok(&["deploy", "bluegreen", &file]).await?;
     let mut broken = definition(2);
     broken["cmd"] = json!("exec sleep 1000");
+    // Not by its port: an instance of another test may listen there.
+    broken["healthChecks"] = json!([{
+        "protocol": "COMMAND", "command": {"value": "false"}, "intervalSeconds": 1, "gracePeriodSeconds": 1,
+        "timeoutSeconds": 2, "maxConsecutiveFailures": 3,
+    }]);
     let file = write(&waymark, &broken)?;
     let output = waymark.run(&["deploy", "bluegreen", &file, "--max-wait", "3s"]).await?;
     assert_eq!(output.code, Some(1), "{output:?}");

@@ -107,7 +107,7 @@ impl Waymark {
             arguments.args(["--dns-dcos-listen", "127.0.0.1:0"]);
         }
         for (flag, value) in own {
-            if !extra.contains(&flag) {
+            if !extra.contains(flag) {
                 arguments.arg(flag).arg(value);
             }
         }

@@ -136,11 +136,12 @@ impl<S: ClientStream> Connection<S> {
             let then = match self.read_head(idle, is_last_chance).await {
                 Arrival::Head(n) => {
                     let n_before = self.side.n_written.get();
-                    let then = self.exchange(n).await;
+                    // Boxed: an idle connection, of which there may be many, holds no room for an exchange.
+                    let then = Box::pin(self.exchange(n)).await;
                     self.log(n_before);
                     then
                 }
-                Arrival::Refused(refusal) => self.refuse(refusal).await,
+                Arrival::Refused(refusal) => Box::pin(self.refuse(refusal)).await,
                 Arrival::Ended => return,
             };
             if then == Then::Close {
@@ -176,6 +177,7 @@ impl<S: ClientStream> Connection<S> {
         let Self { local, registered, side, .. } = self;
         let (limits, timeouts) = (local.limits.head(), &local.timeouts);
         let wait = registered.wait();
+        wait.limit_all(None);
         wait.enter(Phase::Idle, idle);
         let begin = || {
             wait.enter(Phase::Head, timeouts.client_header);
@@ -303,8 +305,8 @@ impl<S: ClientStream> Connection<S> {
             cookies.clear();
             let cookie = (backend.is_sticky() && request.has(Name::Cookie))
                 .then(|| {
-                    let lines = request.values(Name::Cookie);
-                    sticky::take_cookie(lines, backend.labels.cookie.name(), &mut cookies)
+                    let name = backend.labels.cookie.name();
+                    sticky::take_cookie(request.values(Name::Cookie), name, &mut cookies)
                 })
                 .flatten();
             let has_changed = cookie.is_some() || !cookies.is_empty();
@@ -368,11 +370,12 @@ impl<S: ClientStream> Connection<S> {
             exchange.responded(took);
             return self.tunnel(exchange, out).await;
         }
-        let mut is_sent = up.has_source_ended();
+        let is_read = up.has_source_ended();
+        let mut is_sent = up.is_written();
         let framing = exchange.response.framing;
         let is_11 = about.version == Version::Http11;
         let ends_with_connection = !is_11 && matches!(framing, Framing::Chunked | Framing::UntilClose);
-        let then = if is_sent && !ends_with_connection { self.then(about) } else { Then::Close };
+        let then = if is_read && !ends_with_connection { self.then(about) } else { Then::Close };
         let coding = match framing {
             Framing::Chunked | Framing::UntilClose if is_11 => Coding::Chunked,
             _ => Coding::Plain,
@@ -424,7 +427,7 @@ impl<S: ClientStream> Connection<S> {
         match end {
             End::Whole if then == Then::Keep => Then::Keep,
             End::Whole => {
-                if !is_sent || !self.side.input.is_empty() {
+                if !is_read || !self.side.input.is_empty() {
                     self.farewell().await;
                 }
                 Then::Close

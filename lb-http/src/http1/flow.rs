@@ -79,6 +79,11 @@ impl Flow {
         matches!(self.source, Source::Ended)
     }
 
+    /// The sink has all of it.
+    pub(crate) fn is_written(&self) -> bool {
+        self.has_source_ended() && self.n_written == self.out.len()
+    }
+
     /// Everything that was written is still here: it can be written again from its begin.
     pub(crate) fn is_whole(&self) -> bool {
         self.is_whole
