@@ -75,8 +75,10 @@ async fn hosts_are_served_over_tls_and_http2_with_their_own_certificates() -> an
         let (_, status, _) = of_a.get("a.test", &[flag, "-H", "Host: x.b.test"]).await?;
         assert_eq!(status, 421, "{flag}");
     }
-    let (_, status, _) =
-        of_a.get("a.test", &["-X", "POST", "--data", &"x".repeat(200_000), "--http2"]).await?;
+    let upload = scratch.path().join("upload");
+    std::fs::write(&upload, "x".repeat(200_000))?;
+    let upload = format!("@{}", upload.display());
+    let (_, status, _) = of_a.get("a.test", &["--data-binary", &upload, "--http2"]).await?;
     assert!(matches!(status, 200 | 405), "{status}");
     Ok(())
 }
