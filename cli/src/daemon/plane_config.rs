@@ -54,7 +54,6 @@ pub fn http(config: &Config) -> Result<lb_http::Config, Failure> {
         },
         access_log: access_log(&config.http.access_log),
         drain_timeout: config.drain_timeout,
-        ..lb_http::Config::default()
     })
 }
 

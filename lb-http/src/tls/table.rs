@@ -85,14 +85,17 @@ impl TlsTable {
             });
             made.insert(policy, config);
         }
-        let of_host = |(host, policy): (&Box<str>, &HostPolicy)| {
-            let host = host.strip_prefix('*').unwrap_or(host);
-            let wants_client_certificates = policy.client_auth.is_some();
-            (host.into(), OfHost { config: Arc::clone(&made[policy]), wants_client_certificates })
-        };
         let table = Self {
             default,
-            of_hosts: policies.of_hosts.iter().map(of_host).collect(),
+            of_hosts: policies
+                .of_hosts
+                .iter()
+                .map(|(host, policy)| {
+                    let host = host.strip_prefix('*').unwrap_or(host);
+                    let wants_client_certificates = policy.client_auth.is_some();
+                    (host.into(), OfHost { config: Arc::clone(&made[policy]), wants_client_certificates })
+                })
+                .collect(),
             of_ports: policies.of_ports.iter().map(|(port, p)| (*port, Arc::clone(&made[p]))).collect(),
         };
         (table, errors)
