@@ -44,6 +44,14 @@ pub enum Command {
     /// Ask Waymark's DNS
     #[command(subcommand)]
     Dns(DnsCommand),
+    /// What a URL would reach now, and why
+    #[command(subcommand)]
+    Route(RouteCommand),
+    /// Say what each label of app definitions will do, and what is wrong with them
+    Check(CheckArgs),
+    /// Replace an app by a new version of it, step by step
+    #[command(subcommand)]
+    Deploy(DeployCommand),
     /// State, freshness and problems of a running Waymark
     Status(ListArgs),
     /// Have everything read again from the schedulers, now
@@ -96,7 +104,7 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "[ZONE=]ADDRESS")]
     pub dns_upstreams: Vec<String>,
     /// Whose peculiarities DNS keeps
-    #[arg(long, value_name = "SERVER", visible_alias = "compat")]
+    #[arg(long, value_name = "SERVER")]
     pub dns_compat: Option<DnsCompat>,
     /// Make Waymark the host's resolver while it runs
     #[arg(long)]
@@ -104,6 +112,15 @@ pub struct DaemonArgs {
     /// Network that named VIPs get their addresses from (repeatable)
     #[arg(long, value_name = "CIDR")]
     pub vip_pool: Vec<String>,
+    /// Serve only apps of this group (label HAPROXY_GROUP); * serves all (repeatable)
+    #[arg(long, value_name = "GROUP")]
+    pub group: Vec<String>,
+    /// Serve only ports whose label HAPROXY_{n}_ENABLED is true
+    #[arg(long)]
+    pub strict_mode: bool,
+    /// Behave as another program where Waymark differs on purpose (repeatable)
+    #[arg(long, value_enum, value_name = "PROGRAM", value_delimiter = ',')]
+    pub compat: Vec<Compat>,
     /// What serves VIPs; auto takes the best that works: ebpf, nft, userspace
     #[arg(long, value_name = "PLANE", value_parser = vip_plane())]
     pub vip_plane: Option<PlaneChoice>,
@@ -241,6 +258,14 @@ impl PlaneName {
     }
 }
 
+/// Programs whose behaviour can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compat {
+    MarathonLb,
+    MesosDns,
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
     /// Whose defaults to show
@@ -262,6 +287,9 @@ pub struct MarathonArgs {
     /// The Marathon API (a comma separates several; the first that answers is used)
     #[arg(long, value_name = "URL", env = "WAYMARK_MARATHON", default_value = DEFAULT_MARATHON, value_delimiter = ',')]
     pub marathon: Vec<Url>,
+    /// Token for a scheduler that asks for one; user and password go into the URL
+    #[arg(long, value_name = "TOKEN", env = "WAYMARK_MARATHON_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -467,7 +495,7 @@ pub enum DnsCommand {
         #[arg(long, value_name = "ADDRESS", env = "WAYMARK_DNS", value_parser = parse_dns_server)]
         server: Option<SocketAddr>,
         /// Say where the answer comes from, and why there is none
-        #[arg(long, conflicts_with_all = ["short", "server"])]
+        #[arg(long, conflicts_with = "short")]
         trace: bool,
     },
     /// Make Waymark the resolver of this host, or take that back
@@ -506,6 +534,63 @@ pub struct InstallArgs {
 pub enum ResolverStyle {
     Resolved,
     ResolvConf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RouteCommand {
+    /// Explain what a URL would reach
+    Explain {
+        #[command(flatten)]
+        list: ListArgs,
+        url: Url,
+        /// By app id (header X-Marathon-App-Id) instead of by host
+        #[arg(long, value_name = "ID")]
+        app: Option<String>,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// App definitions: one app, a list, or what /v2/apps answers; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
+    /// As the daemon's --group
+    #[arg(long, value_name = "GROUP", default_value = "*")]
+    pub group: Vec<String>,
+    /// As the daemon's --strict-mode
+    #[arg(long)]
+    pub strict_mode: bool,
+    /// As the daemon's --compat
+    #[arg(long, value_enum, value_name = "PROGRAM", value_delimiter = ',')]
+    pub compat: Vec<Compat>,
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DeployCommand {
+    /// Start the new version beside the old one, move traffic over, remove the old one; run again to resume
+    Bluegreen(BluegreenArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct BluegreenArgs {
+    /// The app's definition, with the labels HAPROXY_DEPLOYMENT_GROUP and HAPROXY_DEPLOYMENT_ALT_PORT
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub marathon: MarathonArgs,
+    #[command(flatten)]
+    pub stats: StatsArgs,
+    /// Instances of the new version to begin with
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub initial_instances: u64,
+    /// Give up on a step after this long
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub max_wait: Duration,
+    /// Go back: restore the old version and remove the new one
+    #[arg(long)]
+    pub abort: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -549,7 +634,7 @@ mod tests {
             "serve --marathon http://a:8080,http://b:8080 --planes http,vip,dns",
             "dev --cpus 2 --mem 512 --disk 100 --ports 31000-31100 --simulate --attribute rack=r1",
             "dev --scheduler-token secret --scheduler-credentials a:b --scheduler-name marathon.example",
-            "app list --json --marathon http://h:1",
+            "app list --json --marathon http://h:1 --token secret",
             "app show /dcos-101/app2",
             "app add -",
             "app add app.json --wait",
@@ -568,6 +653,11 @@ mod tests {
             "vip show dcos-101app2.marathon",
             "dns lookup --short dcos-101app2.marathon.l4lb.thisdcos.directory",
             "dns lookup x SRV --server 127.0.0.1:8053",
+            "route explain http://a.test/x",
+            "check app.json other.json --json --compat marathon-lb --strict-mode --group external",
+            "deploy bluegreen app.json --max-wait 30s",
+            "deploy bluegreen app.json --abort",
+            "serve --marathon http://a:8080 --group external --group internal --strict-mode --compat marathon-lb",
             "dns lookup x SRV --trace --json",
             "dns install --print",
             "dns install --apply --address 198.51.100.1 --root /tmp/x --style resolv-conf --until-exit-of 1",

@@ -15,7 +15,7 @@ use l4_vip::kernel::PlaneChoice;
 use l4_vip::policy::Policy;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
+use crate::args::{Compat, DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
 use crate::failure::Failure;
 
 pub use layers::Environment;
@@ -42,6 +42,10 @@ pub struct Config {
     #[serde(rename = "static")]
     pub static_files: Vec<String>,
     pub planes: Vec<PlaneName>,
+    /// Apps of these groups are served over HTTP; `*` is all.
+    pub group: Vec<String>,
+    /// Whose behaviour counts where ours is different on purpose.
+    pub compat: Vec<Compat>,
     /// 0: one per core.
     pub workers: usize,
     /// How long a shutdown waits for what is in flight.
@@ -55,6 +59,7 @@ pub struct Config {
     pub dns: Dns,
     pub vip: Vip,
     pub watch: Watch,
+    pub strict: Strict,
     pub state: State,
     pub ready: Ready,
 }
@@ -302,6 +307,13 @@ pub struct Watch {
     pub service_account: Vec<String>,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Strict {
+    /// Ports are served only when their labels enable them.
+    pub mode: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
@@ -334,6 +346,8 @@ impl Config {
             marathon: Vec::new(),
             static_files: Vec::new(),
             planes: vec![PlaneName::Http, PlaneName::Vip, PlaneName::Dns],
+            group: vec!["*".to_owned()],
+            compat: Vec::new(),
             workers: 0,
             // On a node, most requests and downloads end within it; at a desk, Ctrl-C must not feel stuck.
             drain_timeout: match mode {
@@ -409,6 +423,7 @@ impl Config {
                 token_file: Vec::new(),
                 service_account: Vec::new(),
             },
+            strict: Strict::default(),
             state: State { dir: default_state_dir(mode) },
             ready: Ready::default(),
         }

@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Addresses, Admin, Plane, Sources};
-use crate::args::{Mode, PlaneName};
+use crate::args::{Compat, Mode, PlaneName};
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::{output, planes, readiness, runtime, scheduler, shutdown};
@@ -166,6 +166,10 @@ impl Running {
         let admin = Admin::start(Sources {
             subscriber: self.subscriber.clone(),
             watcher: Some(watcher),
+            signals: match config.compat.contains(&Compat::MarathonLb) {
+                true => admin::Signals::ByGetToo,
+                false => admin::Signals::ByPost,
+            },
             planes: work.parts,
             haproxy: work.haproxy,
             vips: self

@@ -85,6 +85,20 @@ impl Haproxy for Http {
         let routes = Routes { generation, routes: self.0.routes(), backends: self.0.backends() };
         serde_json::to_string(&routes).expect("the views are made of texts and numbers")
     }
+
+    fn explain(&self, url: &url::Url, app: Option<&str>) -> String {
+        let target = match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        };
+        let explanation = self.0.explain(&lb_http::explain::Question {
+            host: url.host_str().unwrap_or_default(),
+            port: url.port_or_known_default(),
+            target: &target,
+            app,
+        });
+        serde_json::to_string(&explanation).expect("the view is made of texts and numbers")
+    }
 }
 
 pub struct Vip(pub l4_vip::Plane);

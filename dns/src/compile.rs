@@ -190,6 +190,12 @@ impl Compiler {
         names.sort_unstable();
         names.dedup();
         names.shrink_to_fit();
+        for name in &names {
+            if let Some(entry) = self.entries.get_mut(name) {
+                // Most names have one or two facts for as long as they live; a vector makes room for four.
+                entry.facts.shrink_to_fit();
+            }
+        }
         self.changed.extend(names.iter().cloned());
         self.sources.insert(source, Contribution { number, names });
     }

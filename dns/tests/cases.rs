@@ -136,7 +136,6 @@ fn every_packet_is_answered_as_its_case_says() {
         failures.join("\n")
     );
     assert!(!cases.is_empty());
-    println!("{} cases", cases.len());
 }
 
 fn server(state: State) -> Server {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use dns::Config;
 use event_watcher::catalog::Protocols;
 use harness::{Server, app, framed, instances, port, query, receive, wire_name, with_edns};
-use hickory_server::proto::op::{Message, ResponseCode};
+use hickory_server::proto::op::Message;
 
 const A: u16 = 1;
 const FORMERR: u8 = 1;

@@ -53,7 +53,7 @@ pub struct Source {
 
 #[derive(Clone, Debug)]
 pub enum SourceKind {
-    Marathon(Marathon),
+    Marathon(Box<Marathon>),
     Static(Static),
 }
 
@@ -94,7 +94,10 @@ impl Config {
 
     /// One scheduler under the usual name.
     pub fn of_one(marathon: Marathon) -> Self {
-        Self::new(vec![Source { name: DEFAULT_SOURCE.into(), kind: SourceKind::Marathon(marathon) }])
+        Self::new(vec![Source {
+            name: DEFAULT_SOURCE.into(),
+            kind: SourceKind::Marathon(Box::new(marathon)),
+        }])
     }
 }
 

@@ -23,6 +23,7 @@ pub use config::{Config, Credentials, Marathon, Source, SourceKind, Static};
 pub use error::ConfigError;
 pub use hub::{Kind, SourceView};
 pub use reconcile::Cause;
+pub use sources::marathon::read_definition;
 pub use sources::marathon::stream::SeenEvent;
 pub use stats::StatsView;
 pub use watcher::{Command, Handle, start};

@@ -89,7 +89,7 @@ pub fn start(config: Config, publisher: Publisher, cancel: CancellationToken) ->
         match source.kind {
             SourceKind::Marathon(marathon) => {
                 let feed = hub.feed(source.name, Kind::Marathon, String::new());
-                watches.push(Watch::new(marathon, feed, Arc::clone(&stats), seen.clone())?);
+                watches.push(Watch::new(*marathon, feed, Arc::clone(&stats), seen.clone())?);
             }
             SourceKind::Static(file) => {
                 let feed = hub.feed(source.name, Kind::Static, file.file.display().to_string());

@@ -9,6 +9,7 @@ use std::time::Duration;
 use event_watcher::catalog::AppId;
 
 use crate::http1::scan::HeadLimits;
+use crate::labels::Reading;
 
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
 #[derive(Clone, Debug)]
@@ -19,8 +20,8 @@ pub struct Config {
     pub appid_listen: Option<SocketAddr>,
     /// The address that service ports are opened on.
     pub service_address: IpAddr,
-    /// Apps of these groups (`HAPROXY_GROUP`) are served; `*` serves all.
-    pub groups: Vec<String>,
+    /// Which apps are served, and how their labels are read.
+    pub reading: Reading,
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// `None`: requests are not logged.
@@ -87,7 +88,7 @@ impl Default for Config {
             http_listen: Some(SocketAddr::new(loopback, 9080)),
             appid_listen: Some(SocketAddr::new(loopback, 9091)),
             service_address: loopback,
-            groups: vec!["*".to_owned()],
+            reading: Reading::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             access_log: None,

@@ -4,8 +4,6 @@
 //! nothing of a response was seen (RFC 9110 section 9.2.2).
 
 use std::future::poll_fn;
-use std::hash::BuildHasher;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,7 +28,8 @@ const MOST_TABLES: usize = 3;
 pub(crate) struct Attempt<'a> {
     pub(crate) local: &'a Rc<Local>,
     pub(crate) wait: &'a Wait,
-    pub(crate) client: IpAddr,
+    /// What the request has in common with those that should go to the same endpoint, for policies that go by it.
+    pub(crate) affinity: Option<u64>,
     /// The value of the sticky cookie that came with the request.
     pub(crate) cookie: Option<&'a [u8]>,
 }
@@ -103,9 +102,13 @@ impl Attempt<'_> {
     ) -> Result<Exchange, Failed> {
         let wanted = self.cookie.and_then(|cookie| backend.server_of_cookie(cookie));
         let of_cookie = wanted.filter(|i| !backend.servers[*i].endpoint.is_ejected());
-        let affinity = backend.labels.balance.is_keyed().then(|| source_hash(self.client));
-        let mut candidates =
-            Candidates { next: of_cookie, pool: &backend.pool, affinity, walk: None, wanted: of_cookie };
+        let mut candidates = Candidates {
+            next: of_cookie,
+            pool: &backend.pool,
+            affinity: self.affinity,
+            walk: None,
+            wanted: of_cookie,
+        };
         let shard = backend.series.of_worker(self.local.index);
         let mut failures = Failures::default();
         loop {
@@ -181,14 +184,14 @@ impl Attempt<'_> {
                 None => return Err(Failed::Unsent { stale: Stale::No, error: ProxyError::Connect }),
             },
         };
-        let timeouts = &self.local.timeouts;
-        self.wait.enter(Phase::RequestBody, timeouts.client_body_idle);
+        let (own, timeouts) = (&backend.labels.timeouts, &self.local.timeouts);
+        self.wait.enter(Phase::RequestBody, own.client.unwrap_or(timeouts.client_body_idle));
         let mut call = Call {
             front: &mut *front,
             upstream: &mut upstream,
             local: self.local,
             wait: self.wait,
-            server_head: timeouts.server_head,
+            server_head: own.server.unwrap_or(timeouts.server_head),
             is_sent: false,
             scan: Scan::default(),
             n_interim: 0,
@@ -222,7 +225,8 @@ impl Attempt<'_> {
 
     async fn connect(&self, backend: &Backend, server: &Server, shards: Shards<'_>) -> Option<Upstream> {
         shards.each(|s| s.n_connects.increment());
-        self.wait.enter(Phase::Connect, self.local.timeouts.connect);
+        let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
+        self.wait.enter(Phase::Connect, limit);
         match self.wait.unless_expired(self.local.upstreams.connect(backend, server)).await {
             Some(Ok(connection)) => {
                 server.endpoint.connect_succeeded();
@@ -307,9 +311,4 @@ impl Failures {
     fn is_too_late(&self, local: &Local) -> bool {
         self.began.is_some_and(|began| began.elapsed() > local.timeouts.connect * MOST_CONNECT_TIMEOUTS)
     }
-}
-
-/// The same on every node and after every restart.
-fn source_hash(client: IpAddr) -> u64 {
-    foldhash::quality::FixedState::with_seed(0).hash_one(client.to_canonical())
 }

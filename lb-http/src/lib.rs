@@ -8,10 +8,14 @@
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;
 //! counters never go back while an app exists; a bad label never drops an app.
 
+pub mod access;
 mod access_log;
 mod config;
+mod deployment;
+pub mod edits;
 mod error;
 mod exchange;
+pub mod explain;
 mod failover;
 pub mod http1;
 pub mod labels;
@@ -21,6 +25,7 @@ mod plane;
 mod proxy;
 mod request_id;
 pub mod route;
+mod static_names;
 pub mod stats;
 mod sticky;
 pub mod table;

@@ -3,9 +3,9 @@
 //! Sockets are bound here, on the control side, one for each worker, so that a bind error has one place and a port
 //! serves from the moment it is bound. Workers accept and close them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use event_watcher::catalog::Problem;
@@ -22,15 +22,16 @@ const BACKLOG: i32 = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    service_address: std::net::IpAddr,
+    service_address: IpAddr,
     workers: Vec<mpsc::Sender<Command>>,
-    service_ports: BTreeSet<u16>,
+    /// With the address that each is open on.
+    service_ports: BTreeMap<u16, IpAddr>,
     failed: BTreeMap<u16, BindError>,
 }
 
 impl Listeners {
-    pub(crate) fn new(service_address: std::net::IpAddr, workers: Vec<mpsc::Sender<Command>>) -> Self {
-        Self { service_address, workers, service_ports: BTreeSet::new(), failed: BTreeMap::new() }
+    pub(crate) fn new(service_address: IpAddr, workers: Vec<mpsc::Sender<Command>>) -> Self {
+        Self { service_address, workers, service_ports: BTreeMap::new(), failed: BTreeMap::new() }
     }
 
     /// Binds an address that does not come from the scheduler.
@@ -64,7 +65,13 @@ impl Listeners {
     pub(crate) async fn follow(&mut self, table: &Table) {
         let wanted: BTreeMap<u16, usize> = table.routes.ports().collect();
         self.failed.retain(|port, _| wanted.contains_key(port));
-        let gone: Vec<u16> = self.service_ports.iter().filter(|p| !wanted.contains_key(p)).copied().collect();
+        let address_of =
+            |backend: usize| table.backends[backend].labels.bind_address.unwrap_or(self.service_address);
+        let stays = |port: &u16, address: &IpAddr| {
+            wanted.get(port).is_some_and(|backend| address_of(*backend) == *address)
+        };
+        let gone: Vec<u16> =
+            self.service_ports.iter().filter(|(p, a)| !stays(p, a)).map(|(port, _)| *port).collect();
         for port in gone {
             self.service_ports.remove(&port);
             for worker in &self.workers {
@@ -72,14 +79,14 @@ impl Listeners {
             }
         }
         for (port, backend) in wanted {
-            if self.service_ports.contains(&port) {
+            if self.service_ports.contains_key(&port) {
                 continue;
             }
-            let address = SocketAddr::new(self.service_address, port);
+            let address = SocketAddr::new(address_of(backend), port);
             match bind(address, self.workers.len()) {
                 Ok((_, sockets)) => {
                     self.failed.remove(&port);
-                    self.service_ports.insert(port);
+                    self.service_ports.insert(port, address.ip());
                     let series = &table.backends[backend].frontend;
                     self.open(Entry::ServicePort(port), port, sockets, series).await;
                 }

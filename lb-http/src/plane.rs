@@ -15,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::AccessLog;
 use crate::config::Config;
 use crate::error::StartError;
+use crate::explain::{self, Explanation, Question};
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
+use crate::static_names::StaticNames;
 use crate::stats::{self, BackendView, RouteView, Series};
 use crate::table::{Compiler, Table};
 use crate::worker::{Clients, Worker};
@@ -55,7 +57,7 @@ pub async fn start(
 ) -> Result<(Plane, Vec<Worker>), StartError> {
     let n_workers = n_workers.max(1);
     let config = Arc::new(config);
-    let mut compiler = Compiler::new(config.groups.clone(), n_workers);
+    let mut compiler = Compiler::new(config.reading.clone(), n_workers);
     let table = compiler.compile(&Snapshot::default(), Instant::now());
     let table = Arc::new(ArcSwap::from_pointee(table));
     let (mark, applied) = applied();
@@ -99,7 +101,9 @@ pub async fn start(
         listeners.open(Entry::AppIds, address.port(), sockets, &shared.appid_in).await;
     }
     tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
-    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, mark };
+    let names = StaticNames::start(cancel.clone());
+    let newest = Snapshot::default();
+    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, mark, names, newest };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
 }
@@ -109,6 +113,8 @@ struct Follower {
     compiler: Compiler,
     listeners: Listeners,
     mark: AppliedMark,
+    names: StaticNames,
+    newest: Snapshot,
 }
 
 impl Follower {
@@ -128,6 +134,10 @@ impl Follower {
                     let table = self.shared.table.load_full();
                     self.listen(&table).await;
                 }
+                names = self.names.changed() => {
+                    self.compiler.set_names(names);
+                    self.compile().await;
+                }
                 () = cancel.cancelled() => return,
             }
         }
@@ -137,14 +147,20 @@ impl Follower {
         if snapshot.generation <= self.shared.applied.generation() {
             return;
         }
-        let table = Arc::new(self.compiler.compile(snapshot, Instant::now()));
+        self.newest = snapshot.clone();
+        self.compile().await;
+        self.mark.set(snapshot.generation);
+    }
+
+    async fn compile(&mut self) {
+        let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
         let before = self.shared.table.swap(Arc::clone(&table));
+        self.names.want(&table.unknown_names);
         let same =
             Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
         if !same || self.listeners.has_failed() {
             self.listen(&table).await;
         }
-        self.mark.set(snapshot.generation);
     }
 
     async fn listen(&mut self, table: &Table) {
@@ -196,6 +212,11 @@ impl Plane {
     /// The newest table, for whoever explains a route.
     pub fn table(&self) -> Arc<Table> {
         self.shared.table.load_full()
+    }
+
+    /// What a request would reach now.
+    pub fn explain(&self, question: &Question<'_>) -> Explanation {
+        explain::explain(&self.shared.table.load(), question)
     }
 
     /// HAProxy's statistics as CSV, as behind `/haproxy?stats;csv`.

@@ -4,15 +4,19 @@
 //! rules of a service that refuse, redirect or answer belong here), [`request_edits`] and [`response_edits`] (what the
 //! serializer leaves out of a head and adds to it), then `failover::Attempt::send`. Nothing here reads or writes.
 
-use std::net::SocketAddr;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::StatusCode;
 
+use crate::access::{Admit, RequestFacts, Verification, Way};
+use crate::edits::{self, Connection};
 use crate::error::ProxyError;
 use crate::http1::fields::Name;
 use crate::http1::refusal::Refusal;
 use crate::http1::request::{Method, Request};
+use crate::http1::response::Response;
 use crate::http1::serialize::{self, Edits};
 use crate::stats::Session;
 use crate::table::{Backend, Table};
@@ -70,23 +74,116 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
-/// Answers a request that must not reach an endpoint of the backend that it is for.
-pub(crate) fn before_pick(_backend: &Backend, request: &Request<'_>) -> Result<(), Answer> {
-    match request.max_forwards {
-        // RFC 9110 section 7.6.2: it may go no further.
-        Some(0) => Err(Answer::options()),
-        _ => Ok(()),
+/// Why a request does not go on to an endpoint.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    Answer(Answer),
+    /// Not before this password has been looked at.
+    Verify(Verification),
+}
+
+/// Answers a request that must not reach an endpoint of the backend that it is for. `login`: what came of looking at its
+/// password, when that has been done.
+pub(crate) fn before_pick(
+    backend: &Backend,
+    request: &Request<'_>,
+    origin: &Origin,
+    login: Option<Admit>,
+) -> Result<(), Stop> {
+    // RFC 9110 section 7.6.2: it may go no further.
+    if request.max_forwards == Some(0) {
+        return Err(Stop::Answer(Answer::options()));
+    }
+    let admission = &backend.labels.admission;
+    if admission.is_open() {
+        return Ok(());
+    }
+    let target = target(request);
+    let facts = RequestFacts {
+        way: match origin.entry {
+            Entry::ServicePort(_) => Way::ServicePort,
+            Entry::Hosts => Way::Hosts,
+            Entry::AppIds => Way::AppIds,
+        },
+        scheme: origin.connection.scheme,
+        client: origin.connection.client,
+        host: text(request.host()),
+        target: &target,
+        authorization: request.value_of(b"authorization"),
+        forwarded_proto: request.value_of(b"x-forwarded-proto"),
+    };
+    let decided = match (admission.admit(&facts), login) {
+        (Admit::Verify(_), Some(login)) => login,
+        (decided, _) => decided,
+    };
+    match decided {
+        Admit::Continue => Ok(()),
+        Admit::Verify(verification) => Err(Stop::Verify(verification)),
+        Admit::Redirect { status, location } => {
+            Err(Stop::Answer(Answer::redirect(status.as_u16(), location)))
+        }
+        Admit::Challenge(challenge) => Err(Stop::Answer(Answer::challenge(&challenge))),
+        Admit::Deny => Err(Stop::Answer(Answer::denied())),
     }
 }
 
-/// What the backend's service wants changed in the heads of its requests.
-pub(crate) fn request_edits(_backend: &Backend) -> &Edits {
-    Edits::NONE
+/// Where a request came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) entry: Entry,
+    pub(crate) connection: Connection,
+}
+
+/// Path and query.
+fn target(request: &Request<'_>) -> Cow<'static, str> {
+    let (begin, rest) = request.path_and_query();
+    let mut target: Vec<u8> = begin.into_iter().collect();
+    target.extend_from_slice(rest);
+    Cow::Owned(String::from_utf8(target).unwrap_or_default())
+}
+
+/// What the request has in common with those that should go to the same endpoint, for policies that go by it.
+pub(crate) fn affinity(backend: &Backend, request: &Request<'_>, client: IpAddr) -> Option<u64> {
+    if !backend.labels.balance.is_keyed() {
+        return None;
+    }
+    backend.labels.hash_on.of(client, &target(request), |name| request.value_of(name))
+}
+
+/// What the backend's service wants changed in the head of a request.
+pub(crate) struct RequestEdits {
+    pub(crate) edits: Edits,
+    pub(crate) target: Option<String>,
+    pub(crate) forwarding: edits::Forwarding,
+}
+
+/// `None`: nothing.
+pub(crate) fn request_edits(
+    backend: &Backend,
+    request: &Request<'_>,
+    connection: &Connection,
+) -> Option<RequestEdits> {
+    let wanted = &backend.labels.edits;
+    (!wanted.is_plain()).then(|| RequestEdits {
+        edits: wanted.of_request(connection),
+        target: wanted.rewrite_target(&target(request)),
+        forwarding: wanted.forwarding,
+    })
 }
 
 /// The same for its responses.
-pub(crate) fn response_edits(_backend: &Backend) -> &Edits {
-    Edits::NONE
+pub(crate) fn response_edits(
+    backend: &Backend,
+    response: &Response,
+    head: &[u8],
+    connection: &Connection,
+) -> Cow<'static, Edits> {
+    let wanted = &backend.labels.edits;
+    if wanted.is_plain() {
+        return Cow::Borrowed(Edits::NONE);
+    }
+    let location = response.fields.iter().find(|f| f.name_in(head).eq_ignore_ascii_case(b"location"));
+    Cow::Owned(wanted.of_response(connection, location.map(|f| f.value_in(head))))
 }
 
 /// A response of the balancer itself.
@@ -96,6 +193,8 @@ pub(crate) struct Answer {
     /// A word for programs: why the balancer itself answered.
     reason: &'static str,
     text: String,
+    /// A line that says more, with its CR LF.
+    line: Vec<u8>,
 }
 
 /// Whether the client may go on.
@@ -108,21 +207,46 @@ pub(crate) enum Then {
 const METHODS: &[u8] = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 impl Answer {
+    fn new(status: u16, reason: &'static str, text: String) -> Self {
+        Self { status, reason, text, line: Vec::new() }
+    }
+
     pub(crate) fn refused(refusal: Refusal) -> Self {
-        Self { status: refusal.status(), reason: "request-refused", text: refusal.to_string() }
+        Self::new(refusal.status(), "request-refused", refusal.to_string())
     }
 
     /// `None`: there is nobody to tell.
     pub(crate) fn failed(error: ProxyError) -> Option<Self> {
-        Some(Self { status: error.status()?, reason: error.word(), text: error.to_string() })
+        Some(Self::new(error.status()?, error.word(), error.to_string()))
     }
 
     fn no_route(text: String) -> Self {
-        Self { status: 503, reason: "no-route", text }
+        Self::new(503, "no-route", text)
     }
 
     fn options() -> Self {
-        Self { status: 200, reason: "max-forwards", text: String::new() }
+        Self::new(200, "max-forwards", String::new())
+    }
+
+    fn redirect(status: u16, location: String) -> Self {
+        let mut line = Vec::new();
+        serialize::line(&mut line, b"location", location.as_bytes());
+        Self { line, ..Self::new(status, "redirect", location) }
+    }
+
+    fn challenge(challenge: &str) -> Self {
+        let mut line = Vec::new();
+        serialize::line(&mut line, b"www-authenticate", challenge.as_bytes());
+        Self { line, ..Self::new(401, "login", "this service asks for a user and a password".to_owned()) }
+    }
+
+    fn denied() -> Self {
+        Self::new(403, "address-denied", "this service does not let your address in".to_owned())
+    }
+
+    /// A service's rules turned the client away.
+    pub(crate) fn is_denial(&self) -> bool {
+        self.status == 403
     }
 
     /// Appends it as a client gets it; without its body to HEAD.
@@ -141,6 +265,7 @@ impl Answer {
         if matches!(self.status, 200 | 405) {
             serialize::line(out, b"allow", METHODS);
         }
+        out.extend_from_slice(&self.line);
         out.extend_from_slice(connection);
         serialize::number_line(out, b"content-length", body.len() as u64);
         out.extend_from_slice(b"\r\n");

@@ -3,6 +3,8 @@
 //! The endpoint never sees the cookie; the client gets one only when it had no valid one. The value names a server of
 //! the table and nothing else: it can never lead to an address of the client's choice.
 
+use std::sync::Arc;
+
 use http::HeaderValue;
 
 use crate::http1::fields::Name;
@@ -10,12 +12,46 @@ use crate::http1::grammar;
 use crate::http1::request::Method;
 use crate::http1::response::Response;
 
-pub(crate) const COOKIE_NAME: &str = "mesosphere_server_id";
+/// Marathon-LB's name.
+const COOKIE_NAME: &str = "mesosphere_server_id";
 
-/// The `Set-Cookie` line of a server: a session cookie for the whole site.
-pub(crate) fn set_cookie(value: &str) -> HeaderValue {
-    HeaderValue::try_from(format!("{COOKIE_NAME}={value}; path=/"))
-        .expect("cookie values are hexadecimal digits")
+/// How a service's cookie is called, and what stands behind its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CookieStyle {
+    name: Arc<str>,
+    attributes: Arc<str>,
+}
+
+impl Default for CookieStyle {
+    /// A session cookie for the whole site.
+    fn default() -> Self {
+        Self { name: COOKIE_NAME.into(), attributes: "; path=/".into() }
+    }
+}
+
+impl CookieStyle {
+    /// `None`: no name for a cookie (RFC 6265 section 4.1.1).
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let is_token = !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&b));
+        is_token.then(|| Self { name: name.into(), ..Self::default() })
+    }
+
+    /// With one more attribute, e.g. `HttpOnly`. `None`: it would end the attribute or the header.
+    pub(crate) fn with(self, attribute: &str) -> Option<Self> {
+        let is_whole = attribute.bytes().all(|b| (b == b' ' || b.is_ascii_graphic()) && b != b';');
+        is_whole.then(|| Self { attributes: format!("{}; {attribute}", self.attributes).into(), ..self })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The `Set-Cookie` value of a server.
+    pub(crate) fn set(&self, value: &str) -> HeaderValue {
+        let line = format!("{}={value}{}", self.name, self.attributes);
+        HeaderValue::try_from(line).expect("names and attributes are graphic ASCII")
+    }
 }
 
 /// Longer values are none of ours.
@@ -42,13 +78,14 @@ impl Cookie {
     }
 }
 
-/// Finds the cookie in a request's Cookie lines and appends to `rest` what they are without it. `None`: they have none,
+/// Finds the cookie of this name in a request's Cookie lines and appends to `rest` what they are without it. `None`: they have none,
 /// and `rest` is as it was. Of several the first counts.
 pub(crate) fn take_cookie<'b>(
     lines: impl Iterator<Item = &'b [u8]> + Clone,
+    name: &str,
     rest: &mut Vec<u8>,
 ) -> Option<Cookie> {
-    let is_in = |line: &[u8]| memchr::memmem::find(line, COOKIE_NAME.as_bytes()).is_some();
+    let is_in = |line: &[u8]| memchr::memmem::find(line, name.as_bytes()).is_some();
     if !lines.clone().any(is_in) {
         return None;
     }
@@ -56,7 +93,7 @@ pub(crate) fn take_cookie<'b>(
     for line in lines {
         let begin = rest.len();
         for pair in line.split(|b| *b == b';').map(<[u8]>::trim_ascii) {
-            match value_of(pair) {
+            match value_of(pair, name) {
                 Some(value) => {
                     found.get_or_insert_with(|| Cookie::new(value));
                 }
@@ -74,8 +111,8 @@ pub(crate) fn take_cookie<'b>(
     found
 }
 
-fn value_of(pair: &[u8]) -> Option<&[u8]> {
-    let rest = pair.strip_prefix(COOKIE_NAME.as_bytes())?.trim_ascii_start();
+fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let rest = pair.strip_prefix(name.as_bytes())?.trim_ascii_start();
     let value = rest.strip_prefix(b"=")?.trim_ascii_start();
     Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
 }
@@ -116,7 +153,7 @@ mod tests {
             (&[], None, ""),
         ] {
             let mut rest = Vec::new();
-            let taken = take_cookie(lines.iter().map(|l| l.as_bytes()), &mut rest);
+            let taken = take_cookie(lines.iter().map(|l| l.as_bytes()), COOKIE_NAME, &mut rest);
             assert_eq!(taken.as_ref().map(Cookie::as_bytes), found.map(str::as_bytes), "{lines:?}");
             assert_eq!(String::from_utf8(rest).unwrap(), left, "{lines:?}");
         }

@@ -1,27 +1,28 @@
 //! What a snapshot compiles to: backends with their servers, and the routes that lead to them.
 //!
 //! A table never changes; live state (requests in flight, ejection, counters) is shared with the table before it.
-//! Compiling costs what changed: an app that claims the same ports, hosts and paths as before takes the place that it had. Who listens where is not decided
-//! here.
+//! Compiling costs what changed: an app that claims the same ports, hosts and paths as before takes the place that it
+//! had. Who listens where is not decided here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_watcher::catalog::{
-    App, AppId, Delta, Generation, Health, Instance, InstanceId, InstanceState, Problem, Rotation, Service,
-    ServiceId, Snapshot,
+    App, AppId, Delta, Generation, Health, Instance, InstanceId, InstanceState, Problem, Readiness, Rotation,
+    Service, ServiceId, Snapshot, VipsChanged,
 };
 use http::HeaderValue;
 use imbl::Vector;
-use l4_vip::pool::{EndpointState, Member, Pool};
+use l4_vip::pool::{self, EndpointState, Pool};
 use l4_vip::stats::Counters;
 
-use crate::labels::{self, Affinity, Mode, ServiceLabels};
+use crate::deployment::{self, Unit};
+use crate::labels::{self, Affinity, Mode, Panic, Reading, ServiceLabels};
 use crate::names;
 use crate::route::Routes;
 use crate::stats::{Series, Totals};
-use crate::sticky;
 
 #[derive(Debug)]
 pub struct Table {
@@ -31,7 +32,12 @@ pub struct Table {
     pub routes: Arc<Routes>,
     /// What is wrong with labels and routes, by app.
     pub problems: Arc<[Problem]>,
+    /// Host names of static servers that nobody here knows: to be looked up.
+    pub(crate) unknown_names: BTreeSet<Arc<str>>,
 }
+
+/// Addresses of host names that were looked up.
+pub(crate) type Names = BTreeMap<Arc<str>, IpAddr>;
 
 impl Table {
     pub fn backend(&self, service: &ServiceId) -> Option<&Arc<Backend>> {
@@ -56,6 +62,8 @@ pub struct Backend {
     /// What the forwarder counts of it in mode tcp.
     pub tcp: Arc<Counters>,
     pub standing: Standing,
+    /// Endpoints that are in rotation for their own sake, not because no other is.
+    pub n_healthy: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -79,8 +87,12 @@ pub enum ServerStatus {
     Up,
     /// The app has no health checks.
     Unchecked,
+    /// The scheduler has not said yet.
+    Unknown,
     /// Being stopped: finishes what it has.
     Draining,
+    /// Taken out of use by a deployment: finishes what it has.
+    Disabled,
     /// The scheduler's health checks fail.
     Unhealthy,
 }
@@ -167,50 +179,85 @@ impl Backend {
 /// Compiles one snapshot after the other.
 #[derive(Debug)]
 pub struct Compiler {
-    groups: Vec<String>,
+    reading: Reading,
     n_workers: usize,
     snapshot: Snapshot,
-    apps: BTreeMap<AppId, CompiledApp>,
+    units: BTreeMap<UnitId, CompiledUnit>,
+    /// Of the apps that have one.
+    groups: BTreeMap<AppId, AppId>,
     routes: Arc<Routes>,
     backends: Vector<Arc<Backend>>,
     problems: Arc<[Problem]>,
+    names: Names,
+    names_hold: NamesHold,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NamesHold {
+    Yes,
+    No,
+}
+
+/// An app, or a deployment group, which may have the name of an app.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct UnitId {
+    id: AppId,
+    kind: UnitKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum UnitKind {
+    App,
+    Group,
 }
 
 #[derive(Debug)]
-struct CompiledApp {
+struct CompiledUnit {
     backends: Vec<Arc<Backend>>,
     /// Where the first of them is in the table.
     at: usize,
+    /// Those that labels have switched off: what they have counted goes on when they are switched on again.
+    asleep: Vec<Arc<Backend>>,
     problems: Vec<Problem>,
 }
 
 impl Compiler {
-    pub fn new(groups: Vec<String>, n_workers: usize) -> Self {
+    pub fn new(reading: Reading, n_workers: usize) -> Self {
         Self {
-            groups,
+            reading,
             n_workers,
             snapshot: Snapshot::default(),
-            apps: BTreeMap::new(),
+            units: BTreeMap::new(),
+            groups: BTreeMap::new(),
             routes: Arc::default(),
             backends: Vector::new(),
             problems: Arc::default(),
+            names: Names::new(),
+            names_hold: NamesHold::Yes,
         }
+    }
+
+    /// What is known about the names that a table asked for; the next table is compiled with it.
+    pub(crate) fn set_names(&mut self, names: Names) {
+        self.names = names;
+        self.names_hold = NamesHold::No;
     }
 
     pub fn compile(&mut self, snapshot: &Snapshot, now: Instant) -> Table {
         let delta = Delta::between(&self.snapshot, snapshot);
         self.snapshot = snapshot.clone();
-        let mut routes_hold = delta.removed.is_empty();
-        let mut problems_hold = true;
-        for id in &delta.removed {
-            if let Some(gone) = self.apps.remove(id) {
-                gone.backends.iter().for_each(|b| retire(b));
-            }
-        }
-        for app in &delta.changed {
-            let previous = self.apps.remove(&app.id);
-            let mut compiled = self.compile_app(app, previous.as_ref(), now);
+        let (mut routes_hold, mut problems_hold) = (true, true);
+        for id in self.touched(&delta) {
+            let sources = self.sources(&id);
+            let previous = self.units.remove(&id);
             let known = previous.as_ref().map_or(&[][..], |p| &p.backends);
+            let known_problems = previous.as_ref().map_or(&[][..], |p| &p.problems);
+            if sources.is_empty() {
+                known.iter().for_each(|b| retire(b));
+                (routes_hold, problems_hold) = (false, false);
+                continue;
+            }
+            let mut compiled = self.compile_unit(&id, &sources, previous.as_ref(), now);
             if same_claims(known, &compiled.backends) {
                 compiled.at = previous.as_ref().map_or(0, |p| p.at);
                 for (index, backend) in compiled.backends.iter().enumerate() {
@@ -219,38 +266,120 @@ impl Compiler {
             } else {
                 routes_hold = false;
             }
-            problems_hold &= previous.as_ref().map_or(&[][..], |p| &p.problems[..]) == compiled.problems;
-            self.apps.insert(app.id.clone(), compiled);
+            problems_hold &= known_problems == compiled.problems;
+            self.units.insert(id, compiled);
         }
         if !routes_hold {
             self.backends = Vector::new();
-            for app in self.apps.values_mut() {
-                app.at = self.backends.len();
-                self.backends.extend(app.backends.iter().map(Arc::clone));
+            for unit in self.units.values_mut() {
+                unit.at = self.backends.len();
+                self.backends.extend(unit.backends.iter().map(Arc::clone));
             }
-            self.routes = Arc::new(Routes::compile(&self.backends, &self.routes));
+            self.routes = Arc::new(Routes::compile(&self.backends, &self.routes, self.reading.compat));
         }
         if !routes_hold || !problems_hold {
-            let problems = self.apps.values().flat_map(|app| &app.problems).chain(&self.routes.problems);
+            let problems = self.units.values().flat_map(|unit| &unit.problems).chain(&self.routes.problems);
             self.problems = problems.cloned().collect();
         }
+        self.names_hold = NamesHold::Yes;
         Table {
             generation: snapshot.generation,
             problems: Arc::clone(&self.problems),
             routes: Arc::clone(&self.routes),
+            unknown_names: self.unknown_names(),
             backends: self.backends.clone(),
         }
     }
 
-    fn compile_app(&self, app: &Arc<App>, previous: Option<&CompiledApp>, now: Instant) -> CompiledApp {
+    /// What is to be compiled anew.
+    fn touched(&mut self, delta: &Delta) -> BTreeSet<UnitId> {
+        let mut touched = BTreeSet::new();
+        let unit = |id: &AppId, group: Option<AppId>| match group {
+            Some(id) => UnitId { id, kind: UnitKind::Group },
+            None => UnitId { id: id.clone(), kind: UnitKind::App },
+        };
+        for id in &delta.removed {
+            touched.insert(unit(id, self.groups.remove(id)));
+        }
+        for app in &delta.changed {
+            let before = self.groups.remove(&app.id);
+            let after = deployment::group(app);
+            if let Some(group) = &after {
+                self.groups.insert(app.id.clone(), group.clone());
+            }
+            if before != after {
+                touched.insert(unit(&app.id, before));
+            }
+            touched.insert(unit(&app.id, after));
+        }
+        if self.names_hold == NamesHold::No || delta.vips_changed == VipsChanged::Yes {
+            let is_static =
+                |unit: &CompiledUnit| unit.backends.iter().any(|b| b.labels.static_server.is_some());
+            touched.extend(self.units.iter().filter(|(_, unit)| is_static(unit)).map(|(id, _)| id.clone()));
+        }
+        touched
+    }
+
+    /// The apps that a unit is compiled from.
+    fn sources(&self, unit: &UnitId) -> Vec<Arc<App>> {
+        let of_group = self.groups.iter().filter(|(_, group)| **group == unit.id).map(|(app, _)| app);
+        match unit.kind {
+            UnitKind::Group => of_group.filter_map(|id| self.snapshot.apps.get(id)).cloned().collect(),
+            UnitKind::App if self.groups.contains_key(&unit.id) => Vec::new(),
+            UnitKind::App => self.snapshot.apps.get(&unit.id).cloned().into_iter().collect(),
+        }
+    }
+
+    fn unknown_names(&self) -> BTreeSet<Arc<str>> {
+        let names = self.backends.iter().filter_map(|b| b.labels.static_server.as_ref().map(|s| &s.host));
+        names.filter(|name| own_address(name, &self.snapshot).is_none()).cloned().collect()
+    }
+
+    fn compile_unit(
+        &self,
+        id: &UnitId,
+        sources: &[Arc<App>],
+        previous: Option<&CompiledUnit>,
+        now: Instant,
+    ) -> CompiledUnit {
+        let unit = match id.kind {
+            UnitKind::App => Unit { app: Arc::clone(&sources[0]), disabled: BTreeSet::new() },
+            UnitKind::Group => deployment::merge(&id.id, sources),
+        };
+        let known: Vec<Arc<Backend>> =
+            previous.map(|p| [&p.backends[..], &p.asleep].concat()).unwrap_or_default();
+        let (backends, problems) = self.compile_backends(&unit, &known, now);
+        let is_off = |b: &Arc<Backend>| {
+            unit.app.service(b.service.port_index).is_some()
+                && backends.iter().all(|on| on.service != b.service)
+        };
+        let asleep = known.into_iter().filter(is_off).collect();
+        CompiledUnit { backends, at: 0, asleep, problems }
+    }
+
+    fn compile_backends(
+        &self,
+        unit: &Unit,
+        known: &[Arc<Backend>],
+        now: Instant,
+    ) -> (Vec<Arc<Backend>>, Vec<Problem>) {
+        let app = &unit.app;
         let mut problems = Vec::new();
-        let known = previous.map_or(&[][..], |p| &p.backends);
+        labels::vocabulary::check_names(app, &self.reading, &mut problems);
         let mut backends: Vec<Arc<Backend>> = Vec::new();
         for service in &app.services {
             let previous = known.iter().find(|b| b.service == service.id).map(|b| &**b);
-            match labels::read(app, service, &self.groups, &mut problems) {
+            match labels::read(app, service, &self.reading, &mut problems) {
                 Some(labels) => {
-                    let compile = CompileBackend { app, service, previous, n_workers: self.n_workers, now };
+                    let static_address = self.static_address(&labels);
+                    let compile = CompileBackend {
+                        unit,
+                        service,
+                        previous,
+                        static_address,
+                        n_workers: self.n_workers,
+                        now,
+                    };
                     backends.push(Arc::new(compile.backend(labels)));
                 }
                 None => previous.into_iter().for_each(retire),
@@ -258,7 +387,15 @@ impl Compiler {
         }
         known.iter().filter(|b| app.service(b.service.port_index).is_none()).for_each(|b| retire(b));
         backends.sort_by_key(|b| b.labels.port);
-        CompiledApp { backends, at: 0, problems }
+        (backends, problems)
+    }
+
+    /// Where the static server that the labels name is. `None`: there is none, or its name is not known yet.
+    fn static_address(&self, labels: &ServiceLabels) -> Option<SocketAddr> {
+        let server = labels.static_server.as_ref()?;
+        let ip =
+            own_address(&server.host, &self.snapshot).or_else(|| self.names.get(&server.host).copied())?;
+        Some(SocketAddr::new(ip, server.port))
     }
 }
 
@@ -270,49 +407,77 @@ fn same_claims(old: &[Arc<Backend>], new: &[Arc<Backend>]) -> bool {
     old.len() == new.len() && old.iter().zip(new).all(same)
 }
 
+/// The zone of named VIPs.
+const VIP_ZONE: &str = ".l4lb.thisdcos.directory";
+
+/// An address as such, or that of a named VIP.
+fn own_address(host: &str, snapshot: &Snapshot) -> Option<IpAddr> {
+    if let Ok(ip) = host.parse() {
+        return Some(ip);
+    }
+    let lower = host.to_ascii_lowercase();
+    let name = lower.trim_end_matches('.').strip_suffix(VIP_ZONE)?;
+    let (_, addresses) = snapshot.vips.names().find(|(known, _)| known.as_str() == name)?;
+    addresses.first().copied()
+}
+
 /// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
 fn retire(backend: &Backend) {
-    Pool::new(backend.labels.balance, None::<Member>, Some(&backend.pool));
+    Pool::new(backend.labels.balance, None::<pool::Member>, Some(&backend.pool));
 }
 
 struct CompileBackend<'a> {
-    app: &'a App,
+    unit: &'a Unit,
     service: &'a Service,
     previous: Option<&'a Backend>,
+    static_address: Option<SocketAddr>,
     n_workers: usize,
     now: Instant,
 }
 
+/// An endpoint on its way into a pool.
+struct Member<'a> {
+    instance: Option<&'a Instance>,
+    id: InstanceId,
+    address: SocketAddr,
+    rotation: Rotation,
+}
+
 impl CompileBackend<'_> {
     fn backend(&self, labels: ServiceLabels) -> Backend {
-        let index = self.service.id.port_index;
         let previous = self.previous;
         let labels = match previous {
             Some(previous) if *previous.labels == labels => Arc::clone(&previous.labels),
             _ => Arc::new(labels),
         };
-        let instances = &self.app.instances;
-        let members = instances.iter().filter_map(|instance| {
-            let endpoint = instance.endpoint(index)?;
-            Some((instance.id.clone(), endpoint.address, instance.rotation()))
-        });
-        let pool = Pool::new(labels.balance, members, previous.map(|p| &p.pool));
-        let instances: BTreeMap<&InstanceId, &Instance> = instances.iter().map(|i| (&i.id, &**i)).collect();
+        let mut members = self.members(&labels);
+        let n_healthy = members.iter().filter(|m| m.rotation == Rotation::In).count();
+        let healthy: BTreeSet<InstanceId> =
+            members.iter().filter(|m| m.rotation == Rotation::In).map(|m| m.id.clone()).collect();
+        if n_healthy == 0 && labels.panic == Panic::UseAll {
+            self.use_what_runs(&mut members);
+        }
+        let instances: BTreeMap<&InstanceId, &Instance> =
+            members.iter().filter_map(|m| Some((&m.id, m.instance?))).collect();
+        let of_pool = members.iter().map(|m| (m.id.clone(), m.address, m.rotation));
+        let pool = Pool::new(labels.balance, of_pool, previous.map(|p| &p.pool));
         let mut servers: Vec<Server> = Vec::with_capacity(pool.endpoints().len());
         for endpoint in pool.endpoints() {
-            let server = self.server(endpoint, instances.get(&endpoint.instance).copied(), &servers);
-            servers.push(server);
+            let instance = instances.get(&endpoint.instance).copied();
+            let is_up = healthy.contains(&endpoint.instance);
+            servers.push(self.server(endpoint, instance, is_up, &labels, &servers));
         }
         // A backend without any endpoint has just not been scaled up yet: that is down, but not a downtime.
-        let is_up = pool.n_usable() > 0;
+        let is_up = n_healthy > 0;
         let same_name = previous.filter(|p| p.labels.port == labels.port);
         Backend {
             service: self.service.id.clone(),
             name: match same_name {
                 Some(previous) => Arc::clone(&previous.name),
-                None => names::backend(&self.app.id, labels.port).into(),
+                None => names::backend(&self.unit.app.id, labels.port).into(),
             },
-            app_version: Arc::clone(&self.app.version),
+            app_version: Arc::clone(&self.unit.app.version),
+            n_healthy,
             pool,
             servers: servers.into(),
             series: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.series)),
@@ -324,42 +489,93 @@ impl CompileBackend<'_> {
         }
     }
 
+    fn members(&self, labels: &ServiceLabels) -> Vec<Member<'_>> {
+        if let Some(server) = &labels.static_server {
+            let id = labels::static_instance(&server.name);
+            let member = |address| Member { instance: None, id, address, rotation: Rotation::In };
+            return self.static_address.map(member).into_iter().collect();
+        }
+        let members = self.unit.app.instances.iter().filter_map(|instance| {
+            let endpoint = instance.endpoint(self.service.id.port_index)?;
+            let rotation = match labels.require.rotation(instance) {
+                Rotation::In if self.unit.disabled.contains(&instance.id) => Rotation::Draining,
+                rotation => rotation,
+            };
+            let (id, address) = (instance.id.clone(), endpoint.address);
+            Some(Member { instance: Some(instance), id, address, rotation })
+        });
+        members.collect()
+    }
+
+    /// Nothing is healthy: those that nobody has judged yet are used, or else those that are judged to be ill. Never one
+    /// that is being stopped or says itself that it is not ready.
+    fn use_what_runs(&self, members: &mut [Member<'_>]) {
+        let runs = |member: &Member<'_>, health: Health| {
+            member.instance.is_some_and(|i| {
+                matches!(i.state, InstanceState::Running | InstanceState::Unreachable)
+                    && i.health == health
+                    && i.readiness != Readiness::NotReady
+                    && !self.unit.disabled.contains(&i.id)
+            })
+        };
+        for health in [Health::Unknown, Health::Unhealthy] {
+            if members.iter().any(|m| m.rotation == Rotation::In) {
+                return;
+            }
+            members.iter_mut().filter(|m| runs(m, health)).for_each(|m| m.rotation = Rotation::In);
+        }
+    }
+
+    fn status(&self, endpoint: &EndpointState, instance: Option<&Instance>) -> ServerStatus {
+        let Some(instance) = instance else { return ServerStatus::Unchecked };
+        if self.unit.disabled.contains(&instance.id) {
+            return ServerStatus::Disabled;
+        }
+        if instance.state == InstanceState::Killing {
+            return ServerStatus::Draining;
+        }
+        match instance.health {
+            Health::Unhealthy => ServerStatus::Unhealthy,
+            _ if endpoint.rotation() != Rotation::In => ServerStatus::Draining,
+            Health::Healthy | Health::Presumed => ServerStatus::Up,
+            Health::Unchecked => ServerStatus::Unchecked,
+            Health::Unknown => ServerStatus::Unknown,
+        }
+    }
+
     fn server(
         &self,
         endpoint: &Arc<EndpointState>,
         instance: Option<&Instance>,
+        is_up: bool,
+        labels: &ServiceLabels,
         others: &[Server],
     ) -> Server {
-        let status = match instance {
-            _ if endpoint.rotation() != Rotation::In => match instance {
-                Some(i) if i.state != InstanceState::Killing && i.health == Health::Unhealthy => {
-                    ServerStatus::Unhealthy
-                }
-                _ => ServerStatus::Draining,
-            },
-            Some(instance) if instance.health == Health::Healthy => ServerStatus::Up,
-            _ => ServerStatus::Unchecked,
-        };
-        let is_up = endpoint.is_usable();
+        let status = self.status(endpoint, instance);
         let known = self.previous.and_then(|p| p.servers.iter().find(|s| Arc::ptr_eq(&s.endpoint, endpoint)));
-        if let Some(known) = known {
+        let same_cookie = self.previous.is_some_and(|p| p.labels.cookie == labels.cookie);
+        if let Some(known) = known.filter(|_| same_cookie) {
             return Server { status, standing: known.standing.next(is_up, self.now), ..known.clone() };
         }
         let host = instance.map_or_else(|| endpoint.address.ip().to_string().into(), |i| Arc::clone(&i.host));
-        let name = names::server(&host, endpoint.address);
+        let name = match &labels.static_server {
+            Some(server) => (*server.name).to_owned(),
+            None => names::server(&host, endpoint.address),
+        };
         let known_ids = self.previous.map_or(&[][..], |p| &p.servers);
         let is_taken = |id| others.iter().chain(known_ids).any(|s| s.id == id && *s.name != *name);
         let cookie: Arc<str> = names::cookie_value(&name).into();
         Server {
             id: names::server_id(&name, is_taken),
-            set_cookie: sticky::set_cookie(&cookie),
+            set_cookie: labels.cookie.set(&cookie),
             cookie,
             name: name.into(),
             host,
             endpoint: Arc::clone(endpoint),
-            series: Series::new(self.n_workers),
+            series: known.map_or_else(|| Series::new(self.n_workers), |k| Arc::clone(&k.series)),
             status,
-            standing: Standing::new(is_up, self.now),
+            standing: known
+                .map_or_else(|| Standing::new(is_up, self.now), |k| k.standing.next(is_up, self.now)),
         }
     }
 }

@@ -239,6 +239,11 @@ impl From {
         }
         let session = series.begin();
         if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {
+            if !backend.labels.admission.lets_in(client.ip()) {
+                shard.n_denied_requests.increment();
+                backend.series.of_worker(local.index).n_denied_requests.increment();
+                return;
+            }
             local.tasks.spawn_local(forward(Rc::clone(local), backend, stream, client.ip(), session, permit));
             return;
         }

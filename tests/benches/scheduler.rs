@@ -3,6 +3,8 @@
 //!
 //! Not here: what the planes do meanwhile; they run, as in `waymark dev`.
 
+#![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -23,13 +25,6 @@ async fn send(waymark: &Waymark, method: &str, path: &str, body: Option<Value>) 
     let answer = connection.request(method, path, headers, text.as_bytes()).await?;
     anyhow::ensure!(answer.status < 300, "{method} {path}: {} {}", answer.status, answer.text());
     Ok(answer.body)
-}
-
-async fn settled(waymark: &Waymark) -> anyhow::Result<()> {
-    while send(waymark, "GET", "/v2/deployments", None).await? != b"[]" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
 }
 
 /// CPU time of the whole process, from `/proc/PID/stat` (fields 14 and 15, in clock ticks).
@@ -60,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
         };
         let apps: Vec<Value> = (first..first + 100).map(app).collect();
         send(&waymark, "PUT", "/v2/apps", Some(json!(apps))).await?;
-        settled(&waymark).await?;
+        waymark.settled().await?;
     }
 
     let before = cpu_time(pid)?;
@@ -77,7 +72,7 @@ async fn main() -> anyhow::Result<()> {
         let started = Instant::now();
         send(&waymark, "PUT", &format!("/v2/apps/bench/app-{n}"), Some(body)).await?;
         times.push(started.elapsed());
-        settled(&waymark).await?;
+        waymark.settled().await?;
     }
     times.sort_unstable();
     let (median, worst) = (times[N_UPDATES / 2], times[N_UPDATES * 99 / 100]);
@@ -85,10 +80,10 @@ async fn main() -> anyhow::Result<()> {
 
     let app = json!({"id": "/bench/big", "cmd": "x", "cpus": 0.001, "mem": 1, "instances": 0});
     send(&waymark, "POST", "/v2/apps", Some(app)).await?;
-    settled(&waymark).await?;
+    waymark.settled().await?;
     let started = Instant::now();
     send(&waymark, "PUT", "/v2/apps/bench/big", Some(json!({"instances": N_SCALED}))).await?;
-    settled(&waymark).await?;
+    waymark.settled().await?;
     println!("scaled to {N_SCALED} instances: {:?} (limit 10 s)", started.elapsed());
     println!("memory of the whole process: {} MiB (limit 300 MB)", resident_mib(pid)?);
     Ok(())

@@ -1,5 +1,7 @@
 //! DNS as its users meet it: dig, the C library, curl over HTTPS, Unbound as an upstream, and as the host's resolver.
 
+#![allow(clippy::print_stdout, reason = "whoever runs the tests should see what was not tested")]
+
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -14,7 +16,12 @@ async fn output(program: &str, arguments: &[&str]) -> anyhow::Result<Option<Stri
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     match tokio::time::timeout(DEADLINE, command.output()).await? {
-        Ok(output) => Ok(Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
+        Ok(output) if output.status.success() => {
+            Ok(Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+        }
+        Ok(output) => {
+            anyhow::bail!("{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim())
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             assert!(std::env::var_os("CI").is_none(), "{program} is needed");
             println!("SKIPPED: {program} is not installed");
@@ -57,6 +64,7 @@ async fn dig_finds_an_app_by_all_its_names() -> anyhow::Result<()> {
 #[tokio::test]
 async fn curl_finds_an_app_over_https_without_root() -> anyhow::Result<()> {
     let waymark = Waymark::dev(PROGRAM, &["--dns-upstreams", "none"]).await?;
+    waymark.ok(&["app", "scale", APP, "2", "--wait"]).await?;
     let doh = format!("https://{}/dns-query", waymark.address("dns_http"));
     let page = format!("http://{VIP_NAME}:10000/");
     let words = ["-sS", "--noproxy", "*", "--doh-insecure", "--doh-url", &doh, &page];
@@ -69,6 +77,7 @@ async fn curl_finds_an_app_over_https_without_root() -> anyhow::Result<()> {
 async fn the_apis_of_mesos_dns_and_dcos_net_have_their_shapes() -> anyhow::Result<()> {
     let waymark = Waymark::dev(PROGRAM, &["--dns-upstreams", "none"]).await?;
     let api = waymark.address("dns_http");
+    waymark.ok(&["app", "scale", APP, "2", "--wait"]).await?;
     let json = async |path: &str| get(api, path).await?.json();
     assert_eq!(json("/v1/version").await?["Service"], "Mesos-DNS");
     assert_eq!(json("/net/v1/version").await?["Service"], "dcos-dns");
@@ -90,7 +99,7 @@ async fn the_apis_of_mesos_dns_and_dcos_net_have_their_shapes() -> anyhow::Resul
     assert_eq!(vips.json()?[0]["vip"], format!("{VIP_NAME}:10000"));
     let vips = json("/networking/api/v1/vips").await?;
     assert_eq!(vips["array"][0]["port"], "10000");
-    assert_eq!(json("/networking/api/v1/summary").await?["array"][0]["backends"], 1);
+    assert_eq!(json("/networking/api/v1/summary").await?["array"][0]["backends"], 2);
     for (path, status) in [("/v1/hosts/x/ports", 501), ("/lashup/key", 404), ("/dns-query", 400)] {
         assert_eq!(get(api, path).await?.status, status, "{path}");
     }
@@ -100,6 +109,7 @@ async fn the_apis_of_mesos_dns_and_dcos_net_have_their_shapes() -> anyhow::Resul
 #[tokio::test]
 async fn a_trace_says_where_an_answer_comes_from_and_why_there_is_none() -> anyhow::Result<()> {
     let waymark = Waymark::dev(PROGRAM, &["--dns-upstreams", "none"]).await?;
+    waymark.ok(&["app", "scale", APP, "2", "--wait"]).await?;
     let trace = async |name: &str| waymark.run(&["dns", "lookup", name, "--trace"]).await;
     let found = trace("app2-dcos-101.marathon.mesos").await?;
     assert_eq!(found.code, Some(0), "{found:?}");

@@ -65,3 +65,47 @@ async fn grandchildren_end_with_their_instance() -> anyhow::Result<()> {
     all_gone(&tasks).await;
     Ok(())
 }
+
+#[tokio::test]
+async fn open_deployments_and_groups_survive_a_kill() -> anyhow::Result<()> {
+    let state = tempfile::tempdir()?;
+    let flags = ["--no-demo", "--cpus", "4", "--state-dir", &state.path().to_string_lossy()];
+    let waymark = Waymark::dev(PROGRAM, &flags).await?;
+    let group = serde_json::json!({"id": "/shop", "dependencies": ["/base"], "apps": [
+        {"id": "web", "cmd": "exec sleep 1000", "cpus": 0.1, "mem": 16, "instances": 2}]});
+    assert_eq!(waymark.api("POST", "/v2/groups", Some(group)).await?.0, 201);
+    waymark.settled().await?;
+    let stuck = serde_json::json!({"cpus": 100});
+    assert_eq!(waymark.api("PUT", "/v2/apps/shop/web", Some(stuck)).await?.0, 200);
+    let before = task_ids(&waymark).await?;
+    let facts = async |waymark: &Waymark| -> anyhow::Result<_> {
+        Ok((
+            waymark.api("GET", "/v2/deployments", None).await?.1[0]["id"].clone(),
+            waymark.api("GET", "/v2/apps/shop/web/versions", None).await?.1,
+            waymark.api("GET", "/v2/groups/shop/versions", None).await?.1,
+            waymark.api("GET", "/v2/groups/shop", None).await?.1["dependencies"].clone(),
+        ))
+    };
+    let known = facts(&waymark).await?;
+    assert!(known.0.is_string(), "the deployment is stuck: {known:?}");
+    waymark.signal(libc::SIGKILL);
+    all_gone(&before).await;
+
+    let waymark = Waymark::dev(PROGRAM, &flags).await?;
+    assert_eq!(facts(&waymark).await?, known);
+    // What the deployment has still to replace runs as it did.
+    let deadline = Instant::now() + DEADLINE;
+    while waymark.api("GET", "/v2/apps/shop/web", None).await?.1["app"]["tasksRunning"] != 2 {
+        assert!(Instant::now() < deadline, "the old instances do not come back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let small = serde_json::json!({"cpus": 0.2});
+    assert_eq!(waymark.api("PUT", "/v2/apps/shop/web", Some(small.clone())).await?.0, 409);
+    assert_eq!(waymark.api("PUT", "/v2/apps/shop/web?force=true", Some(small)).await?.0, 200);
+    waymark.settled().await?;
+    let tasks = task_ids(&waymark).await?;
+    assert_eq!(tasks.len(), 2);
+    waymark.stop().await?;
+    all_gone(&tasks).await;
+    Ok(())
+}

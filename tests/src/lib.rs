@@ -2,6 +2,7 @@
 //!
 //! It knows no type of the program, only processes, sockets and documented formats.
 
+pub mod backend;
 pub mod browser;
 pub mod cgroup;
 pub mod client;

@@ -52,6 +52,21 @@ impl Waymark {
         Self::start(program, "dev", &["--scheduler-listen", "127.0.0.1:0"], extra).await
     }
 
+    /// The same, where programs are looked for in `folder` first.
+    pub async fn dev_finding(program: &str, folder: &Path, extra: &[&str]) -> anyhow::Result<Self> {
+        let mut path = OsString::from(folder);
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        // `env` sets the variable for this program alone.
+        let mut assignment = OsString::from("PATH=");
+        assignment.push(path);
+        let script = folder.join("waymark");
+        let line = format!("#!/bin/sh\nexec env '{}' '{program}' \"$@\"\n", assignment.to_string_lossy());
+        std::fs::write(&script, line)?;
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Self::dev(&script.to_string_lossy(), extra).await
+    }
+
     /// Starts `waymark serve` against a scheduler.
     pub async fn serve(program: &str, marathon: SocketAddr, extra: &[&str]) -> anyhow::Result<Self> {
         Self::serve_as(program, &format!("http://{marathon}"), extra).await
@@ -83,12 +98,15 @@ impl Waymark {
             ("--ready-file", ready_file.as_ref()),
             ("--state-dir", state.as_ref()),
         ];
-        arguments.arg(command).args(first);
+        arguments.arg(command);
+        if !first.first().is_some_and(|flag| extra.contains(flag)) {
+            arguments.args(first);
+        }
         if command == "serve" && !extra.contains(&"--dns-dcos-listen") {
             arguments.args(["--dns-dcos-listen", "127.0.0.1:0"]);
         }
         for (flag, value) in own {
-            if !extra.contains(&flag) {
+            if !extra.contains(flag) {
                 arguments.arg(flag).arg(value);
             }
         }
@@ -170,6 +188,27 @@ impl Waymark {
             bail!("waymark {} failed: {output:?}\nlog:\n{}", words.join(" "), self.tail());
         }
         Ok(output.stdout)
+    }
+
+    /// One request to the embedded scheduler; answers its status and its JSON, null when it is none.
+    pub async fn api(&self, method: &str, path: &str, body: Option<Value>) -> anyhow::Result<(u16, Value)> {
+        let headers: &[&str] = if body.is_some() { &["Content-Type: application/json"] } else { &[] };
+        let text = body.map(|body| body.to_string()).unwrap_or_default();
+        let mut connection = client::Connection::open(self.address("scheduler")).await?;
+        let answer = connection.request(method, path, headers, text.as_bytes()).await?;
+        Ok((answer.status, answer.json().unwrap_or_default()))
+    }
+
+    /// Waits until the embedded scheduler has nothing to change.
+    pub async fn settled(&self) -> anyhow::Result<()> {
+        let wait = async {
+            while self.api("GET", "/v2/deployments", None).await?.1 != serde_json::json!([]) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            anyhow::Ok(())
+        };
+        let ended = tokio::time::timeout(3 * DEADLINE, wait).await;
+        ended.with_context(|| format!("deployments do not end\n{}", self.tail()))?
     }
 
     pub async fn stats(&self, target: &str) -> anyhow::Result<Response> {

@@ -1,6 +1,7 @@
 //! Who may ask: methods that only read, and host names that a browser cannot be tricked into.
 //!
-//! There is no authentication: what is served here is read-only, but for one command that only this machine may give.
+//! There is no authentication: what is served here is read-only, but for one command that only this machine may
+//! give, and Marathon-LB's signals.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,14 +14,37 @@ pub struct Refusal {
     pub reason: &'static str,
 }
 
+/// How Marathon-LB's signals are given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Signals {
+    #[default]
+    ByPost,
+    /// As Marathon-LB takes them.
+    ByGetToo,
+}
+
+/// Paths that ask for something to be done.
+pub fn is_signal(path: &str) -> bool {
+    path.starts_with("/_mlb_signal/")
+}
+
 /// On loopback, a page of a foreign site could reach this server by making its own name resolve to 127.0.0.1 (DNS
 /// rebinding). Its requests then carry that name, so only names that are this machine's own are answered.
-pub fn check(method: &Method, headers: &HeaderMap, listen: SocketAddr) -> Result<(), Refusal> {
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        return Err(Refusal {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            reason: "this address only answers GET and HEAD",
-        });
+pub fn check(
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+    listen: SocketAddr,
+    signals: Signals,
+) -> Result<(), Refusal> {
+    let not_allowed = |reason| Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED, reason });
+    match *method {
+        Method::GET | Method::HEAD if !is_signal(path) || signals == Signals::ByGetToo => {}
+        Method::GET | Method::HEAD => return not_allowed("this asks for something to be done: use POST"),
+        // A page of another site may send a form, but not without saying where it is from.
+        Method::POST if is_signal(path) && !headers.contains_key(header::ORIGIN) => {}
+        Method::POST if is_signal(path) => return not_allowed("this is not for pages of other sites"),
+        _ => return not_allowed("this address only answers GET and HEAD"),
     }
     let misdirected =
         Refusal { status: StatusCode::MISDIRECTED_REQUEST, reason: "this address answers to localhost only" };
@@ -73,7 +97,9 @@ mod tests {
         for host in hosts {
             headers.append(header::HOST, host.parse().unwrap());
         }
-        check(method, &headers, listen.parse().unwrap()).err().map(|refusal| refusal.status.as_u16())
+        check(method, "/", &headers, listen.parse().unwrap(), Signals::ByPost)
+            .err()
+            .map(|refusal| refusal.status.as_u16())
     }
 
     #[test]
@@ -106,6 +132,22 @@ mod tests {
             (Method::DELETE, &["node7"], "0.0.0.0:9090", Some(405)),
         ] {
             assert_eq!(status(&method, hosts, listen), expect, "{method} {hosts:?} at {listen}");
+        }
+    }
+
+    #[test]
+    fn signals_change_something_and_want_a_post() {
+        for (method, path, origin, signals, expect) in [
+            (Method::GET, "/_mlb_signal/hup", None, Signals::ByPost, Some(405)),
+            (Method::GET, "/_mlb_signal/hup", None, Signals::ByGetToo, None),
+            (Method::POST, "/_mlb_signal/hup", None, Signals::ByPost, None),
+            (Method::POST, "/_mlb_signal/hup", Some("http://evil.example"), Signals::ByGetToo, Some(405)),
+            (Method::POST, "/", None, Signals::ByGetToo, Some(405)),
+        ] {
+            let headers = HeaderMap::from_iter(origin.map(|o| (header::ORIGIN, o.parse().unwrap())));
+            let listen = "127.0.0.1:9090".parse().unwrap();
+            let refused = check(&method, path, &headers, listen, signals).err();
+            assert_eq!(refused.map(|r| r.status.as_u16()), expect, "{method} {path} {origin:?} {signals:?}");
         }
     }
 }

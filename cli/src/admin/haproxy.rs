@@ -22,6 +22,8 @@ pub trait Haproxy: Send + Sync {
     fn app_map(&self) -> String;
     /// JSON: what each host, path and port leads to.
     fn routes(&self) -> String;
+    /// JSON: what a request for this URL reaches, and why. `app`: by this `X-Marathon-App-Id`.
+    fn explain(&self, url: &url::Url, app: Option<&str>) -> String;
 }
 
 const HTML: &str = "text/html; charset=utf-8";

@@ -82,7 +82,7 @@ fn of_sources(sources: &[SourceView], text: &mut String) {
         &|source| {
             let now = state(source);
             let line = |word: &str| (format!(",state=\"{word}\""), f64::from(u8::from(word == now)));
-            ["unsynced", "live", "degraded"].map(|word| line(word)).to_vec()
+            ["unsynced", "live", "degraded"].map(line).to_vec()
         },
     ));
     text.push_str(&family(

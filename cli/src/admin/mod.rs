@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::PlaneName;
 
-pub use guard::COMMAND_HEADER;
+pub use guard::{COMMAND_HEADER, Signals};
 pub use haproxy::Haproxy;
 pub use plane::{EndpointSample, Plane};
 pub use server::serve;
@@ -77,6 +77,7 @@ pub struct Sources {
     /// The effective configuration, for people.
     pub config: String,
     pub watcher: Option<event_watcher::Handle>,
+    pub signals: Signals,
     /// Cancelled when the process begins to stop: from then on it is not ready.
     pub stopping: CancellationToken,
     /// Cancelled when the planes have drained and this server ends, too.

@@ -96,7 +96,13 @@ async fn answer(
     let is_command = *request.method() == Method::POST && request.uri().path() == SYNC;
     let allowed = match is_command {
         true => guard::check_command(request.headers(), peer),
-        false => guard::check(request.method(), request.headers(), listen),
+        false => guard::check(
+            request.method(),
+            request.uri().path(),
+            request.headers(),
+            listen,
+            admin.sources.signals,
+        ),
     };
     let mut response = match allowed {
         Ok(()) if is_command => sync(admin, request.uri().query().unwrap_or_default()),
@@ -104,7 +110,8 @@ async fn answer(
         Err(refusal) => refuse(refusal.status, refusal.reason),
     };
     if response.status() == StatusCode::METHOD_NOT_ALLOWED {
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let allowed = if guard::is_signal(request.uri().path()) { "POST" } else { "GET, HEAD" };
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
     if *request.method() == Method::HEAD {
         let length = hyper::body::Body::size_hint(response.body()).exact();
@@ -142,15 +149,32 @@ async fn route(admin: &Arc<Admin>, request: &Request<Incoming>) -> Response<Answ
         },
         "/api/events" => events::answer(admin, query.unwrap_or_default()),
         "/_haproxy_getconfig" => text("text/plain; charset=utf-8", admin.sources.config.clone()),
-        // Marathon-LB reloads on these; here every change is applied as it comes.
-        "/_mlb_signal/hup" | "/_mlb_signal/usr1" => {
-            text("text/plain; charset=utf-8", "Nothing to signal: every change is applied as it comes\n")
+        "/api/routes/explain" => explain(admin, query.unwrap_or_default()),
+        "/_mlb_signal/hup" => {
+            if let Some(watcher) = &admin.sources.watcher {
+                watcher.command(Command::Resync);
+            }
+            text("text/plain; charset=utf-8", "Sent SIGHUP signal to marathon-lb")
         }
+        // Marathon-LB loads the last configuration again; here the last table is the one that serves.
+        "/_mlb_signal/usr1" => text("text/plain; charset=utf-8", "Sent SIGUSR1 signal to marathon-lb"),
         path => {
             let of_haproxy = admin.sources.haproxy.as_ref().and_then(|h| haproxy::answer(&**h, path, query));
             of_haproxy.unwrap_or_else(|| refuse(StatusCode::NOT_FOUND, "no such page; / is the overview"))
         }
     }
+}
+
+/// `url=…`, and `app=…` for a request by app id.
+fn explain(admin: &Admin, query: &str) -> Response<Answer> {
+    let Some(haproxy) = &admin.sources.haproxy else {
+        return refuse(StatusCode::NOT_FOUND, "the HTTP plane is not enabled");
+    };
+    let url = parameter(query, "url").and_then(|url| url::Url::parse(&url).ok());
+    let Some(url) = url.filter(|url| url.has_host()) else {
+        return refuse(StatusCode::BAD_REQUEST, "url is no URL with a host; write it as http://HOST/PATH");
+    };
+    text("application/json", haproxy.explain(&url, parameter(query, "app").as_deref()))
 }
 
 fn parameter(query: &str, key: &str) -> Option<String> {

@@ -66,6 +66,10 @@ impl Haproxy for Page {
     fn routes(&self) -> String {
         "{}".into()
     }
+
+    fn explain(&self, url: &url::Url, _app: Option<&str>) -> String {
+        url.to_string()
+    }
 }
 
 struct Bench {
@@ -90,6 +94,7 @@ impl Bench {
             subscriber,
             planes: vec![(PlaneName::Dns, Arc::clone(&plane) as Arc<dyn Plane>)],
             haproxy: Some(Arc::new(Page)),
+            signals: super::Signals::default(),
             vips: None,
             applied: readiness::of_all(vec![applied]),
             addresses: Addresses { stats: listener.local_addr().ok(), ..Addresses::default() },
@@ -253,7 +258,9 @@ async fn every_path_answers_what_it_should() {
         ("/_haproxy_health_check", 200, "Service ready."),
         ("/_haproxy_getpids", 200, ""),
         ("/_haproxy_getconfig", 200, "workers = 0"),
-        ("/_mlb_signal/hup", 200, "every change"),
+        ("/_mlb_signal/hup", 405, "use POST"),
+        ("/api/routes/explain?url=http://a.test/", 200, "http://a.test/"),
+        ("/api/routes/explain?url=nowhere", 400, "no URL"),
         ("/api/routes", 200, "{}"),
         ("/api/status?after=x", 400, "generation"),
         ("/api/status?after=0&wait=soon", 400, "duration"),

@@ -42,7 +42,12 @@ async fn list(marathon: &Marathon, json: bool) -> Result<(), Failure> {
     for deployment in answer.as_array().into_iter().flatten() {
         table.row([
             deployment["id"].as_str().unwrap_or("-").to_owned(),
-            join(&deployment["affectedApps"], |app| app.as_str()),
+            [&deployment["affectedApps"], &deployment["affectedPods"]]
+                .map(|ids| join(ids, |id| id.as_str()))
+                .into_iter()
+                .filter(|ids| !ids.is_empty())
+                .collect::<Vec<_>>()
+                .join(","),
             join(&deployment["currentActions"], |action| action["action"].as_str()),
             steps(deployment),
         ]);

@@ -21,6 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(180);
 pub struct Marathon {
     http: reqwest::Client,
     bases: Vec<Url>,
+    token: Option<String>,
     /// The address that answered last.
     current: Cell<usize>,
 }
@@ -78,7 +79,7 @@ impl Marathon {
             .timeout(TIMEOUT)
             .build()
             .map_err(|e| Failure::chain("cannot start an HTTP client", &e))?;
-        Ok(Self { http, bases: args.marathon.clone(), current: Cell::new(0) })
+        Ok(Self { http, bases: args.marathon.clone(), token: args.token.clone(), current: Cell::new(0) })
     }
 
     pub async fn get(&self, path: &Path) -> Result<Value, Failure> {
@@ -159,6 +160,9 @@ impl Marathon {
                 .http
                 .request(method.clone(), path.on(base))
                 .header(http::header::ACCEPT, "application/json");
+            if let Some(token) = &self.token {
+                request = request.header(http::header::AUTHORIZATION, format!("token={token}"));
+            }
             if let Some(body) = body {
                 request = request.json(body);
             }
@@ -206,9 +210,8 @@ fn refusal(status: StatusCode, text: &str, base: &Url) -> Failure {
     let what = if details.is_empty() { message.clone() } else { format!("{message}: {details}") };
     let failure = Failure::new(what);
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            failure.hint("credentials go into the URL: --marathon http://USER:PASSWORD@HOST:PORT")
-        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => failure
+            .hint("give --token TOKEN, or credentials in the URL: --marathon http://USER:PASSWORD@HOST:PORT"),
         StatusCode::NOT_FOUND => {
             failure.hint("waymark app list and waymark deployment list show what there is")
         }

@@ -3,10 +3,13 @@
 //! They speak HTTP and DNS to running programs; nothing here reaches into the daemon.
 
 mod app;
+mod check;
+mod deploy;
 mod deployment;
 mod dns;
 mod inside;
 mod marathon;
+mod route;
 mod stats;
 mod status;
 mod sync;
@@ -18,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::args::{Command, CommandLine};
+use crate::args::{Command, CommandLine, DeployCommand};
 use crate::config::{Config, Environment};
 use crate::failure::Failure;
 use crate::{daemon, demo, output, runtime};
@@ -31,6 +34,9 @@ pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
         Command::Deployment(command) => wait_for(deployment::run(command)),
         Command::Vip(command) => wait_for(vip::run(command)),
         Command::Dns(command) => dns::run(command),
+        Command::Route(command) => wait_for(route::run(command)),
+        Command::Check(args) => check::run(&args),
+        Command::Deploy(DeployCommand::Bluegreen(args)) => wait_for(deploy::bluegreen::run(&args)),
         Command::Status(args) => wait_for(status::run(&args)),
         Command::Sync(args) => wait_for(sync::run(&args)),
         Command::Events(args) => wait_for(status::events(&args)),

@@ -8,13 +8,19 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::Config;
-use crate::args::{DaemonArgs, Mode};
+use crate::args::{Compat, DaemonArgs, DnsCompat, Mode};
 use crate::failure::Failure;
 
 const PREFIX: &str = "WAYMARK_";
 /// Variables with our prefix that are no configuration of the daemon.
-const OTHER_VARIABLES: [&str; 5] =
-    ["WAYMARK_CONFIG", "WAYMARK_DNS", "WAYMARK_LOG", "WAYMARK_STATS", "WAYMARK_MARATHON"];
+const OTHER_VARIABLES: [&str; 6] = [
+    "WAYMARK_CONFIG",
+    "WAYMARK_DNS",
+    "WAYMARK_LOG",
+    "WAYMARK_STATS",
+    "WAYMARK_MARATHON",
+    "WAYMARK_MARATHON_TOKEN",
+];
 
 /// The variables of the process whose names begin with `WAYMARK_`.
 #[derive(Clone, Debug, Default)]
@@ -47,9 +53,13 @@ impl Layer {
         layer.set_if("dns.http.listen", args.dns_http_listen);
         layer.set_if("dns.dcos.listen", args.dns_dcos_listen);
         layer.set_list("dns.upstreams", &args.dns_upstreams);
-        layer.set_if("dns.compat", args.dns_compat);
+        let as_mesos_dns = args.compat.contains(&Compat::MesosDns).then_some(DnsCompat::MesosDns);
+        layer.set_if("dns.compat", args.dns_compat.or(as_mesos_dns));
         layer.set_if("dns.install", args.dns_install.then_some(true));
         layer.set_list("vip.pool", &args.vip_pool);
+        layer.set_list("group", &args.group);
+        layer.set_if("strict.mode", args.strict_mode.then_some(true));
+        layer.set_list("compat", &args.compat);
         layer.set_if("vip.plane", args.vip_plane);
         layer.set_if("vip.cgroup", args.vip_cgroup.as_ref());
         layer.set_if("vip.flush_on_exit", args.flush_on_exit.then_some(true));

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use event_watcher::catalog::{AppId, Reserved, VipPool};
 use event_watcher::{Source, SourceKind};
+use lb_http::labels::{self, Reading, Unlabelled};
 use url::Url;
 
-use crate::args::{DnsCompat, Mode};
+use crate::args::{Compat, DnsCompat, Mode};
 use crate::config::{self, AccessLogFormat, Config, Credentials, HttpAccessLog, Sources, WatchedScheduler};
 use crate::failure::Failure;
 
@@ -23,6 +24,7 @@ pub fn http(config: &Config) -> lb_http::Config {
         http_listen: Some(config.http.listen),
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
+        reading: reading(config),
         timeouts: lb_http::Timeouts {
             client_header: timeouts.client_header,
             client_body_idle: timeouts.client_body_idle,
@@ -43,6 +45,18 @@ pub fn http(config: &Config) -> lb_http::Config {
         access_log: access_log(&config.http.access_log),
         drain_timeout: config.drain_timeout,
         ..lb_http::Config::default()
+    }
+}
+
+/// How labels are read.
+pub fn reading(config: &Config) -> Reading {
+    Reading {
+        groups: config.group.clone(),
+        unlabelled: if config.strict.mode { Unlabelled::Ignored } else { Unlabelled::Served },
+        compat: match config.compat.contains(&Compat::MarathonLb) {
+            true => labels::Compat::MarathonLb,
+            false => labels::Compat::None,
+        },
     }
 }
 
@@ -251,7 +265,7 @@ pub fn watcher(
             state_file: Some(config.state.dir.join(format!("{STATE_FILE}-{name}"))),
             ..event_watcher::Marathon::new(members)
         };
-        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(marathon) });
+        sources.push(Source { name: name.into(), kind: SourceKind::Marathon(Box::new(marathon)) });
     }
     if let Some(address) = embedded {
         // Where it listens on every address, this machine reaches it on its own.
@@ -270,7 +284,7 @@ pub fn watcher(
         };
         sources.push(Source {
             name: event_watcher::config::DEFAULT_SOURCE.into(),
-            kind: SourceKind::Marathon(marathon),
+            kind: SourceKind::Marathon(Box::new(marathon)),
         });
     }
     for (name, file) in files {

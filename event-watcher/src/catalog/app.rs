@@ -111,6 +111,12 @@ pub struct HealthCheck {
     pub protocol: HealthCheckProtocol,
     pub path: Option<Arc<str>>,
     pub port_index: Option<usize>,
+    /// A port of its own, for all services.
+    pub port: Option<u16>,
+    /// `None` here and below: the scheduler did not say.
+    pub interval_seconds: Option<u32>,
+    pub timeout_seconds: Option<u32>,
+    pub max_consecutive_failures: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

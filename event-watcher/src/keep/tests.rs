@@ -92,7 +92,7 @@ fn w35_a_disk_that_cannot_be_written_leaves_the_old_file_and_no_draft() {
         framework: "dev".into(),
         saved_unix_seconds: 0,
     };
-    let error = write(full, &head, &apps()).err().expect("the device is full");
+    let error = write(full, &head, &apps()).expect_err("the device is full");
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     let path = folder.path().join("apps");
     save(&path, "m", "dev", &apps()).unwrap();

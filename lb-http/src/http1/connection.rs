@@ -6,7 +6,6 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -21,14 +20,16 @@ use super::refusal::Refusal;
 use super::request::{self, Method, Persistence, Request, Version};
 use super::response::BadResponse;
 use super::scan::{Scan, Scanned};
-use super::serialize::{self, Delivery, Forwarding};
+use super::serialize::{self, Delivery, Edits, Forwarding};
 use super::side::{ClientSide, ClientStream, Side};
 use super::tunnel;
+use crate::access::{Admit, Scheme, Verification};
 use crate::access_log::{Outcome, Record};
+use crate::edits;
 use crate::error::ProxyError;
 use crate::exchange::{CookieDue, Exchange};
 use crate::failover::Attempt;
-use crate::proxy::{self, Accepted, Answer, Entry, Then};
+use crate::proxy::{self, Accepted, Answer, Entry, Origin, Stop, Then};
 use crate::stats::ResponseClass;
 use crate::sticky::{self, Cookie};
 use crate::table::Backend;
@@ -51,7 +52,7 @@ struct Connection<S> {
     registered: Registered,
     side: ClientSide<S>,
     entry: Entry,
-    address: IpAddr,
+    origin: edits::Connection,
     /// What every request is told about the client.
     lines: Box<[u8]>,
     /// Of the present request, when it is to be logged.
@@ -72,6 +73,7 @@ struct Prepared {
     backend: Arc<Backend>,
     flow: Flow,
     cookie: Option<Cookie>,
+    affinity: Option<u64>,
     about: About,
 }
 
@@ -89,6 +91,8 @@ struct About {
 enum NotPrepared {
     Refused(Refusal),
     Answered(Answer, About, Framing),
+    /// The head is still there, to be prepared again.
+    Unverified(Verification),
 }
 
 /// Serves a connection until it ends; a drain lets it end after the request it is at.
@@ -105,8 +109,9 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         n_written: Cell::new(0),
     };
     let lines = lines.into_bytes().into();
+    let origin = edits::Connection { scheme: Scheme::Http, client: address, local_port };
     let mut connection =
-        Connection { local, registered, side, entry, address, lines, record: None, status: 0 };
+        Connection { local, registered, side, entry, origin, lines, record: None, status: 0 };
     connection.run().await;
     drop((session, permit));
 }
@@ -210,8 +215,15 @@ impl<S: ClientStream> Connection<S> {
     /// One request and its response. The head is the first `n` bytes of the input.
     async fn exchange(&mut self, n: usize) -> Then {
         self.side.shard().n_requests.increment();
-        let Prepared { backend, flow, cookie, about } = match self.prepare(n) {
+        let mut prepared = self.prepare(n, None);
+        if let Err(NotPrepared::Unverified(verification)) = prepared {
+            let login = verification.run().await;
+            prepared = self.prepare(n, Some(login));
+        }
+        let Prepared { backend, flow, cookie, affinity, about } = match prepared {
             Ok(prepared) => prepared,
+            // A login that was decided on is not asked for again.
+            Err(NotPrepared::Unverified(_)) => return Then::Close,
             Err(NotPrepared::Refused(refusal)) => return self.refuse(refusal).await,
             Err(NotPrepared::Answered(answer, about, framing)) => {
                 let has_body = !matches!(framing, Framing::None | Framing::Length(0));
@@ -225,7 +237,7 @@ impl<S: ClientStream> Connection<S> {
         front.passes_interim = about.version == Version::Http11;
         front.expects_continue = about.expects_continue;
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, client: self.address, cookie };
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
         let sent = attempt.send(backend, &mut front).await;
         let (flow, interim) = front.into_parts();
         match sent {
@@ -238,7 +250,7 @@ impl<S: ClientStream> Connection<S> {
         }
     }
 
-    fn prepare(&mut self, n: usize) -> Result<Prepared, NotPrepared> {
+    fn prepare(&mut self, n: usize, login: Option<Admit>) -> Result<Prepared, NotPrepared> {
         let local = &self.local;
         let mut fields = local.fields.take();
         let head = &self.side.input.filled()[..n];
@@ -260,34 +272,58 @@ impl<S: ClientStream> Connection<S> {
         let framing = request.framing;
         let request_id = local.request_ids.next();
         let routed = local.with_table(|table| proxy::route(table, self.entry, &request));
-        let allowed = routed.and_then(|backend| proxy::before_pick(&backend, &request).map(|()| backend));
+        let origin = Origin { entry: self.entry, connection: self.origin };
+        let allowed = routed.map_err(Stop::Answer).and_then(|backend| {
+            match proxy::before_pick(&backend, &request, &origin, login) {
+                Ok(()) => Ok(backend),
+                Err(stop) => {
+                    if matches!(&stop, Stop::Answer(answer) if answer.is_denial()) {
+                        self.side.shard().n_denied_requests.increment();
+                        backend.series.of_worker(local.index).n_denied_requests.increment();
+                    }
+                    Err(stop)
+                }
+            }
+        });
         self.status = 0;
         self.record = local
             .access_log
             .as_ref()
-            .and_then(|log| log.record(self.address, &request, allowed.as_deref().ok(), &request_id));
+            .and_then(|log| log.record(self.origin.client, &request, allowed.as_deref().ok(), &request_id));
         let prepared = allowed.map(|backend| {
             let mut cookies = local.scratch.take();
             cookies.clear();
             let cookie = (backend.is_sticky() && request.has(Name::Cookie))
-                .then(|| sticky::take_cookie(request.values(Name::Cookie), &mut cookies))
+                .then(|| {
+                    let name = backend.labels.cookie.name();
+                    sticky::take_cookie(request.values(Name::Cookie), name, &mut cookies)
+                })
                 .flatten();
             let has_changed = cookie.is_some() || !cookies.is_empty();
+            let edits = proxy::request_edits(&backend, &request, &self.origin);
+            let is_ours = edits.as_ref().is_none_or(|e| e.forwarding == edits::Forwarding::Standard);
             let forwarding = Forwarding {
-                lines: &self.lines,
+                lines: if is_ours { &self.lines } else { b"" },
+                target: edits.as_ref().and_then(|e| e.target.as_deref()).map(str::as_bytes),
                 request_id: &request_id,
                 cookies: has_changed.then_some(&*cookies),
-                edits: proxy::request_edits(&backend),
+                edits: edits.as_ref().map_or(Edits::NONE, |e| &e.edits),
             };
             let mut out = local.means.spare.output();
             serialize::request(&mut out, &request, &forwarding);
             local.scratch.set(cookies);
-            (backend, cookie, out)
+            let affinity = proxy::affinity(&backend, &request, self.origin.client);
+            (backend, cookie, affinity, out)
         });
         local.fields.set(fields);
+        if let Err(Stop::Verify(verification)) = prepared {
+            return Err(NotPrepared::Unverified(verification));
+        }
         self.side.input.consume(n);
-        let (backend, cookie, out) =
-            prepared.map_err(|answer| NotPrepared::Answered(answer, about, framing))?;
+        let (backend, cookie, affinity, out) = prepared.map_err(|stop| match stop {
+            Stop::Answer(answer) => NotPrepared::Answered(answer, about, framing),
+            Stop::Verify(verification) => NotPrepared::Unverified(verification),
+        })?;
         let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
         let mut flow = Flow::new(framing, coding, out);
         if flow.take_along(&mut self.side.input).is_err() {
@@ -297,7 +333,7 @@ impl<S: ClientStream> Connection<S> {
         if self.side.input.is_empty() {
             self.side.input.release(&self.local.means.spare);
         }
-        Ok(Prepared { backend, flow, cookie, about })
+        Ok(Prepared { backend, flow, cookie, affinity, about })
     }
 
     fn then(&self, about: &About) -> Then {
@@ -331,7 +367,8 @@ impl<S: ClientStream> Connection<S> {
             _ => Coding::Plain,
         };
         let mut out = if out.capacity() == 0 { self.local.means.spare.output() } else { out };
-        write_response(&mut out, &exchange, about, coding, connection_line(then, about.version));
+        let connection = connection_line(then, about.version);
+        write_response(&mut out, &exchange, about, coding, connection, &self.origin);
         exchange.consume_head();
         let mut down = Flow::new(framing, coding, out);
         if down.take_along(&mut exchange.upstream.input).is_err() {
@@ -343,7 +380,8 @@ impl<S: ClientStream> Connection<S> {
         self.responds(exchange.response.status);
         let Self { local, registered, side, .. } = self;
         let (wait, means) = (registered.wait(), &local.means);
-        wait.enter(Phase::ResponseBody, local.timeouts.server_body_idle);
+        let limit = exchange.backend.labels.timeouts.server.unwrap_or(local.timeouts.server_body_idle);
+        wait.enter(Phase::ResponseBody, limit);
         let mut is_taken = true;
         let end = poll_fn(|cx| {
             if !is_sent {
@@ -390,17 +428,20 @@ impl<S: ClientStream> Connection<S> {
     }
 
     async fn tunnel(&mut self, exchange: Exchange, mut out: Vec<u8>) -> Then {
+        let edits =
+            proxy::response_edits(&exchange.backend, &exchange.response, exchange.head(), &self.origin);
         let delivery = Delivery {
             coding: Coding::Plain,
             connection: b"Connection: upgrade\r\nUpgrade: websocket\r\n",
             lines: &[],
-            edits: proxy::response_edits(&exchange.backend),
+            edits: &edits,
         };
         serialize::response(&mut out, &exchange.response, exchange.head(), &delivery);
         self.responds(exchange.response.status);
         let wait = self.registered.wait();
         wait.limit_all(None);
-        wait.enter(Phase::Tunnel, self.local.timeouts.tunnel_idle);
+        let limit = exchange.backend.labels.timeouts.tunnel.unwrap_or(self.local.timeouts.tunnel_idle);
+        wait.enter(Phase::Tunnel, limit);
         tunnel::run(&mut self.side, exchange, out, wait, &self.local.means).await;
         Then::Close
     }
@@ -545,7 +586,14 @@ fn connection_line(then: Then, version: Version) -> &'static [u8] {
     }
 }
 
-fn write_response(out: &mut Vec<u8>, exchange: &Exchange, about: &About, coding: Coding, connection: &[u8]) {
+fn write_response(
+    out: &mut Vec<u8>,
+    exchange: &Exchange,
+    about: &About,
+    coding: Coding,
+    connection: &[u8],
+    origin: &edits::Connection,
+) {
     let (response, head) = (&exchange.response, exchange.head());
     let mut lines: [&[u8]; 4] = [b""; 4];
     if exchange.cookie == CookieDue::Yes {
@@ -554,7 +602,7 @@ fn write_response(out: &mut Vec<u8>, exchange: &Exchange, about: &About, coding:
             lines[3] = b"Cache-Control: private\r\n";
         }
     }
-    let edits = proxy::response_edits(&exchange.backend);
-    let delivery = Delivery { coding, connection, lines: &lines, edits };
+    let edits = proxy::response_edits(&exchange.backend, response, head, origin);
+    let delivery = Delivery { coding, connection, lines: &lines, edits: &edits };
     serialize::response(out, response, head, &delivery);
 }

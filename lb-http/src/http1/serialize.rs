@@ -34,6 +34,8 @@ pub(crate) struct Forwarding<'a> {
     pub(crate) request_id: &'a [u8],
     /// The Cookie lines without the balancer's own cookie. `None`: as they came.
     pub(crate) cookies: Option<&'a [u8]>,
+    /// Path and query instead of those that came.
+    pub(crate) target: Option<&'a [u8]>,
     pub(crate) edits: &'a Edits,
 }
 
@@ -54,9 +56,14 @@ fn is_ours_in_requests(name: Name) -> bool {
 pub(crate) fn request(out: &mut Vec<u8>, request: &Request<'_>, forwarding: &Forwarding<'_>) {
     out.extend_from_slice(request.method_name());
     out.push(b' ');
-    let (begin, rest) = request.path_and_query();
-    out.extend(begin);
-    out.extend_from_slice(rest);
+    match forwarding.target {
+        Some(target) => out.extend_from_slice(target),
+        None => {
+            let (begin, rest) = request.path_and_query();
+            out.extend(begin);
+            out.extend_from_slice(rest);
+        }
+    }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     if !request.has(Name::Host) {
         line(out, b"Host", if request.has_host() { request.host() } else { b"" });

@@ -17,8 +17,13 @@ fn lines(out: Vec<u8>) -> Vec<String> {
     head.split("\r\n").map(str::to_owned).collect()
 }
 
-const PLAIN: Forwarding<'_> =
-    Forwarding { lines: b"X-Ours: 1\r\n", request_id: b"id", cookies: None, edits: Edits::NONE };
+const PLAIN: Forwarding<'_> = Forwarding {
+    lines: b"X-Ours: 1\r\n",
+    request_id: b"id",
+    cookies: None,
+    target: None,
+    edits: Edits::NONE,
+};
 /// What every request of HTTP/1.1 gets.
 const OURS: [&str; 4] = ["X-Ours: 1", "Via: 1.1 waymark", "X-Forwarded-Proto: http", "X-Request-Id: id"];
 

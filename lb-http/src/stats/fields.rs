@@ -34,7 +34,7 @@ columns! {
     req_rate_max req_tot cli_abrt srv_abrt comp_in comp_out comp_byp comp_rsp lastsess last_chk last_agt qtime ctime
     rtime ttime agent_status agent_code agent_duration check_desc agent_desc check_rise check_fall check_health
     agent_rise agent_fall agent_health addr cookie mode algo conn_rate conn_rate_max conn_tot intercepted dcon dses
-    wrew connect reuse
+    wrew connect reuse cache_lookups cache_hits srv_icur src_ilim qtime_max ctime_max rtime_max ttime_max
 }
 
 /// The name as it is written; one column's is a word of Rust.
@@ -195,7 +195,7 @@ fn frontend(name: &Arc<str>, series: &Series, totals: &Totals, mode: Mode, iid: 
     row.number(Column::stot, totals.n_sessions);
     row.number(Column::bin, totals.bytes_in);
     row.number(Column::bout, totals.bytes_out);
-    row.number(Column::dreq, 0_u64);
+    row.number(Column::dreq, totals.n_denied_requests);
     row.number(Column::dresp, 0_u64);
     row.number(Column::ereq, totals.n_request_errors);
     row.word(Column::status, "OPEN");
@@ -227,13 +227,13 @@ fn backend(backend: &Backend, iid: usize, limit: u64, now: Instant) -> Row {
     row.traffic(&backend.series, &totals, backend.labels.mode, &backend.standing, now);
     row.number(Column::scur, backend.series.n_current());
     row.number(Column::slim, limit);
-    row.number(Column::dreq, 0_u64);
+    row.number(Column::dreq, totals.n_denied_requests);
     row.word(Column::status, if n_usable > 0 { "UP" } else { "DOWN" });
     row.number(Column::weight, n_usable);
     row.number(Column::act, n_usable);
     row.word(Column::algo, backend.labels.balance.to_string());
     if backend.is_sticky() {
-        row.word(Column::cookie, crate::sticky::COOKIE_NAME);
+        row.word(Column::cookie, backend.labels.cookie.name());
     }
     row
 }
@@ -247,16 +247,20 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
     row.word(Column::status, status(server));
     row.number(Column::weight, 1_u64);
     row.number(Column::act, u64::from(server.endpoint.is_usable()));
+    if let Some(check) = &backend.labels.check {
+        row.number(Column::check_rise, check.rise);
+        row.number(Column::check_fall, check.fall);
+    }
     row.word(Column::addr, server.endpoint.address.to_string());
     if backend.is_sticky() {
         row.word(Column::cookie, Arc::clone(&server.cookie));
     }
     if server.status == ServerStatus::Up {
         row.word(Column::check_status, "L7OK");
-        row.word(Column::last_chk, "healthy, says the scheduler");
+        row.word(Column::last_chk, "scheduler: healthy");
     } else if server.status == ServerStatus::Unhealthy {
         row.word(Column::check_status, "L7STS");
-        row.word(Column::last_chk, "unhealthy, says the scheduler");
+        row.word(Column::last_chk, "scheduler: unhealthy");
     }
     row
 }
@@ -273,9 +277,10 @@ fn status(server: &Server) -> &'static str {
     let is_ejected = |endpoint: &EndpointState| endpoint.is_usable() && endpoint.is_ejected();
     match server.status {
         ServerStatus::Draining => "DRAIN",
+        ServerStatus::Disabled => "MAINT",
         ServerStatus::Unhealthy => "DOWN",
         _ if is_ejected(&server.endpoint) => "DOWN",
         ServerStatus::Up => "UP",
-        ServerStatus::Unchecked => "no check",
+        ServerStatus::Unchecked | ServerStatus::Unknown => "no check",
     }
 }

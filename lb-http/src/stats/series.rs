@@ -96,6 +96,8 @@ shard! {
     bytes_out,
     /// Refused by a limit.
     n_denied,
+    /// Refused by a service's own rules.
+    n_denied_requests,
     /// Requests that are malformed or did not arrive in time.
     n_request_errors,
     n_connect_errors,

@@ -2,6 +2,7 @@
 //!
 //! Shapes here are ours to keep; HAProxy's are in `fields`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -124,7 +125,7 @@ fn backend(backend: &Backend) -> BackendView {
     }
 }
 
-/// Ports, then hosts with their rules in the order in which they are tried, then app ids.
+/// Ports, then rules of hosts in the order in which they are tried, then app ids.
 pub fn routes(table: &Table) -> Vec<RouteView> {
     let view = |from, index: usize| {
         let backend: &Backend = &table.backends[index];
@@ -133,21 +134,17 @@ pub fn routes(table: &Table) -> Vec<RouteView> {
     };
     let mut ports: Vec<_> = table.routes.ports().collect();
     ports.sort_unstable();
-    let mut hosts: Vec<_> = table.routes.hosts().collect();
-    hosts.sort_unstable_by_key(|(host, _)| *host);
     let mut apps: Vec<_> = table.routes.apps().collect();
     apps.sort_unstable();
 
     let ports = ports.into_iter().map(|(port, index)| {
         view(RouteFrom::ServicePort { port, mode: table.backends[index].labels.mode }, index)
     });
-    let hosts = hosts.into_iter().flat_map(|(host, rules)| {
-        rules.iter().map(move |rule| {
-            let path = rule.path.as_ref();
-            let ignores_case = path.is_some_and(|p| p.case == Case::Ignored);
-            let path = path.map(|p| p.prefix.to_string());
-            view(RouteFrom::Host { host: host.to_owned(), path, ignores_case }, rule.backend)
-        })
+    let hosts = table.routes.rules().iter().map(|(host, rule)| {
+        let path = rule.path.as_ref();
+        let ignores_case = path.is_some_and(|p| p.case == Case::Ignored);
+        let path = path.map(|p| p.prefix.to_string());
+        view(RouteFrom::Host { host: host.to_string(), path, ignores_case }, rule.backend)
     });
     let apps = apps.into_iter().map(|(app, index)| view(RouteFrom::AppId { app: app.to_owned() }, index));
     ports.chain(hosts).chain(apps).collect()
@@ -155,8 +152,11 @@ pub fn routes(table: &Table) -> Vec<RouteView> {
 
 /// As Marathon-LB's `domain2backend.map`: one line for each host, the first rule's backend.
 pub fn vhost_map(table: &Table) -> String {
-    let first = table.routes.hosts().filter_map(|(host, rules)| Some((host, rules.first()?.backend)));
-    map(table, first.collect())
+    let mut first: BTreeMap<String, usize> = BTreeMap::new();
+    for (host, rule) in table.routes.rules() {
+        first.entry(host.to_string()).or_insert(rule.backend);
+    }
+    map(table, first.iter().map(|(host, backend)| (host.as_str(), *backend)).collect())
 }
 
 /// As Marathon-LB's `app2backend.map`.

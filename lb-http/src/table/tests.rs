@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use event_watcher::catalog::{Endpoint, Protocols, Readiness};
 
 use super::*;
+use crate::labels::Compat;
 
 fn instance(id: &str, port: u16, state: InstanceState, health: Health) -> Arc<Instance> {
     Arc::new(Instance {
@@ -47,7 +48,7 @@ fn app(
         id,
         version: version.into(),
         labels: labels.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-        n_instances_wanted: 0,
+        n_instances_wanted: instances.len() as u32,
         services: vec![service],
         health_checks: vec![],
         instances,
@@ -62,7 +63,7 @@ struct Compiled {
 
 impl Compiled {
     fn new() -> Self {
-        Self { compiler: Compiler::new(vec!["*".to_owned()], 1), generation: 0 }
+        Self { compiler: Compiler::new(Reading::default(), 1), generation: 0 }
     }
 
     fn table(&mut self, apps: &[Arc<App>]) -> Table {
@@ -210,4 +211,121 @@ fn a_cookie_names_only_a_usable_server() {
     assert_eq!(backend.server_of_cookie(cookie(31000).as_bytes()), Some(0));
     assert_eq!(backend.server_of_cookie(cookie(31001).as_bytes()), None);
     assert_eq!(backend.server_of_cookie(b"0000000000"), None);
+}
+
+#[test]
+fn a_service_that_is_switched_off_and_on_counts_on() {
+    let mut compiled = Compiled::new();
+    let on = || app("/a", "v", 1, &[], vec![running("i", 31000)]);
+    compiled.table(&[on()]).backends[0].series.of_worker(0).n_requests.add(7);
+    let off =
+        compiled.table(&[app("/a", "v", 1, &[("HAPROXY_0_ENABLED", "false")], vec![running("i", 31000)])]);
+    assert!(off.backends.is_empty());
+    assert_eq!(compiled.table(&[on()]).backends[0].series.totals().n_requests, 7);
+}
+
+#[test]
+fn wildcards_ports_and_paths_without_hosts_are_found_in_order() {
+    let path = |path: &'static str| ("HAPROXY_0_PATH", path);
+    let vhost = |host: &'static str| ("HAPROXY_0_VHOST", host);
+    let apps = [
+        app("/exact", "v", 1, &[vhost("a.x.test")], vec![]),
+        app("/wild", "v", 2, &[vhost("*.x.test")], vec![]),
+        app("/wilder", "v", 3, &[vhost("*.test")], vec![]),
+        app("/port", "v", 4, &[vhost("a.x.test:8080")], vec![]),
+        app("/acme", "v", 5, &[path("/.well-known"), ("HAPROXY_0_BACKEND_WEIGHT", "9")], vec![]),
+        app("/rest", "v", 6, &[path("/")], vec![]),
+        app(
+            "/expression",
+            "v",
+            7,
+            &[
+                vhost("e.example"),
+                (
+                    "HAPROXY_0_HTTP_FRONTEND_ACL",
+                    "acl h hdr_reg(host) ^e[0-9]+\\.example$\nuse_backend {backend} if h",
+                ),
+            ],
+            vec![],
+        ),
+        app("/below", "v", 8, &[vhost("*.x.test"), path("/deep")], vec![]),
+    ];
+    let table = Compiled::new().table(&apps);
+    assert!(table.problems.is_empty(), "{:?}", table.problems);
+    for (name, target, expect) in [
+        ("a.x.test", "/", "exact_1"),
+        ("A.X.test.", "/", "exact_1"),
+        ("a.x.test:80", "/", "exact_1"),
+        ("a.x.test:8080", "/", "port_4"),
+        ("b.x.test", "/", "wild_2"),
+        ("c.b.x.test:80", "/", "wild_2"),
+        ("b.x.test", "/deep/er", "below_8"),
+        ("a.x.test", "/deep", "below_8"),
+        ("x.test", "/", "wilder_3"),
+        ("a.x.test", "/.well-known/x", "acme_5"),
+        ("other", "/.well-known/x", "acme_5"),
+        ("other", "/", "rest_6"),
+        ("e12.example", "/", "expression_7"),
+        ("e.example", "/", "rest_6"),
+    ] {
+        assert_eq!(host(&table, name, target), Some(expect), "{name} {target}");
+    }
+}
+
+#[test]
+fn in_marathon_lbs_order_paths_of_one_weight_are_tried_by_app() {
+    let labels = |path: &'static str| [("HAPROXY_0_VHOST", "a.test"), ("HAPROXY_0_PATH", path)];
+    let apps = [app("/a", "v", 1, &labels("/foo"), vec![]), app("/b", "v", 2, &labels("/foo/bar"), vec![])];
+    for (compat, expect) in [(Compat::None, "b_2"), (Compat::MarathonLb, "a_1")] {
+        let mut compiled = Compiled::new();
+        compiled.compiler = Compiler::new(Reading { compat, ..Reading::default() }, 1);
+        assert_eq!(host(&compiled.table(&apps), "a.test", "/foo/bar"), Some(expect), "{compat:?}");
+    }
+}
+
+#[test]
+fn a_deployment_group_is_one_backend_and_its_old_instances_go_out_of_use() {
+    let group = ("HAPROXY_DEPLOYMENT_GROUP", "shop");
+    let healthy = |id: &str, port| instance(id, port, InstanceState::Running, Health::Healthy);
+    let blue =
+        app("/shop-blue", "1", 10000, &[group], vec![healthy("blue1", 31000), healthy("blue2", 31001)]);
+    let mut compiled = Compiled::new();
+    let before = compiled.table(&[Arc::clone(&blue)]);
+    assert_eq!(&*before.backends[0].name, "shop_10000");
+    before.backends[0].series.of_worker(0).n_requests.add(7);
+
+    let started = ("HAPROXY_DEPLOYMENT_STARTED_AT", "2026-01-01");
+    let port = ("HAPROXY_0_PORT", "10000");
+    let green = app("/shop-green", "2", 10001, &[group, started, port], vec![healthy("green1", 31002)]);
+    let both = compiled.table(&[Arc::clone(&blue), Arc::clone(&green)]);
+    let backend = &both.backends[0];
+    assert_eq!((both.backends.len(), backend.series.totals().n_requests), (1, 7));
+    let statuses: Vec<_> = backend.servers.iter().map(|s| s.status).collect();
+    // The new instance can stand in for one of the two.
+    assert_eq!(statuses, [ServerStatus::Disabled, ServerStatus::Up, ServerStatus::Up]);
+    let after = compiled.table(&[green]);
+    assert_eq!((after.backends.len(), after.backends[0].servers.len()), (1, 1));
+    assert_eq!(after.backends[0].series.totals().n_requests, 7);
+}
+
+#[test]
+fn when_nothing_is_healthy_what_runs_is_used() {
+    use Health::{Healthy, Unhealthy, Unknown};
+    use InstanceState::{Killing, Running};
+    for (instances, labels, usable) in [
+        (&[(Running, Healthy), (Running, Unhealthy)][..], &[][..], &[true, false][..]),
+        (&[(Running, Unhealthy), (Running, Unhealthy)], &[], &[true, true]),
+        (&[(Running, Unknown), (Running, Unhealthy)], &[], &[true, false]),
+        (&[(Killing, Healthy), (Running, Unhealthy)], &[], &[false, true]),
+        (&[(Running, Unhealthy)], &[("WAYMARK_0_PANIC", "false")], &[false]),
+        (&[(Running, Unhealthy), (Running, Healthy)], &[("WAYMARK_0_REQUIRE", "running")], &[true, true]),
+    ] {
+        let instances: Vec<_> = (31000..)
+            .zip(instances)
+            .map(|(port, (state, health))| instance(&port.to_string(), port, *state, *health))
+            .collect();
+        let table = Compiled::new().table(&[app("/a", "v", 1, labels, instances.clone())]);
+        let of_pool: Vec<_> = table.backends[0].servers.iter().map(|s| s.endpoint.is_usable()).collect();
+        assert_eq!(of_pool, usable, "{instances:?} {labels:?}");
+    }
 }

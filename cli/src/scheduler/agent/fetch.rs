@@ -222,7 +222,7 @@ mod tests {
             (fetch("hdfs://x/y"), "only http, https and local files"),
             (fetch(&uri), "could not be unpacked"),
         ] {
-            let refused = all(&[file.clone()], &sandbox, dir.path()).await.expect_err(why);
+            let refused = all(std::slice::from_ref(&file), &sandbox, dir.path()).await.expect_err(why);
             assert!(refused.contains(why) && refused.contains(&file.uri), "{refused}");
         }
     }

@@ -67,7 +67,8 @@ fn summary(core: &Core) -> Value {
 
 fn framework(core: &Core) -> Value {
     json!({"id": super::about::FRAMEWORK_ID, "name": "marathon", "active": true, "connected": true,
-        "hostname": core.settings.host, "role": "*", "used_resources": resources(&core.used),
+        "hostname": core.settings.host, "role": "*", "resources": resources(&core.used),
+        "used_resources": resources(&core.used),
         "TASK_RUNNING": core.n_tasks()})
 }
 

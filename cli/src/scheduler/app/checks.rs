@@ -61,12 +61,12 @@ impl HealthCheck {
         self.wire_protocol != "COMMAND" && !self.wire_protocol.starts_with("MESOS_")
     }
 
-    /// Failures in a row after which the instance is killed, `None`: never (spec 6.4).
+    /// Failures in a row after which the instance is killed, `None`: never. No failure allowed means never for a
+    /// check of Marathon's own, and at once for one next to the task (spec 6.4).
     pub fn kill_at(&self) -> Option<u32> {
         match (self.max_consecutive_failures, self.is_marathon_level()) {
             (0, true) => None,
-            (max, true) => Some(max + 1),
-            (max, false) => Some(max.max(1)),
+            (max, _) => Some(max.saturating_add(1)),
         }
     }
 }

@@ -35,7 +35,8 @@ pub fn problems(app: &App, execution: Execution) -> Vec<FieldError> {
     if !app.is_pod() {
         let has_image = app.container.as_ref().is_some_and(|container| container.docker.is_some());
         let one_of_both = app.cmd.is_some() != app.args.is_some();
-        if !one_of_both && !(app.cmd.is_none() && has_image) {
+        let image_alone = has_image && app.cmd.is_none();
+        if !one_of_both && !image_alone {
             wrong("/", "AppDefinition must either contain one of 'cmd' or 'args', and/or a 'container'.");
         }
     }

@@ -22,7 +22,9 @@ impl Core {
             return None;
         }
         loop {
-            if self.touched.is_empty() {
+            // One that touches no app, such as a new empty group, is carried out too.
+            let n_new = self.deployments.iter().filter(|d| d.current.is_none()).count();
+            if self.touched.is_empty() && n_new == 0 {
                 // Last, so that nothing starts that a deployment is about to replace. Launching may in turn
                 // be what a deployment waits for.
                 let wake = self.launch_waiting(now);

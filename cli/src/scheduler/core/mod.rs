@@ -259,6 +259,8 @@ impl Core {
                 self.add_scheduled_of(&id, app.clone());
             }
         }
+        // A deployment gives up at once what has not begun.
+        self.launch_waiting(Instant::now());
     }
 
     /// The app or pod, unless it is unknown or being removed.

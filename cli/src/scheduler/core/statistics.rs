@@ -37,19 +37,17 @@ impl TaskCounts {
 /// Marathon's four summaries; one over no task at all is left out.
 pub fn task_stats(state: &AppState, now: Timestamp) -> Value {
     let info = state.app.version_info;
-    let summaries: [(&str, &dyn Fn(&Instance) -> bool); 4] = [
-        ("startedAfterLastScaling", &|i| i.app.version >= info.last_scaling_at),
-        ("withLatestConfig", &|i| i.app.version >= info.last_config_change_at),
-        ("withOutdatedConfig", &|i| i.app.version < info.last_config_change_at),
-        ("totalSummary", &|_| true),
-    ];
     let mut stats = json!({});
-    for (name, belongs) in summaries {
+    let mut add = |name: &str, belongs: &dyn Fn(&Instance) -> bool| {
         let tasks: Vec<&Instance> = state.instances.values().filter(|i| i.is_task() && belongs(i)).collect();
         if !tasks.is_empty() {
             stats[name] = summary(&tasks, now);
         }
-    }
+    };
+    add("startedAfterLastScaling", &|i| i.app.version >= info.last_scaling_at);
+    add("withLatestConfig", &|i| i.app.version >= info.last_config_change_at);
+    add("withOutdatedConfig", &|i| i.app.version < info.last_config_change_at);
+    add("totalSummary", &|_| true);
     stats
 }
 

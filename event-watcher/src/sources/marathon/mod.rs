@@ -14,3 +14,12 @@ pub(crate) mod stream;
 pub(crate) mod translate;
 pub(crate) mod watch;
 pub(crate) mod wire;
+
+use crate::catalog::AppUpdate;
+
+/// Reads one app definition as a file has it, with or without what a scheduler adds to it. Hosts of tasks that are no
+/// addresses are not looked up.
+pub fn read_definition(json: &str, framework: &str) -> Result<AppUpdate, serde_json::Error> {
+    let context = translate::Context { framework, resolve: &|_| translate::Resolved::Failed, previous: None };
+    translate::app(json, &context).map(|translated| translated.update)
+}

@@ -3,16 +3,21 @@
 //! Pure: host names are looked up in what the caller gives. A wrong label, port or task is a [`Problem`] and costs
 //! only itself.
 
+mod ports;
+mod services;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
+use self::ports::{Port, Target, ports};
+use self::services::{app_vip_labels, service};
 use super::wire;
 use crate::catalog::{
     App, AppId, AppUpdate, Endpoint, Health, HealthCheck, HealthCheckProtocol, Instance, InstanceId,
-    InstanceState, Problem, Protocol, Protocols, Readiness, Service, ServiceId, VipKey, VipLabel,
+    InstanceState, Problem, Readiness, Service,
 };
 
 /// What is known about a host name.
@@ -116,209 +121,6 @@ impl Problems {
     }
 }
 
-/// Where the endpoint of a port is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    /// The host, at the n-th port of the task.
-    HostPort(usize),
-    /// The task's own address.
-    Container(u16),
-    /// Nowhere: the definition lacks what it takes.
-    Nowhere,
-}
-
-struct Port {
-    service_port: Option<u16>,
-    name: Option<String>,
-    protocol: Option<String>,
-    labels: BTreeMap<String, String>,
-    target: Target,
-}
-
-/// The ports of an app by its network mode (Marathon's `NetworkInfo.computePortAssignments`), and where they stand in
-/// the definition. `tasks[].ports` holds only mappings with a host port, in order.
-fn ports(wire: &mut wire::App<'_>) -> (Vec<Port>, &'static str) {
-    let mut n_host_ports = 0;
-    let mut next_host_port = || {
-        n_host_ports += 1;
-        Target::HostPort(n_host_ports - 1)
-    };
-    let mode = mode(wire);
-    if mode == Mode::Host {
-        if let Some(definitions) = wire.port_definitions.take() {
-            let ports = definitions.into_iter().map(|d| Port {
-                service_port: port_number(d.port),
-                name: d.name,
-                protocol: d.protocol,
-                labels: text_labels(d.labels),
-                target: next_host_port(),
-            });
-            return (ports.collect(), "portDefinitions");
-        }
-        let ports = wire.ports.take().unwrap_or_default().into_iter().map(|port| Port {
-            service_port: port_number(Some(port)),
-            name: None,
-            protocol: None,
-            labels: BTreeMap::new(),
-            target: next_host_port(),
-        });
-        return (ports.collect(), "ports");
-    }
-    let container = wire.container.as_mut();
-    let legacy = container.as_ref().is_some_and(|c| c.port_mappings.is_none());
-    let mappings = container.and_then(|c| {
-        c.port_mappings.take().or_else(|| c.docker.as_mut().and_then(|d| d.port_mappings.take()))
-    });
-    if let Some(mappings) = mappings {
-        let place = if legacy { "container.docker.portMappings" } else { "container.portMappings" };
-        let ports = mappings.into_iter().map(|m| Port {
-            service_port: port_number(m.service_port),
-            name: m.name,
-            protocol: m.protocol,
-            labels: text_labels(m.labels),
-            target: match (mode, m.host_port, port_number(m.container_port)) {
-                (Mode::Bridge, _, _) | (_, Some(_), _) => next_host_port(),
-                (_, None, Some(port)) => Target::Container(port),
-                (_, None, None) => Target::Nowhere,
-            },
-        });
-        return (ports.collect(), place);
-    }
-    let discovery =
-        wire.ip_address.as_mut().and_then(|ip| ip.discovery.as_mut()).and_then(|d| d.ports.take());
-    let ports = discovery.unwrap_or_default().into_iter().map(|d| Port {
-        service_port: None,
-        name: d.name,
-        protocol: d.protocol,
-        labels: text_labels(d.labels),
-        target: port_number(d.number).map_or(Target::Nowhere, Target::Container),
-    });
-    (ports.collect(), "ipAddress.discovery.ports")
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Host,
-    Bridge,
-    Container,
-}
-
-fn mode(wire: &wire::App<'_>) -> Mode {
-    for network in wire.networks.iter().flatten() {
-        match network.mode.as_deref() {
-            Some("host") => return Mode::Host,
-            Some("container/bridge") => return Mode::Bridge,
-            Some("container") => return Mode::Container,
-            _ => {}
-        }
-    }
-    let docker_network =
-        wire.container.as_ref().and_then(|c| c.docker.as_ref()).and_then(|d| d.network.as_deref());
-    match docker_network {
-        Some("HOST") => Mode::Host,
-        Some("BRIDGE") => Mode::Bridge,
-        Some("USER") => Mode::Container,
-        _ if wire.ip_address.is_some() => Mode::Container,
-        _ => Mode::Host,
-    }
-}
-
-fn service(
-    app: &AppId,
-    index: usize,
-    port: &Port,
-    place: &str,
-    framework: &str,
-    problems: &mut Problems,
-) -> Service {
-    let protocols = protocols(port.protocol.as_deref(), || format!("{place}[{index}].protocol"), problems);
-    let mut vips = Vec::new();
-    // Exactly these two spellings, whatever follows: DC/OS's `handle_vip_labels`.
-    for (key, value) in port.labels.iter().filter(|(key, _)| key.starts_with("VIP") || key.starts_with("vip"))
-    {
-        match VipLabel::parse(value, framework) {
-            Ok(label) => vips.extend(vip_keys(&label, protocols)),
-            Err(error) => problems.add(
-                format!("{place}[{index}].labels.{key}"),
-                error.to_string(),
-                "this VIP is not served",
-            ),
-        }
-    }
-    vips.sort();
-    vips.dedup();
-    Service {
-        id: ServiceId { app: app.clone(), port_index: index },
-        name: port.name.as_deref().map(Arc::from),
-        service_port: port.service_port,
-        protocols,
-        labels: port.labels.clone(),
-        vips,
-    }
-}
-
-fn protocols(text: Option<&str>, at: impl FnOnce() -> String, problems: &mut Problems) -> Protocols {
-    let Some(text) = text else { return Protocols::TCP };
-    let mut protocols = Protocols { tcp: false, udp: false };
-    let mut unknown = None;
-    for part in text.split(',').map(str::trim) {
-        if part.eq_ignore_ascii_case("tcp") {
-            protocols.tcp = true;
-        } else if part.eq_ignore_ascii_case("udp") {
-            protocols.udp = true;
-        } else {
-            unknown = Some(part);
-        }
-    }
-    if let Some(unknown) = unknown {
-        problems.add(at(), format!("{unknown:?} is neither tcp nor udp"), "this protocol is not served");
-    }
-    protocols
-}
-
-fn vip_keys(label: &VipLabel, protocols: Protocols) -> impl Iterator<Item = VipKey> {
-    let tcp = protocols.tcp.then(|| label.for_protocol(Protocol::Tcp));
-    let udp = protocols.udp.then(|| label.for_protocol(Protocol::Udp));
-    tcp.into_iter().chain(udp)
-}
-
-/// `VIP_PORT<n>` labels of the app: `tcp://name:port` for the n-th host port (DC/OS's `handle_task_vip_label`).
-fn app_vip_labels(
-    labels: &BTreeMap<String, String>,
-    ports: &[Port],
-    services: &mut [Service],
-    framework: &str,
-    problems: &mut Problems,
-) {
-    for (key, value) in labels {
-        let Some(prefix) = key.get(..8).filter(|p| p.eq_ignore_ascii_case("VIP_PORT")) else { continue };
-        let read = || {
-            let n: usize =
-                key[prefix.len()..].parse().map_err(|_| "the label's name has no port index".to_owned())?;
-            let service = ports
-                .iter()
-                .position(|p| p.target == Target::HostPort(n))
-                .ok_or_else(|| format!("the app has no host port {n}"))?;
-            let (protocol, vip) = match value.split_once("://") {
-                Some(("tcp", vip)) => (Protocol::Tcp, vip),
-                Some(("udp", vip)) => (Protocol::Udp, vip),
-                _ => return Err(format!("{value:?} does not begin with tcp:// or udp://")),
-            };
-            let label = VipLabel::parse(vip, framework).map_err(|e| e.to_string())?;
-            Ok((service, label.for_protocol(protocol)))
-        };
-        match read() {
-            Ok((index, vip)) => {
-                let vips = &mut services[index].vips;
-                if let Err(at) = vips.binary_search(&vip) {
-                    vips.insert(at, vip);
-                }
-            }
-            Err(what) => problems.add(format!("labels.{key}"), what, "this VIP is not served"),
-        }
-    }
-}
-
 fn health_check(check: &wire::HealthCheck) -> HealthCheck {
     HealthCheck {
         protocol: match check.protocol.as_deref().unwrap_or("HTTP") {
@@ -333,6 +135,10 @@ fn health_check(check: &wire::HealthCheck) -> HealthCheck {
         },
         path: check.path.as_deref().map(Arc::from),
         port_index: check.port_index.map(|i| i as usize),
+        port: port_number(check.port),
+        interval_seconds: check.interval_seconds,
+        timeout_seconds: check.timeout_seconds,
+        max_consecutive_failures: check.max_consecutive_failures,
     }
 }
 

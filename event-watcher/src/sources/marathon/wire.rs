@@ -129,6 +129,10 @@ pub(crate) struct HealthCheck {
     pub protocol: Option<String>,
     pub path: Option<String>,
     pub port_index: Option<u32>,
+    pub port: Option<u32>,
+    pub interval_seconds: Option<u32>,
+    pub timeout_seconds: Option<u32>,
+    pub max_consecutive_failures: Option<u32>,
 }
 
 #[derive(Deserialize)]

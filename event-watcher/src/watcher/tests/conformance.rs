@@ -34,12 +34,12 @@ impl Rig {
 
     fn watch(&self) -> Watch {
         let kind = match self {
-            Self::Scheduler { member } => SourceKind::Marathon(Marathon {
+            Self::Scheduler { member } => SourceKind::Marathon(Box::new(Marathon {
                 resync: Duration::from_millis(50),
                 stream_deadline: Duration::from_millis(400),
                 poll: Duration::from_millis(50),
                 ..config(&[member])
-            }),
+            })),
             Self::File { .. } => {
                 SourceKind::Static(Static { file: self.path(), poll: Duration::from_millis(20) })
             }

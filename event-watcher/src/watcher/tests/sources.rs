@@ -8,7 +8,7 @@ fn source(name: &str, kind: SourceKind) -> Source {
 }
 
 fn scheduler(name: &str, member: &Member) -> Source {
-    source(name, SourceKind::Marathon(config(&[member])))
+    source(name, SourceKind::Marathon(Box::new(config(&[member]))))
 }
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn a_source_that_never_answers_holds_nobody_back() {
     good.set_app("/a", &["a.1"]);
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let away = Marathon::new(vec![format!("http://{dead}").parse().unwrap()]);
-    let all = vec![source("away", SourceKind::Marathon(away)), scheduler("good", &good)];
+    let all = vec![source("away", SourceKind::Marathon(Box::new(away))), scheduler("good", &good)];
     let mut watch = watch_all(Config::new(all));
     let snapshot = watch.until("what there is", |s| s.apps.len() == 1).await;
     assert_eq!(tasks(&snapshot, "/a").len(), 1);

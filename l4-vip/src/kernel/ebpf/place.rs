@@ -13,8 +13,6 @@ use std::path::{Path, PathBuf};
 use super::super::OpenError;
 
 const BPFFS: &str = "/sys/fs/bpf";
-const BPFFS_MAGIC: i64 = 0xcafe_4a11;
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
 /// Below bpffs: one directory for each control group that is served.
 const OWN: &str = "waymark";
 /// Somebody else may be removing the directory as a left-over while it is being taken.
@@ -44,7 +42,7 @@ impl Cgroup {
         let failed =
             |source| OpenError::new(format!("use the control group {}", path.display()), source, hint);
         let directory = File::open(&path).map_err(failed)?;
-        if !is_of(&path, CGROUP2_MAGIC).map_err(failed)? {
+        if !is_of(&path, libc::CGROUP2_SUPER_MAGIC).map_err(failed)? {
             return Err(failed(io::Error::other("it is not part of a cgroup2 hierarchy")));
         }
         let id = directory.metadata().map_err(failed)?.ino();
@@ -138,7 +136,7 @@ fn lock(directory: &Path) -> io::Result<Option<File>> {
 }
 
 fn mount() -> io::Result<()> {
-    if is_of(Path::new(BPFFS), BPFFS_MAGIC)? {
+    if is_of(Path::new(BPFFS), libc::BPF_FS_MAGIC)? {
         return Ok(());
     }
     // SAFETY: all arguments are texts that outlive the call.
@@ -154,12 +152,12 @@ fn mount() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn is_of(path: &Path, magic: i64) -> io::Result<bool> {
+fn is_of(path: &Path, magic: libc::c_long) -> io::Result<bool> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: an all-zero statfs is a valid one, and the call only writes to it.
     let (result, found) = unsafe {
         let mut found: libc::statfs = std::mem::zeroed();
         (libc::statfs(path.as_ptr(), &raw mut found), found)
     };
-    if result == 0 { Ok(found.f_type as i64 == magic) } else { Err(io::Error::last_os_error()) }
+    if result == 0 { Ok(found.f_type == magic) } else { Err(io::Error::last_os_error()) }
 }

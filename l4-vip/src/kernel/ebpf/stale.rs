@@ -1,6 +1,6 @@
 //! Connected UDP sockets whose backend is gone: what they send runs through no program, so they are told by an error.
 //!
-//! Their next call fails with ECONNABORTED, as it does when a network interface goes, and programs make a new socket.
+//! Their next call fails with ECONNABORTED, or EDESTADDRREQ when it sends, and programs make a new socket.
 //! Only sockets in this process's network namespace are found. TCP connections are left alone: they end by themselves.
 
 use std::io;

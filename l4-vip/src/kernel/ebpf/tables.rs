@@ -107,9 +107,9 @@ impl Tables {
             staged.push(Staged { frontend, old, new });
         }
         for (n_flipped, change) in staged.iter().enumerate() {
-            if let Err(error) = self.flip(change.frontend, change.new.as_ref()) {
+            if let Err(error) = self.flip(change.frontend, change.old.as_ref(), change.new.as_ref()) {
                 for change in &staged[..n_flipped] {
-                    if let Err(error) = self.flip(change.frontend, change.old.as_ref()) {
+                    if let Err(error) = self.flip(change.frontend, change.new.as_ref(), change.old.as_ref()) {
                         tracing::error!(?error, frontend = ?change.frontend, "a VIP could not be put back");
                     }
                 }
@@ -349,14 +349,16 @@ impl Tables {
         }
     }
 
-    /// Puts a service in force, or takes it out.
-    fn flip(&self, frontend: Frontend, new: Option<&Held>) -> Result<(), ApplyError> {
+    /// Puts `new` in force in the place of `old`, or takes it out.
+    fn flip(&self, frontend: Frontend, old: Option<&Held>, new: Option<&Held>) -> Result<(), ApplyError> {
         let key = layout::frontend_key(&frontend);
         let flipped = match new {
             Some(new) => {
-                // Weights of known backends only matter to clients with affinity: a drained one loses them.
-                new.backends
-                    .iter()
+                let known = |b: &HeldBackend| old.and_then(|old| old.backends.iter().find(|o| o.id == b.id));
+                // The weight of a known backend only matters to clients with affinity: a drained one loses them.
+                let mut reweighed =
+                    new.backends.iter().filter(|b| known(b).is_some_and(|old| old.weight != b.weight));
+                reweighed
                     .try_for_each(|b| {
                         self.maps.backends.update(&b.id.to_ne_bytes(), &value_of(b, new.value.id).bytes())
                     })
@@ -392,7 +394,7 @@ impl Tables {
                 tracing::warn!(%error, "an element of an eBPF map was not removed; it is tried again");
             }
         };
-        if !other.is_some_and(|other| other.value.version == held.value.version) {
+        if other.is_none_or(|other| other.value.version != held.value.version) {
             for index in 0..held.value.n_slots {
                 report(self.maps.slots.delete(&layout::slot_key(held.value.version, index)));
             }
@@ -401,7 +403,7 @@ impl Tables {
             report(self.maps.backends.delete(&backend.id.to_ne_bytes()));
             report(self.maps.counters.delete(&backend.id.to_ne_bytes()));
         }
-        if !other.is_some_and(|other| other.value.id == held.value.id) {
+        if other.is_none_or(|other| other.value.id != held.value.id) {
             let id = held.value.id;
             report(self.maps.counters.delete(&id.to_ne_bytes()));
             report(self.maps.counters.delete(&(id | counters::REMOVED).to_ne_bytes()));

@@ -6,12 +6,9 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 
-use super::batch::{
-    CHAIN_NAME, DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, TABLE, TABLE_NAME, TABLE_USERDATA, kind,
-};
+use super::batch::{DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, TABLE, TABLE_NAME, TABLE_USERDATA, kind};
 use super::elements::{frontend_key, read_backend, read_frontend, slot_key};
-use super::entry::{Edits, Entry, OF_FRONTENDS};
-use super::expression::read_goto;
+use super::entry::{COUNTING, Edits, Entry};
 use super::family::{Family, SetKind};
 use super::message::{Attributes, be, text};
 use super::pick::Pick;
@@ -63,21 +60,6 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn read(socket: &mut Socket) -> io::Result<Self> {
         let mut contents = Self::default();
-        socket.ask(
-            kind(libc::NFT_MSG_GETCHAIN),
-            libc::NLM_F_DUMP,
-            &netfilter_header(libc::NFPROTO_INET),
-            |_| {},
-            |message| {
-                let chain = netfilter_attributes(message);
-                if chain.find(1).map(text) == Some(TABLE) {
-                    let name = chain.find(CHAIN_NAME).map(text).unwrap_or_default();
-                    let picks =
-                        Family::ALL.into_iter().map(|family| (family, Pick::from_chain(family, name)));
-                    contents.picks.extend(picks.filter_map(|(family, pick)| Some((family, pick?))));
-                }
-            },
-        )?;
         for family in Family::ALL {
             contents.read_family(socket, family)?;
         }
@@ -85,6 +67,9 @@ impl Contents {
     }
 
     fn read_family(&mut self, socket: &mut Socket, family: Family) -> io::Result<()> {
+        dump(socket, family.set(SetKind::Picks), |key, _| {
+            self.picks.extend(Pick::from_key(key).map(|pick| (family, pick)));
+        })?;
         let mut found = HashMap::<Frontend, Found>::new();
         let mut of_nothing = Vec::new();
         let mut put = |kind, key: &[u8], fill: &mut dyn FnMut(&mut Found, &[u8]) -> Option<()>| {
@@ -96,7 +81,7 @@ impl Contents {
         };
         dump(socket, family.set(SetKind::Services), |key, element| {
             put(SetKind::Services, key, &mut |found, _| {
-                found.pick = Some(Pick::from_chain(family, read_goto(element.nest(ELEMENT_DATA))?)?);
+                found.pick = Some(Pick::from_value(value(element)?)?);
                 Some(())
             });
         })?;
@@ -107,7 +92,7 @@ impl Contents {
                 Some(())
             });
         })?;
-        for (nth, kind) in OF_FRONTENDS.into_iter().enumerate() {
+        for (nth, kind) in COUNTING.into_iter().enumerate() {
             dump(socket, family.set(kind), |key, _| {
                 put(kind, key, &mut |found, _| {
                     found.is_listed[nth] = true;
@@ -130,6 +115,7 @@ impl Contents {
         let slots: Box<[SocketAddr]> = found.slots.iter().map(|(_, backend)| *backend).collect();
         if let Some(pick) = found.pick
             && is_dense
+            && self.picks.contains(&(family, pick))
             && usize::from(pick.n_slots()) == slots.len()
             && found.is_listed.iter().all(|is| *is)
         {
@@ -143,7 +129,7 @@ impl Contents {
         for (slot, _) in found.slots {
             self.mending.remove(family, SetKind::Slots, slot_key(frontend, slot));
         }
-        for (kind, is_listed) in OF_FRONTENDS.into_iter().zip(found.is_listed) {
+        for (kind, is_listed) in COUNTING.into_iter().zip(found.is_listed) {
             if is_listed {
                 self.mending.remove(family, kind, frontend_key(frontend));
             }
@@ -156,7 +142,7 @@ impl Contents {
 struct Found {
     pick: Option<Pick>,
     slots: Vec<(u16, SocketAddr)>,
-    is_listed: [bool; OF_FRONTENDS.len()],
+    is_listed: [bool; COUNTING.len()],
 }
 
 /// How often each element of a counting set was found, and the bytes of those packets.

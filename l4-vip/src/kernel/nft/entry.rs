@@ -116,19 +116,17 @@ pub(super) struct Edits {
     v6: FamilyEdits,
 }
 
-const EDITED: [SetKind; 5] =
-    [SetKind::Services, SetKind::Slots, SetKind::Frontends, SetKind::Connections, SetKind::Refusals];
+const EDITED: [SetKind; 4] = [SetKind::Services, SetKind::Slots, SetKind::Connections, SetKind::Refusals];
 
-/// The sets that hold each frontend, as long as there is one.
-pub(super) const OF_FRONTENDS: [SetKind; 3] = [SetKind::Frontends, SetKind::Connections, SetKind::Refusals];
+/// The sets that count for each frontend.
+pub(super) const COUNTING: [SetKind; 2] = [SetKind::Connections, SetKind::Refusals];
 
 impl Edits {
     /// Makes `new` of `old`; none is no frontend at all.
     pub(super) fn change(&mut self, frontend: Frontend, old: Option<&Entry>, new: Option<&Entry>) {
-        let family = Family::of(frontend.address.ip());
-        let FamilyEdits { removed, added } = self.of(family);
+        let FamilyEdits { removed, added } = self.of(Family::of(frontend.address.ip()));
         let key = || frontend_key(frontend);
-        for kind in OF_FRONTENDS {
+        for kind in COUNTING {
             match (old, new) {
                 (None, Some(_)) => added.push((kind, key(), Value::None)),
                 (Some(_), None) => removed.push((kind, key())),
@@ -138,7 +136,7 @@ impl Edits {
         let pick = |entry: Option<&Entry>| entry.map(|entry| entry.pick);
         if pick(old) != pick(new) {
             removed.extend(old.map(|_| (SetKind::Services, key())));
-            added.extend(new.map(|new| (SetKind::Services, key(), Value::Goto(new.pick.chain(family)))));
+            added.extend(new.map(|new| (SetKind::Services, key(), Value::Bytes(new.pick.value()))));
         }
         let slots = |entry: Option<&Entry>| entry.map_or(&[][..], |entry| &entry.slots).to_vec();
         let (old_slots, new_slots) = (slots(old), slots(new));

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::message::{Attributes, Writer, text};
+use super::message::Writer;
 
 /// One of the 16 registers of 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,6 @@ pub(super) enum Tracked {
     AddressV4,
     AddressV6,
     Port,
-    /// 0 for a packet that goes where the first one went, 1 for an answer.
-    Direction,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +60,10 @@ pub(super) enum Expression<'a> {
     Differs {
         register: Register,
         value: &'a [u8],
+    },
+    Constant {
+        value: &'a [u8],
+        to: Register,
     },
     /// Goes on only if the set has this key; counts it if the set counts.
     Find {
@@ -108,8 +110,6 @@ pub(super) enum Expression<'a> {
     Masquerade,
     /// Answers with a TCP RST.
     Reset,
-    /// Answers with ICMP's or ICMPv6's "port unreachable".
-    PortUnreachable,
     Jump {
         chain: &'a str,
     },
@@ -131,7 +131,6 @@ const HASH_JENKINS: u32 = 0;
 /// Any number will do, as long as it stays: with none the kernel takes a new one for each rule.
 const HASH_SEED: u32 = 1;
 const CT_DIRECTION_ORIGINAL: u8 = 0;
-const CT_DIRECTION: u32 = 1;
 const CT_PROTO_DST: u32 = 12;
 const CT_DST_IP: u32 = 20;
 const CT_DST_IP6: u32 = 22;
@@ -158,8 +157,8 @@ impl Expression<'_> {
             Self::Timeouts { .. } => "objref",
             Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
-            Self::Reset | Self::PortUnreachable => "reject",
-            Self::Jump { .. } | Self::Goto { .. } | Self::Return => "immediate",
+            Self::Reset => "reject",
+            Self::Constant { .. } | Self::Jump { .. } | Self::Goto { .. } | Self::Return => "immediate",
         }
     }
 
@@ -185,13 +184,10 @@ impl Expression<'_> {
                     Tracked::AddressV4 => CT_DST_IP,
                     Tracked::AddressV6 => CT_DST_IP6,
                     Tracked::Port => CT_PROTO_DST,
-                    Tracked::Direction => CT_DIRECTION,
                 };
                 w.be32(1, to.number());
                 w.be32(2, key);
-                if key != CT_DIRECTION {
-                    w.attribute(3, &[CT_DIRECTION_ORIGINAL]);
-                }
+                w.attribute(3, &[CT_DIRECTION_ORIGINAL]);
             }
             Self::Mask { register, mask } => {
                 w.be32(1, register.number());
@@ -253,9 +249,9 @@ impl Expression<'_> {
                 w.be32(1, libc::NFT_REJECT_TCP_RST as u32);
                 w.attribute(2, &[0]);
             }
-            Self::PortUnreachable => {
-                w.be32(1, libc::NFT_REJECT_ICMPX_UNREACH as u32);
-                w.attribute(2, &[libc::NFT_REJECT_ICMPX_PORT_UNREACH as u8]);
+            Self::Constant { value, to } => {
+                w.be32(1, to.number());
+                w.nest(2, |w| w.attribute(DATA_VALUE, value));
             }
             Self::Jump { chain } => immediate(w, libc::NFT_JUMP, Some(chain)),
             Self::Goto { chain } => immediate(w, libc::NFT_GOTO, Some(chain)),
@@ -272,11 +268,6 @@ pub(super) fn write_counter(writer: &mut Writer, attribute: u16) {
 /// To go on in a chain, as the value of a map's element.
 pub(super) fn write_goto(writer: &mut Writer, chain: &str) {
     verdict(writer, libc::NFT_GOTO, Some(chain));
-}
-
-/// The chain that such a value names.
-pub(super) fn read_goto(value: Attributes<'_>) -> Option<&str> {
-    value.nest(DATA_VERDICT).find(VERDICT_CHAIN).map(text)
 }
 
 fn write_named(writer: &mut Writer, name: &str, data: impl FnOnce(&mut Writer)) {

@@ -15,11 +15,10 @@ pub(super) enum Family {
 /// What the table remembers of each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SetKind {
-    /// Frontend → the chain that picks for it.
+    /// Frontend → how it picks.
     Services,
-    /// Frontends. Chains that may not pick have to ask here: the kernel takes a look-up in a map of chains for a way
-    /// into them.
-    Frontends,
+    /// How a frontend picks → the chain that does it.
+    Picks,
     /// Frontend and slot → backend.
     Slots,
     /// Frontends, counting what asked for a connection.
@@ -94,8 +93,8 @@ impl Family {
         match (kind, self) {
             (SetKind::Services, Self::V4) => "services4",
             (SetKind::Services, Self::V6) => "services6",
-            (SetKind::Frontends, Self::V4) => "frontends4",
-            (SetKind::Frontends, Self::V6) => "frontends6",
+            (SetKind::Picks, Self::V4) => "picks4",
+            (SetKind::Picks, Self::V6) => "picks6",
             (SetKind::Slots, Self::V4) => "slots4",
             (SetKind::Slots, Self::V6) => "slots6",
             (SetKind::Connections, Self::V4) => "connections4",

@@ -198,9 +198,10 @@ impl Nft {
     fn adopt(&mut self) -> io::Result<bool> {
         let contents = Contents::read(&mut self.socket)?;
         self.picks = contents.picks;
-        self.picks.retain(|(_, pick)| *pick != Pick::Refuse);
+        let refuses = Family::ALL.map(|family| (family, Pick::Refuse));
+        let are_refused = refuses.into_iter().all(|refuse| self.picks.remove(&refuse));
         // Each chain that picks is one rule.
-        let is_whole = contents::n_rules(&mut self.socket)? == self.n_rules + self.picks.len();
+        let is_whole = are_refused && contents::n_rules(&mut self.socket)? == self.n_rules + self.picks.len();
         self.held = contents.entries;
         self.mending = contents.mending;
         self.n_faults = contents.n_faults;

@@ -33,26 +33,47 @@ impl Pick {
         }
     }
 
-    pub(super) fn from_chain(family: Family, name: &str) -> Option<Self> {
-        let digit = family.digit();
-        if name == Self::Refuse.chain(family) {
-            return Some(Self::Refuse);
+    /// The number of slots, and a bit for session affinity.
+    fn number(self) -> u32 {
+        match self {
+            Self::Refuse => 0,
+            Self::Random(n_slots) => n_slots.into(),
+            Self::ByClient(n_slots) => BY_CLIENT | u32::from(n_slots),
         }
-        let name = name.strip_prefix("pick")?.strip_prefix(digit)?;
-        let pick = match name.strip_prefix("_by_client_of_") {
-            Some(n_slots) => Self::ByClient(n_slots.parse().ok()?),
-            None => Self::Random(name.strip_prefix("_of_")?.parse().ok()?),
-        };
-        Some(pick)
+    }
+
+    /// As a key: a mark, in the byte order of this machine.
+    pub(super) fn key(self) -> [u8; 4] {
+        self.number().to_ne_bytes()
+    }
+
+    /// As the value of a frontend, behind a word that is not used.
+    pub(super) fn value(self) -> Vec<u8> {
+        [[0; 4], self.key()].concat()
+    }
+
+    pub(super) fn from_key(key: &[u8]) -> Option<Self> {
+        let number = u32::from_ne_bytes(key.try_into().ok()?);
+        match (number & BY_CLIENT, u16::try_from(number & !BY_CLIENT).ok()?) {
+            (0, 0) => Some(Self::Refuse),
+            (0, n_slots) => Some(Self::Random(n_slots)),
+            (_, n_slots) => Some(Self::ByClient(n_slots)),
+        }
+    }
+
+    pub(super) fn from_value(value: &[u8]) -> Option<Self> {
+        Self::from_key(value.get(4..)?)
     }
 }
+
+const BY_CLIENT: u32 = 1 << 16;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_pick_survives_as_a_name() {
+    fn a_pick_survives_the_kernel() {
         for (pick, name) in [
             (Pick::Refuse, "refuse4"),
             (Pick::Random(3), "pick4_of_3"),
@@ -60,11 +81,11 @@ mod tests {
             (Pick::ByClient(256), "pick4_by_client_of_256"),
         ] {
             assert_eq!(pick.chain(Family::V4), name);
-            assert_eq!(Pick::from_chain(Family::V4, name), Some(pick));
-            assert_eq!(Pick::from_chain(Family::V6, name), None, "{name}");
+            assert_eq!(Pick::from_key(&pick.key()), Some(pick), "{name}");
+            assert_eq!(Pick::from_value(&pick.value()), Some(pick), "{name}");
         }
-        for name in ["prerouting", "pick4_of_", "pick4_of_x", "pick4_by_client_of_70000"] {
-            assert_eq!(Pick::from_chain(Family::V4, name), None, "{name}");
+        for wrong in [&[0; 3][..], &[0xff; 4], &[]] {
+            assert_eq!(Pick::from_key(wrong), None, "{wrong:?}");
         }
     }
 }
