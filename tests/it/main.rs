@@ -8,6 +8,7 @@ mod compat_deploy;
 mod compat_documents;
 mod compat_endpoints;
 mod compat_marathon_lb;
+mod dev_together;
 mod dns;
 mod exec;
 mod failover;
