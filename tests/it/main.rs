@@ -21,6 +21,7 @@ mod restart;
 mod scheduler_away;
 mod scheduler_model;
 mod scheduler_runs;
+mod scheduler_slow_stream;
 mod sources;
 mod tutorial;
 mod vip_descriptors;
