@@ -12,6 +12,7 @@ mod dev_together;
 mod dns;
 mod exec;
 mod failover;
+mod https;
 mod kernel_dns;
 mod kernel_ebpf;
 mod kernel_nft;

@@ -28,6 +28,7 @@ use serde::Serialize;
 use crate::access::Admission;
 use crate::edits::HeadEdits;
 use crate::sticky::CookieStyle;
+use crate::tls::{ClientAuth, HostPolicy, Need};
 use reader::Reader;
 
 pub use balance::HashOn;
@@ -205,8 +206,8 @@ pub struct ServiceLabels {
     /// What the balancer may probe itself. `None`: nothing.
     pub check: Option<CheckSpec>,
     pub proxy_protocol: ProxyProtocol,
-    /// A PEM file; the service port then speaks TLS.
-    pub ssl_cert: Option<Arc<str>>,
+    /// Of its virtual hosts over TLS; with a certificate, of its service port, too.
+    pub tls: HostPolicy,
     pub static_server: Option<StaticServer>,
 }
 
@@ -268,7 +269,7 @@ pub fn read(
         panic: if reader.boolean("PANIC", true) { Panic::UseAll } else { Panic::UseNone },
         check: check.as_ref().and_then(|check| check::spec(check, check_port, mode)),
         proxy_protocol: proxy_protocol(&mut reader),
-        ssl_cert: reader.text("SSL_CERT").map(|path| path.trim().into()),
+        tls: tls(&mut reader),
         static_server: None,
     };
     templates::apply(&mut reader, &mut labels);
@@ -276,11 +277,23 @@ pub fn read(
     (enabled && served && port.is_some()).then_some(labels)
 }
 
+/// `SSL_CERT`, `WAYMARK_{n}_CLIENT_CA` and `TLS_MIN`; `BIND_OPTIONS` says more.
+fn tls(reader: &mut Reader<'_>) -> HostPolicy {
+    let certificates =
+        reader.text("SSL_CERT").map(|paths| paths.split(',').map(|path| path.trim().into()).collect());
+    let client_ca = reader.text("CLIENT_CA").map(|path| path.trim().into());
+    HostPolicy {
+        certificates: certificates.unwrap_or_default(),
+        client_auth: client_ca.map(|ca| ClientAuth { ca, need: Need::Required }),
+        min_version: reader.parsed("TLS_MIN", "1.2 or 1.3", |text| text.parse().ok()),
+        without_http2: false,
+    }
+}
+
 /// Understood, and told apart from what has an effect.
 fn tell_what_is_not_served(reader: &mut Reader<'_>, labels: &ServiceLabels) {
     let accept = if reader.find("ACCEPT_PROXY").is_some() { "ACCEPT_PROXY" } else { "BIND_OPTIONS" };
     for (holds, key, what) in [
-        (labels.ssl_cert.is_some(), "SSL_CERT", "service ports do not speak TLS yet"),
         (labels.proxy_protocol.send.is_some(), "SEND_PROXY", "the PROXY protocol is not spoken yet"),
         (
             labels.proxy_protocol.accept == AcceptProxy::Required,
