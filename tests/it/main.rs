@@ -21,6 +21,7 @@ mod random_faults;
 mod restart;
 mod scheduler_away;
 mod scheduler_model;
+mod scheduler_rights;
 mod scheduler_runs;
 mod scheduler_slow_stream;
 mod sources;
