@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tests::client::{self, DEADLINE};
 use tests::waymark::Waymark;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
@@ -265,6 +266,48 @@ async fn marathon_acme() -> anyhow::Result<()> {
     ] {
         assert!(printed.lines().any(|l| l == line), "{line} in {printed}");
     }
+    Ok(())
+}
+
+/// Marathon-LB is in no registry: its two requests, word for word.
+#[tokio::test]
+async fn the_requests_of_marathon_lb() -> anyhow::Result<()> {
+    let waymark = scheduler().await?;
+    let address = waymark.address("scheduler");
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let types =
+        "event_type=api_post_event&event_type=health_status_changed_event&event_type=status_update_event";
+    let request = format!(
+        "GET /v2/events?plan-format=light&{types} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: marathon-lb\r\n\
+         Accept: text/event-stream\r\nCache-Control: no-cache\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    attached(&waymark).await?;
+    let app = serde_json::json!({"id": "/mlb", "cmd": "sleep 1000", "cpus": 0.1, "mem": 16,
+        "labels": {"HAPROXY_GROUP": "external"}});
+    assert_eq!(waymark.api("POST", "/v2/apps", Some(app)).await?.0, 201);
+    let mut text = String::new();
+    let told = async {
+        let mut buffer = [0; 4096];
+        while !text.contains("TASK_RUNNING") {
+            let n = stream.read(&mut buffer).await?;
+            anyhow::ensure!(n > 0, "closed after {text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+        Ok(())
+    };
+    tokio::time::timeout(DEADLINE, told).await.context("it is not told")??;
+    let kinds: std::collections::BTreeSet<_> =
+        text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    assert_eq!(kinds, ["api_post_event", "status_update_event"].into());
+
+    let headers = ["Content-Type: application/json", "Accept: application/json", "User-Agent: marathon-lb"];
+    let mut connection = client::Connection::open(address).await?;
+    let apps = connection.request("GET", "/v2/apps?embed=apps.tasks", &headers, b"").await?.json()?;
+    let app = &apps["apps"][0];
+    assert_eq!((&app["id"], &app["labels"]["HAPROXY_GROUP"]), (&"/mlb".into(), &"external".into()));
+    assert_eq!(app["tasks"][0]["state"], "TASK_RUNNING");
+    assert!(app["tasks"][0]["ports"][0].is_u64() && app["tasks"][0]["host"].is_string(), "{app}");
     Ok(())
 }
 
