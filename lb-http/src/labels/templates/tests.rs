@@ -214,6 +214,7 @@ fn check_options() {
         path: Some("/h".into()),
         port_index: Some(0),
         port: None,
+        grace_period_seconds: None,
         interval_seconds: Some(10),
         timeout_seconds: Some(5),
         max_consecutive_failures: Some(2),
