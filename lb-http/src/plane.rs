@@ -16,6 +16,7 @@ use crate::access_log::AccessLog;
 use crate::config::Config;
 use crate::error::StartError;
 use crate::explain::{self, Explanation, Question};
+use crate::health::Checker;
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
 use crate::static_names::StaticNames;
@@ -103,7 +104,9 @@ pub async fn start(
     tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
     let names = StaticNames::start(cancel.clone());
     let newest = Snapshot::default();
-    let follower = Follower { shared: Arc::clone(&shared), compiler, listeners, mark, names, newest };
+    let checker = Checker::new();
+    let follower =
+        Follower { shared: Arc::clone(&shared), compiler, checker, listeners, mark, names, newest };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
 }
@@ -111,6 +114,7 @@ pub async fn start(
 struct Follower {
     shared: Arc<Shared>,
     compiler: Compiler,
+    checker: Checker,
     listeners: Listeners,
     mark: AppliedMark,
     names: StaticNames,
@@ -138,6 +142,10 @@ impl Follower {
                     self.compiler.set_names(names);
                     self.compile().await;
                 }
+                () = self.checker.changed() => {
+                    self.compiler.heed_checks();
+                    self.compile().await;
+                }
                 () = cancel.cancelled() => return,
             }
         }
@@ -156,6 +164,7 @@ impl Follower {
         let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
         let before = self.shared.table.swap(Arc::clone(&table));
         self.names.want(&table.unknown_names);
+        self.checker.follow(&table);
         let same =
             Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
         if !same || self.listeners.has_failed() {

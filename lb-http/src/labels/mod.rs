@@ -23,6 +23,7 @@ use event_watcher::catalog::{
     App, Health, HealthCheckProtocol, Instance, InstanceState, Problem, Readiness, Rotation, Service,
 };
 use l4_vip::policy::Policy;
+pub use l4_vip::proxy_protocol::Version as ProxyVersion;
 use serde::Serialize;
 
 use crate::access::Admission;
@@ -164,12 +165,6 @@ pub enum AcceptProxy {
     Required,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyVersion {
-    V1,
-    V2,
-}
-
 /// A server that the labels name; it takes the place of the app's instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticServer {
@@ -202,7 +197,7 @@ pub struct ServiceLabels {
     pub timeouts: ServiceTimeouts,
     pub require: Require,
     pub panic: Panic,
-    /// What the balancer may probe itself. `None`: nothing.
+    /// What the balancer probes itself. `None`: nothing.
     pub check: Option<CheckSpec>,
     pub proxy_protocol: ProxyProtocol,
     /// A PEM file; the service port then speaks TLS.
@@ -266,7 +261,10 @@ pub fn read(
         timeouts: timeouts(&mut reader),
         require: require(&mut reader),
         panic: if reader.boolean("PANIC", true) { Panic::UseAll } else { Panic::UseNone },
-        check: check.as_ref().and_then(|check| check::spec(check, check_port, mode)),
+        check: check
+            .as_ref()
+            .filter(|_| reader.boolean("CHECK", true))
+            .and_then(|check| check::spec(check, check_port, mode)),
         proxy_protocol: proxy_protocol(&mut reader),
         ssl_cert: reader.text("SSL_CERT").map(|path| path.trim().into()),
         static_server: None,

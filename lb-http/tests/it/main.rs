@@ -6,6 +6,7 @@
 
 mod access_log;
 mod balancing;
+mod checks;
 mod differential;
 mod failover;
 mod http_cases;
