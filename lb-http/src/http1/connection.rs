@@ -6,10 +6,13 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
+
+use l4_vip::proxy_protocol::Ends;
 
 use super::Framing;
 use super::buffer::Buffer;
@@ -53,6 +56,7 @@ struct Connection<S> {
     side: ClientSide<S>,
     entry: Entry,
     origin: edits::Connection,
+    ends: Ends,
     /// What every request is told about the client.
     lines: Box<[u8]>,
     /// Of the present request, when it is to be logged.
@@ -100,6 +104,13 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
     let Accepted { stream, client, local_port, entry, session, permit } = accepted;
     let address = client.ip().to_canonical();
     let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n");
+    // Where it came to is not known of a connection that is no socket as it is; its port is.
+    let local_address = stream.plain().and_then(|stream| stream.local_addr().ok());
+    let destination = local_address.unwrap_or_else(|| match address {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, local_port).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, local_port).into(),
+    });
+    let ends = Ends { source: client, destination };
     let side = ClientSide {
         stream,
         input: Buffer::default(),
@@ -111,7 +122,7 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
     let lines = lines.into_bytes().into();
     let origin = edits::Connection { scheme: Scheme::Http, client: address, local_port };
     let mut connection =
-        Connection { local, registered, side, entry, origin, lines, record: None, status: 0 };
+        Connection { local, registered, side, entry, origin, ends, lines, record: None, status: 0 };
     connection.run().await;
     drop((session, permit));
 }
@@ -237,7 +248,7 @@ impl<S: ClientStream> Connection<S> {
         front.passes_interim = about.version == Version::Http11;
         front.expects_continue = about.expects_continue;
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, ends: self.ends };
         let sent = attempt.send(backend, &mut front).await;
         let (flow, interim) = front.into_parts();
         match sent {

@@ -276,19 +276,9 @@ pub fn read(
 
 /// Understood, and told apart from what has an effect.
 fn tell_what_is_not_served(reader: &mut Reader<'_>, labels: &ServiceLabels) {
-    let accept = if reader.find("ACCEPT_PROXY").is_some() { "ACCEPT_PROXY" } else { "BIND_OPTIONS" };
-    for (holds, key, what) in [
-        (labels.ssl_cert.is_some(), "SSL_CERT", "service ports do not speak TLS yet"),
-        (labels.proxy_protocol.send.is_some(), "SEND_PROXY", "the PROXY protocol is not spoken yet"),
-        (
-            labels.proxy_protocol.accept == AcceptProxy::Required,
-            accept,
-            "the PROXY protocol is not understood yet",
-        ),
-    ] {
-        if holds {
-            reader.problem(key, what.to_owned(), "the label has no effect");
-        }
+    if labels.ssl_cert.is_some() {
+        let what = "service ports do not speak TLS yet".to_owned();
+        reader.problem("SSL_CERT", what, "the label has no effect");
     }
 }
 

@@ -12,6 +12,7 @@ mod failover;
 mod http_cases;
 mod limits;
 mod protocol;
+mod proxy_protocol;
 mod splits;
 mod statistics;
 mod support;
