@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use l4_vip::pool::{Choices, InFlight, Pool};
+use l4_vip::proxy_protocol::{self, Ends};
 
 use crate::error::ProxyError;
 use crate::exchange::{Call, CookieDue, Exchange, Failure, Front};
@@ -32,6 +33,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) affinity: Option<u64>,
     /// The value of the sticky cookie that came with the request.
     pub(crate) cookie: Option<&'a [u8]>,
+    /// Of the client's connection, for endpoints that want to be told.
+    pub(crate) ends: Ends,
 }
 
 enum Failed {
@@ -167,6 +170,8 @@ impl Attempt<'_> {
         shards.server.n_sessions.increment();
         let is_idempotent = front.method().is_idempotent();
         let idle = match which {
+            // A connection that was announced is its client's alone.
+            Use::IdleOrNew if backend.labels.proxy_protocol.send.is_some() => None,
             Use::IdleOrNew => {
                 let certainty =
                     if is_idempotent && front.is_whole() { Certainty::Known } else { Certainty::Asked };
@@ -227,7 +232,9 @@ impl Attempt<'_> {
         shards.each(|s| s.n_connects.increment());
         let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
         self.wait.enter(Phase::Connect, limit);
-        match self.wait.unless_expired(self.local.upstreams.connect(backend, server)).await {
+        let version = backend.labels.proxy_protocol.send;
+        let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &self.ends));
+        match self.wait.unless_expired(self.local.upstreams.connect(backend, server, &greeting)).await {
             Some(Ok(connection)) => {
                 server.endpoint.connect_succeeded();
                 return Some(connection);

@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`labels`] (what an app's labels ask for), [`table`] (what a snapshot compiles to), [`route`] (which
 //! backend a request is for), `proxy` (what is decided about a request), `failover`, `exchange` and `upstream` (how it
-//! reaches an endpoint), [`http1`] (how it comes from a client, and everything that is bytes), [`stats`] (what was
-//! counted).
+//! reaches an endpoint), [`http1`] (how it comes from a client, and everything that is bytes), [`health`] (what
+//! the balancer's own checks say), [`stats`] (what was counted).
 //!
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;
 //! counters never go back while an app exists; a bad label never drops an app.
@@ -17,6 +17,7 @@ mod error;
 mod exchange;
 pub mod explain;
 mod failover;
+pub mod health;
 pub mod http1;
 mod http2;
 pub mod labels;

@@ -16,6 +16,7 @@ use crate::access_log::AccessLog;
 use crate::config::Config;
 use crate::error::StartError;
 use crate::explain::{self, Explanation, Question};
+use crate::health::Checker;
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
 use crate::route::Routes;
@@ -115,8 +116,18 @@ pub async fn start(
     tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
     let names = StaticNames::start(cancel.clone());
     let newest = Snapshot::default();
-    let follower =
-        Follower { shared: Arc::clone(&shared), compiler, listeners, tls, routes: None, mark, names, newest };
+    let checker = Checker::new();
+    let follower = Follower {
+        shared: Arc::clone(&shared),
+        compiler,
+        checker,
+        listeners,
+        tls,
+        routes: None,
+        mark,
+        names,
+        newest,
+    };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
 }
@@ -130,6 +141,7 @@ impl Shared {
 struct Follower {
     shared: Arc<Shared>,
     compiler: Compiler,
+    checker: Checker,
     listeners: Listeners,
     tls: tls::Follower,
     /// That `tls` follows.
@@ -167,6 +179,10 @@ impl Follower {
                     self.compiler.set_names(names);
                     self.compile().await;
                 }
+                () = self.checker.changed() => {
+                    self.compiler.heed_checks();
+                    self.compile().await;
+                }
                 () = cancel.cancelled() => return,
             }
         }
@@ -185,6 +201,7 @@ impl Follower {
         let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
         let before = self.shared.table.swap(Arc::clone(&table));
         self.names.want(&table.unknown_names);
+        self.checker.follow(&table);
         let same =
             Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
         if !same || self.listeners.has_failed() {

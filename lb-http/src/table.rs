@@ -19,7 +19,8 @@ use l4_vip::pool::{self, EndpointState, Pool};
 use l4_vip::stats::Counters;
 
 use crate::deployment::{self, Unit};
-use crate::labels::{self, Affinity, HostPattern, Mode, Panic, Reading, ServiceLabels};
+use crate::health::CheckState;
+use crate::labels::{self, Affinity, CheckPort, HostPattern, Mode, Panic, Reading, ServiceLabels};
 use crate::names;
 use crate::route::Routes;
 use crate::stats::{Series, Totals};
@@ -103,6 +104,10 @@ pub struct Server {
     pub endpoint: Arc<EndpointState>,
     pub series: Arc<Series>,
     pub status: ServerStatus,
+    /// What the balancer's own checks say of it, where the service has one.
+    pub check: Arc<CheckState>,
+    /// Who is asked. `None`: nobody.
+    pub check_address: Option<SocketAddr>,
     pub standing: Standing,
 }
 
@@ -120,6 +125,8 @@ pub enum ServerStatus {
     Disabled,
     /// The scheduler's health checks fail.
     Unhealthy,
+    /// The balancer's own checks fail.
+    Failing,
 }
 
 /// Since when something is up or down, and how long it has been down in all.
@@ -195,6 +202,12 @@ impl Backend {
         Totals { bytes_in: tcp.bytes_in, bytes_out: tcp.bytes_out, ..totals }
     }
 
+    /// A verdict of the balancer's own checks is another one than that it was compiled with.
+    fn is_overtaken(&self) -> bool {
+        let is_down = |s: &Server| s.check_address.is_some() && s.check.is_down();
+        self.servers.iter().any(|s| is_down(s) != (s.status == ServerStatus::Failing))
+    }
+
     /// The usable server that a cookie names.
     pub fn server_of_cookie(&self, value: &[u8]) -> Option<usize> {
         self.servers.iter().position(|s| s.cookie.as_bytes() == value && s.endpoint.is_usable())
@@ -215,6 +228,13 @@ pub struct Compiler {
     problems: Arc<[Problem]>,
     names: Names,
     names_hold: NamesHold,
+    checks_hold: ChecksHold,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ChecksHold {
+    Yes,
+    No,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,6 +279,7 @@ impl Compiler {
             problems: Arc::default(),
             names: Names::new(),
             names_hold: NamesHold::Yes,
+            checks_hold: ChecksHold::Yes,
         }
     }
 
@@ -266,6 +287,11 @@ impl Compiler {
     pub(crate) fn set_names(&mut self, names: Names) {
         self.names = names;
         self.names_hold = NamesHold::No;
+    }
+
+    /// The verdict about some server has changed; the next table is compiled with it.
+    pub(crate) fn heed_checks(&mut self) {
+        self.checks_hold = ChecksHold::No;
     }
 
     pub fn compile(&mut self, snapshot: &Snapshot, now: Instant) -> Table {
@@ -307,6 +333,7 @@ impl Compiler {
             self.problems = problems.cloned().collect();
         }
         self.names_hold = NamesHold::Yes;
+        self.checks_hold = ChecksHold::Yes;
         Table {
             generation: snapshot.generation,
             problems: Arc::clone(&self.problems),
@@ -341,6 +368,11 @@ impl Compiler {
             let is_static =
                 |unit: &CompiledUnit| unit.backends.iter().any(|b| b.labels.static_server.is_some());
             touched.extend(self.units.iter().filter(|(_, unit)| is_static(unit)).map(|(id, _)| id.clone()));
+        }
+        if self.checks_hold == ChecksHold::No {
+            let is_overtaken = |unit: &CompiledUnit| unit.backends.iter().any(|b| b.is_overtaken());
+            touched
+                .extend(self.units.iter().filter(|(_, unit)| is_overtaken(unit)).map(|(id, _)| id.clone()));
         }
         touched
     }
@@ -466,6 +498,14 @@ struct Member<'a> {
     id: InstanceId,
     address: SocketAddr,
     rotation: Rotation,
+    checked: Checked,
+}
+
+/// What the balancer's own checks say of a member that would be in rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Checked {
+    Up,
+    Down,
 }
 
 impl CompileBackend<'_> {
@@ -479,6 +519,8 @@ impl CompileBackend<'_> {
         let n_healthy = members.iter().filter(|m| m.rotation == Rotation::In).count();
         let healthy: BTreeSet<InstanceId> =
             members.iter().filter(|m| m.rotation == Rotation::In).map(|m| m.id.clone()).collect();
+        let failing: BTreeSet<InstanceId> =
+            members.iter().filter(|m| m.checked == Checked::Down).map(|m| m.id.clone()).collect();
         if n_healthy == 0 && labels.panic == Panic::UseAll {
             self.use_what_runs(&mut members);
         }
@@ -490,7 +532,13 @@ impl CompileBackend<'_> {
         for endpoint in pool.endpoints() {
             let instance = instances.get(&endpoint.instance).copied();
             let is_up = healthy.contains(&endpoint.instance);
-            servers.push(self.server(endpoint, instance, is_up, &labels, &servers));
+            let status = match failing.contains(&endpoint.instance) {
+                true => ServerStatus::Failing,
+                false => self.status(endpoint, instance),
+            };
+            let check_address = check_address(endpoint, instance, &labels);
+            let server = self.server(endpoint, instance, is_up, &labels, &servers);
+            servers.push(Server { status, check_address, ..server });
         }
         // A backend without any endpoint has just not been scaled up yet: that is down, but not a downtime.
         let is_up = n_healthy > 0;
@@ -517,7 +565,13 @@ impl CompileBackend<'_> {
     fn members(&self, labels: &ServiceLabels) -> Vec<Member<'_>> {
         if let Some(server) = &labels.static_server {
             let id = labels::static_instance(&server.name);
-            let member = |address| Member { instance: None, id, address, rotation: Rotation::In };
+            let member = |address| Member {
+                instance: None,
+                id,
+                address,
+                rotation: Rotation::In,
+                checked: Checked::Up,
+            };
             return self.static_address.map(member).into_iter().collect();
         }
         let members = self.unit.app.instances.iter().filter_map(|instance| {
@@ -527,14 +581,27 @@ impl CompileBackend<'_> {
                 rotation => rotation,
             };
             let (id, address) = (instance.id.clone(), endpoint.address);
-            Some(Member { instance: Some(instance), id, address, rotation })
+            let (rotation, checked) = match rotation {
+                Rotation::In if labels.check.is_some() && self.is_known_down(&id, address) => {
+                    (Rotation::Draining, Checked::Down)
+                }
+                rotation => (rotation, Checked::Up),
+            };
+            Some(Member { instance: Some(instance), id, address, rotation, checked })
         });
         members.collect()
     }
 
-    /// Nothing is healthy: those that nobody has judged yet are used, or else those that are judged to be ill. Never one
-    /// that is being stopped or says itself that it is not ready.
+    fn is_known_down(&self, id: &InstanceId, address: SocketAddr) -> bool {
+        let known = self.previous.map_or(&[][..], |p| &p.servers);
+        known.iter().any(|s| s.check.is_down() && s.endpoint.instance == *id && s.endpoint.address == address)
+    }
+
+    /// Nothing is healthy: those that only the balancer's own checks are against are used, or else those that nobody has
+    /// judged yet, or else those that are judged to be ill. Never one that is being stopped or says itself that it is
+    /// not ready.
     fn use_what_runs(&self, members: &mut [Member<'_>]) {
+        members.iter_mut().filter(|m| m.checked == Checked::Down).for_each(|m| m.rotation = Rotation::In);
         let runs = |member: &Member<'_>, health: Health| {
             member.instance.is_some_and(|i| {
                 matches!(i.state, InstanceState::Running | InstanceState::Unreachable)
@@ -576,11 +643,10 @@ impl CompileBackend<'_> {
         labels: &ServiceLabels,
         others: &[Server],
     ) -> Server {
-        let status = self.status(endpoint, instance);
         let known = self.previous.and_then(|p| p.servers.iter().find(|s| Arc::ptr_eq(&s.endpoint, endpoint)));
         let same_cookie = self.previous.is_some_and(|p| p.labels.cookie == labels.cookie);
         if let Some(known) = known.filter(|_| same_cookie) {
-            return Server { status, standing: known.standing.next(is_up, self.now), ..known.clone() };
+            return Server { standing: known.standing.next(is_up, self.now), ..known.clone() };
         }
         let host = instance.map_or_else(|| endpoint.address.ip().to_string().into(), |i| Arc::clone(&i.host));
         let name = match &labels.static_server {
@@ -598,10 +664,27 @@ impl CompileBackend<'_> {
             host,
             endpoint: Arc::clone(endpoint),
             series: known.map_or_else(|| Series::new(self.n_workers), |k| Arc::clone(&k.series)),
-            status,
+            status: ServerStatus::Unknown,
+            check: known.map_or_else(Arc::default, |k| Arc::clone(&k.check)),
+            check_address: None,
             standing: known
                 .map_or_else(|| Standing::new(is_up, self.now), |k| k.standing.next(is_up, self.now)),
         }
+    }
+}
+
+/// Where the check of a server is sent. Nobody asks one that is being stopped, or one that only a label knows.
+fn check_address(
+    endpoint: &EndpointState,
+    instance: Option<&Instance>,
+    labels: &ServiceLabels,
+) -> Option<SocketAddr> {
+    let check = labels.check.as_ref()?;
+    let instance = instance.filter(|i| i.state != InstanceState::Killing)?;
+    match check.port {
+        CheckPort::Own => Some(endpoint.address),
+        CheckPort::Service(index) => instance.endpoint(index).map(|e| e.address),
+        CheckPort::Fixed(port) => Some(SocketAddr::new(endpoint.address.ip(), port)),
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use l4_vip::pool::EndpointState;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::http1::buffer::{Buffer, Spare};
@@ -66,6 +66,8 @@ pub(crate) struct Upstream {
     server: Arc<Series>,
     opened_at: u64,
     n_requests: u32,
+    /// The endpoint was told whose it is, so nobody else may have it.
+    is_announced: bool,
     /// Since the present request began.
     n_read: u64,
     n_written: u64,
@@ -89,9 +91,19 @@ impl Upstreams {
         None
     }
 
-    pub(crate) async fn connect(&self, backend: &Backend, server: &Server) -> io::Result<Upstream> {
-        let stream = TcpStream::connect(server.endpoint.address).await?;
+    /// `greeting` is written before anything else: a PROXY header, or nothing.
+    pub(crate) async fn connect(
+        &self,
+        backend: &Backend,
+        server: &Server,
+        greeting: &[u8],
+    ) -> io::Result<Upstream> {
+        let mut stream = TcpStream::connect(server.endpoint.address).await?;
         stream.set_nodelay(true)?;
+        let is_announced = !greeting.is_empty();
+        if is_announced {
+            stream.write_all(greeting).await?;
+        }
         Ok(Upstream {
             stream,
             input: Buffer::default(),
@@ -100,6 +112,7 @@ impl Upstreams {
             server: Arc::clone(&server.series),
             opened_at: self.clock.now(),
             n_requests: 0,
+            is_announced,
             n_read: 0,
             n_written: 0,
         })
@@ -112,7 +125,12 @@ impl Upstreams {
         connection.n_requests += 1;
         // Bytes that nobody asked for would answer the next client's request.
         let has_more = !connection.input.is_empty();
-        if is_old || has_more || connection.n_requests >= MOST_REQUESTS || !endpoint.is_usable() {
+        if connection.is_announced
+            || is_old
+            || has_more
+            || connection.n_requests >= MOST_REQUESTS
+            || !endpoint.is_usable()
+        {
             return;
         }
         connection.input.release(spare);

@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, Cache};
 use event_watcher::publish::Applied;
 use foldhash::quality::RandomState;
 use l4_vip::forward::tcp::{Forwarder, Options};
+use l4_vip::proxy_protocol::{self, Ends};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ use crate::config::{Config, Limits, Timeouts};
 use crate::http1::connection;
 use crate::http1::fields::Field;
 use crate::http1::flow::Means;
-use crate::labels::Mode;
+use crate::labels::{AcceptProxy, Mode};
 use crate::proxy::{Accepted, Entry, Protection};
 use crate::request_id::RequestIds;
 use crate::secure;
@@ -192,7 +193,7 @@ impl Local {
 
 async fn accept(local: Rc<Local>, listener: Listener, close: CancellationToken) {
     let Listener { entry, socket, port, series, n_connections } = listener;
-    let from = From { entry, port, series, n_connections };
+    let from = Rc::new(From { entry, port, series, n_connections });
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => {
@@ -232,7 +233,57 @@ struct From {
 }
 
 impl From {
-    fn admit(&self, local: &Rc<Local>, stream: TcpStream, client: std::net::SocketAddr) {
+    /// Begins to serve a connection, or refuses it.
+    fn admit(self: &Rc<Self>, local: &Rc<Local>, stream: TcpStream, peer: SocketAddr) {
+        let wants_header = match self.entry {
+            Entry::ServicePort(port) => local.with_table(|table| {
+                let backend = table.routes.of_port(port).map(|i| &table.backends[i]);
+                backend.is_some_and(|b| b.labels.proxy_protocol.accept == AcceptProxy::Required)
+            }),
+            _ => false,
+        };
+        if wants_header {
+            local.tasks.spawn_local(Rc::clone(self).admit_announced(Rc::clone(local), stream, peer));
+        } else {
+            self.admit_from(local, stream, peer);
+        }
+    }
+
+    /// The same when its first bytes are to tell whose it is. Until then it counts for the listener alone: whoever
+    /// announces has the connections of many clients.
+    async fn admit_announced(self: Rc<Self>, local: Rc<Local>, mut stream: TcpStream, peer: SocketAddr) {
+        let limits = Limits { connections_per_client: usize::MAX, ..local.limits };
+        let Some(permit) = local.clients.permit(peer.ip(), &self.n_connections, &limits) else {
+            self.series(&local).of_worker(local.index).n_denied.increment();
+            return;
+        };
+        let limit = local.timeouts.client_header;
+        let header = tokio::time::timeout(limit, proxy_protocol::read(&mut stream)).await;
+        drop(permit);
+        match header {
+            Ok(Ok(ends)) => self.admit_from(&local, stream, ends.map_or(peer, |ends| ends.source)),
+            refused => {
+                self.series(&local).of_worker(local.index).n_request_errors.increment();
+                match refused {
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "refused"),
+                    _ => tracing::debug!(%peer, "refused: its PROXY header did not come in time"),
+                }
+            }
+        }
+    }
+
+    /// Of the frontend as the present table has it.
+    fn series(&self, local: &Local) -> Arc<Series> {
+        let of_table = match self.entry {
+            Entry::ServicePort(port) => local.with_table(|table| {
+                table.routes.of_port(port).map(|i| Arc::clone(&table.backends[i].frontend))
+            }),
+            _ => None,
+        };
+        of_table.unwrap_or_else(|| Arc::clone(&self.series))
+    }
+
+    fn admit_from(&self, local: &Rc<Local>, stream: TcpStream, client: SocketAddr) {
         let backend = match self.entry {
             Entry::ServicePort(port) => {
                 local.with_table(|table| table.routes.of_port(port).map(|i| Arc::clone(&table.backends[i])))
@@ -257,7 +308,7 @@ impl From {
                 backend.series.of_worker(local.index).n_denied_requests.increment();
                 return;
             }
-            local.tasks.spawn_local(forward(Rc::clone(local), backend, stream, client.ip(), session, permit));
+            local.tasks.spawn_local(forward(Rc::clone(local), backend, stream, client, session, permit));
             return;
         }
         let (entry, local_port) = (self.entry, self.port);
@@ -282,13 +333,19 @@ async fn forward(
     local: Rc<Local>,
     backend: Arc<Backend>,
     stream: TcpStream,
-    client: IpAddr,
+    client: SocketAddr,
     session: Session,
     permit: Permit,
 ) {
     backend.series.of_worker(local.index).n_sessions.increment();
     let of_backend = backend.series.begin();
-    let outcome = local.forwarder.forward(stream, client, &backend.pool, &backend.tcp).await;
+    let destination = stream.local_addr().unwrap_or(client);
+    let greeting = match backend.labels.proxy_protocol.send {
+        Some(version) => proxy_protocol::header(version, &Ends { source: client, destination }),
+        None => Vec::new(),
+    };
+    let (pool, counters) = (&backend.pool, &backend.tcp);
+    let outcome = local.forwarder.forward_after(&greeting, stream, client.ip(), pool, counters).await;
     tracing::debug!(backend = %backend.name, %client, ?outcome, "connection ended");
     drop((session, of_backend, permit));
 }

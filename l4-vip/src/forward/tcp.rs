@@ -13,7 +13,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Type};
-use tokio::io::Interest;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
 use super::direction::{Broken, Direction, Shared};
@@ -69,6 +69,18 @@ impl Forwarder {
         pool: &Pool,
         counters: &Counters,
     ) -> Outcome {
+        self.forward_after(&[], client, peer, pool, counters).await
+    }
+
+    /// The same, with these bytes in front of the client's: a PROXY header.
+    pub async fn forward_after(
+        &self,
+        greeting: &[u8],
+        client: TcpStream,
+        peer: IpAddr,
+        pool: &Pool,
+        counters: &Counters,
+    ) -> Outcome {
         counters.n_connections.add(1);
         let mut client = Socket::new(client);
         let (mut server, in_flight) = match self.connect(peer, pool, counters).await {
@@ -81,6 +93,11 @@ impl Forwarder {
                 return outcome;
             }
         };
+        // A fresh connection takes so few bytes at once.
+        if !greeting.is_empty() && server.stream.write_all(greeting).await.is_err() {
+            counters.n_resets.add(1);
+            return Outcome::EndpointReset;
+        }
         let n_moves = Cell::new(0_u64);
         let relay = self.relay(&client, &server, &in_flight, counters, &n_moves);
         let outcome = match self.options.idle_timeout {

@@ -6,10 +6,13 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
+
+use l4_vip::proxy_protocol::Ends;
 
 use super::Framing;
 use super::buffer::Buffer;
@@ -54,6 +57,7 @@ struct Connection<S> {
     entry: Entry,
     origin: edits::Connection,
     protection: Protection,
+    ends: Ends,
     /// What every request is told about the client.
     lines: Box<[u8]>,
     /// Of the present request, when it is to be logged.
@@ -105,6 +109,13 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         Protection::Tls { .. } => "X-Forwarded-Proto: https\r\n",
     };
     let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n{proto}");
+    // Where it came to is not known of a connection that is no socket as it is; its port is.
+    let local_address = stream.plain().and_then(|stream| stream.local_addr().ok());
+    let destination = local_address.unwrap_or_else(|| match address {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, local_port).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, local_port).into(),
+    });
+    let ends = Ends { source: client, destination };
     let side = ClientSide {
         stream,
         input: Buffer::default(),
@@ -119,8 +130,18 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         Protection::Tls { .. } => Scheme::Https,
     };
     let origin = edits::Connection { scheme, client: address, local_port };
-    let mut connection =
-        Connection { local, registered, side, entry, origin, protection, lines, record: None, status: 0 };
+    let mut connection = Connection {
+        local,
+        registered,
+        side,
+        entry,
+        origin,
+        protection,
+        ends,
+        lines,
+        record: None,
+        status: 0,
+    };
     connection.run().await;
     drop((session, permit));
 }
@@ -242,7 +263,7 @@ impl<S: ClientStream> Connection<S> {
         front.passes_interim = about.version == Version::Http11;
         front.expects_continue = about.expects_continue;
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, ends: self.ends };
         let sent = attempt.send(backend, &mut front).await;
         let (flow, interim) = front.into_parts();
         match sent {

@@ -1,6 +1,6 @@
-//! What an app's health check, as the balancer would run it itself, comes to: Marathon-LB's `check` options.
+//! What an app's health check, as the balancer runs it itself, comes to: Marathon-LB's `check` options.
 //!
-//! It probes nothing.
+//! It probes nothing: that is `health`'s.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use event_watcher::catalog::{App, HealthCheck, HealthCheckProtocol};
 
 use super::Mode;
 use super::reader::Reader;
+use crate::access::Scheme;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckSpec {
@@ -26,7 +27,7 @@ pub struct CheckSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {
     Tcp,
-    Http { method: Arc<str>, path: Arc<str>, host: Option<Arc<str>> },
+    Http { scheme: Scheme, method: Arc<str>, path: Arc<str>, host: Option<Arc<str>> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,21 +74,24 @@ pub(super) fn borrowed(reader: &mut Reader<'_>) -> (Option<HealthCheck>, Option<
 }
 
 pub(super) fn spec(check: &HealthCheck, port_index: Option<usize>, mode: Mode) -> Option<CheckSpec> {
-    use HealthCheckProtocol::{Command, Http, MesosHttp};
-    // Only what is asked over plain HTTP is asked for a path; Marathon-LB connects to the rest.
-    let asks = mode == Mode::Http && matches!(check.protocol, Http | MesosHttp);
-    if check.protocol == Command {
-        return None;
-    }
+    use HealthCheckProtocol::{Command, Http, Https, MesosHttp, MesosHttps};
+    let scheme = match check.protocol {
+        Command => return None,
+        Http | MesosHttp if mode == Mode::Http => Some(Scheme::Http),
+        // Marathon-LB connects only, or asks in plain text what the instance wants to be asked over TLS.
+        Https | MesosHttps => Some(Scheme::Https),
+        _ => None,
+    };
     let seconds = |value: Option<u32>, default| Duration::from_secs(value.unwrap_or(default).max(1).into());
     Some(CheckSpec {
-        kind: match asks {
-            true => CheckKind::Http {
+        kind: match scheme {
+            Some(scheme) => CheckKind::Http {
+                scheme,
                 method: "GET".into(),
                 path: check.path.clone().unwrap_or_else(|| "/".into()),
                 host: None,
             },
-            false => CheckKind::Tcp,
+            None => CheckKind::Tcp,
         },
         port: match (check.port, port_index) {
             (Some(port), _) => CheckPort::Fixed(port),

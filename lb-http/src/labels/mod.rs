@@ -23,6 +23,7 @@ use event_watcher::catalog::{
     App, Health, HealthCheckProtocol, Instance, InstanceState, Problem, Readiness, Rotation, Service,
 };
 use l4_vip::policy::Policy;
+pub use l4_vip::proxy_protocol::Version as ProxyVersion;
 use serde::Serialize;
 
 use crate::access::Admission;
@@ -165,12 +166,6 @@ pub enum AcceptProxy {
     Required,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyVersion {
-    V1,
-    V2,
-}
-
 /// A server that the labels name; it takes the place of the app's instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticServer {
@@ -203,7 +198,7 @@ pub struct ServiceLabels {
     pub timeouts: ServiceTimeouts,
     pub require: Require,
     pub panic: Panic,
-    /// What the balancer may probe itself. `None`: nothing.
+    /// What the balancer probes itself. `None`: nothing.
     pub check: Option<CheckSpec>,
     pub proxy_protocol: ProxyProtocol,
     /// Of its virtual hosts over TLS; with a certificate, of its service port, too.
@@ -267,13 +262,15 @@ pub fn read(
         timeouts: timeouts(&mut reader),
         require: require(&mut reader),
         panic: if reader.boolean("PANIC", true) { Panic::UseAll } else { Panic::UseNone },
-        check: check.as_ref().and_then(|check| check::spec(check, check_port, mode)),
+        check: check
+            .as_ref()
+            .filter(|_| reader.boolean("CHECK", true))
+            .and_then(|check| check::spec(check, check_port, mode)),
         proxy_protocol: proxy_protocol(&mut reader),
         tls: tls(&mut reader),
         static_server: None,
     };
     templates::apply(&mut reader, &mut labels);
-    tell_what_is_not_served(&mut reader, &labels);
     (enabled && served && port.is_some()).then_some(labels)
 }
 
@@ -287,23 +284,6 @@ fn tls(reader: &mut Reader<'_>) -> HostPolicy {
         client_auth: client_ca.map(|ca| ClientAuth { ca, need: Need::Required }),
         min_version: reader.parsed("TLS_MIN", "1.2 or 1.3", |text| text.parse().ok()),
         without_http2: false,
-    }
-}
-
-/// Understood, and told apart from what has an effect.
-fn tell_what_is_not_served(reader: &mut Reader<'_>, labels: &ServiceLabels) {
-    let accept = if reader.find("ACCEPT_PROXY").is_some() { "ACCEPT_PROXY" } else { "BIND_OPTIONS" };
-    for (holds, key, what) in [
-        (labels.proxy_protocol.send.is_some(), "SEND_PROXY", "the PROXY protocol is not spoken yet"),
-        (
-            labels.proxy_protocol.accept == AcceptProxy::Required,
-            accept,
-            "the PROXY protocol is not understood yet",
-        ),
-    ] {
-        if holds {
-            reader.problem(key, what.to_owned(), "the label has no effect");
-        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use event_watcher::catalog::{AppId, HealthCheck, Protocols, ServiceId};
 
 use super::*;
+use crate::access::Scheme;
 
 pub(super) fn app(labels: &[(&str, &str)], checks: Vec<HealthCheck>) -> App {
     let id = AppId::new("/a");
@@ -211,7 +212,7 @@ fn hosts_paths_and_weights() {
 
 #[test]
 fn checks_are_those_that_marathon_lb_would_have_haproxy_run() {
-    use HealthCheckProtocol::{Command, Http, MesosTcp};
+    use HealthCheckProtocol::{Command, Http, Https, MesosTcp};
     let http = HealthCheck {
         path: Some("/health".into()),
         interval_seconds: Some(5),
@@ -220,11 +221,15 @@ fn checks_are_those_that_marathon_lb_would_have_haproxy_run() {
         ..check(Http, 0)
     };
     let fixed = HealthCheck { port: Some(8080), port_index: None, ..http.clone() };
-    let asked = CheckKind::Http { method: "GET".into(), path: "/health".into(), host: None };
+    let asked = |scheme| CheckKind::Http { scheme, method: "GET".into(), path: "/health".into(), host: None };
+    let (asked, asked_over_tls) = (asked(Scheme::Http), asked(Scheme::Https));
+    let https = HealthCheck { protocol: Https, ..http.clone() };
     for (checks, labels, expect) in [
         (vec![], &[][..], None),
         (vec![check(Command, 0)], &[], None),
         (vec![http.clone()], &[], Some((asked.clone(), CheckPort::Own, 5, 2, 2))),
+        (vec![http.clone()], &[("WAYMARK_0_CHECK", "off")], None),
+        (vec![https], &[], Some((asked_over_tls, CheckPort::Own, 5, 2, 2))),
         (vec![fixed], &[], Some((asked.clone(), CheckPort::Fixed(8080), 5, 2, 2))),
         (vec![http.clone()], &[("HAPROXY_0_MODE", "tcp")], Some((CheckKind::Tcp, CheckPort::Own, 5, 2, 2))),
         (vec![check(MesosTcp, 0)], &[], Some((CheckKind::Tcp, CheckPort::Own, 60, 20, 4))),

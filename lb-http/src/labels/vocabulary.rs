@@ -21,6 +21,7 @@ const VALUES: &[(&str, &str)] = &[
     ("BALANCE", "how an endpoint is chosen"),
     ("BIND_ADDR", "the address that the service port is opened on"),
     ("BIND_OPTIONS", "HAProxy's options of the service port's listener"),
+    ("CHECK", "off: the balancer does not probe the instances itself"),
     ("DENY", "these client networks are turned away"),
     ("ENABLED", "whether this port is served"),
     ("GROUP", "the balancers that serve it"),

@@ -9,7 +9,8 @@ use std::time::Instant;
 use l4_vip::pool::EndpointState;
 
 use super::series::{Series, Totals};
-use crate::labels::Mode;
+use crate::health::CheckState;
+use crate::labels::{CheckSpec, Mode};
 use crate::names::{APPID_FRONTEND, HTTP_FRONTEND, HTTPS_FRONTEND};
 use crate::plane::Shared;
 use crate::table::{Backend, Server, ServerStatus, Standing};
@@ -119,6 +120,25 @@ impl Row {
             [hrsp_1xx, hrsp_2xx, hrsp_3xx, hrsp_4xx, hrsp_5xx, hrsp_other].into_iter().zip(totals.responses)
         {
             self.number(column, n);
+        }
+    }
+
+    /// What the balancer's own check of a server has found.
+    fn check(&mut self, state: &CheckState, spec: &CheckSpec) {
+        self.number(Column::chkfail, state.n_failures());
+        self.number(Column::check_rise, spec.rise);
+        self.number(Column::check_fall, spec.fall);
+        self.number(Column::check_health, state.health(spec));
+        let Some(last) = state.last() else {
+            self.word(Column::check_status, "INI");
+            return self.word(Column::check_desc, "Initializing");
+        };
+        self.word(Column::check_status, last.result.word());
+        self.word(Column::check_desc, last.result.description());
+        self.word(Column::last_chk, last.detail.as_str());
+        self.number(Column::check_duration, last.took.as_millis() as u64);
+        if let Some(code) = last.code {
+            self.number(Column::check_code, code);
         }
     }
 
@@ -246,18 +266,16 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
     row.traffic(&server.series, &totals, backend.labels.mode, &server.standing, now);
     row.number(Column::sid, u64::from(server.id));
     row.number(Column::scur, server.endpoint.n_in_flight());
-    row.word(Column::status, status(server));
+    row.word(Column::status, status(backend, server));
     row.number(Column::weight, 1_u64);
     row.number(Column::act, u64::from(server.endpoint.is_usable()));
-    if let Some(check) = &backend.labels.check {
-        row.number(Column::check_rise, check.rise);
-        row.number(Column::check_fall, check.fall);
-    }
     row.word(Column::addr, server.endpoint.address.to_string());
     if backend.is_sticky() {
         row.word(Column::cookie, Arc::clone(&server.cookie));
     }
-    if server.status == ServerStatus::Up {
+    if let Some(spec) = backend.labels.check.as_ref().filter(|_| server.check_address.is_some()) {
+        row.check(&server.check, spec);
+    } else if server.status == ServerStatus::Up {
         row.word(Column::check_status, "L7OK");
         row.word(Column::last_chk, "scheduler: healthy");
     } else if server.status == ServerStatus::Unhealthy {
@@ -275,14 +293,15 @@ fn mode_name(mode: Mode) -> &'static str {
 }
 
 /// In HAProxy's words.
-fn status(server: &Server) -> &'static str {
+fn status(backend: &Backend, server: &Server) -> &'static str {
     let is_ejected = |endpoint: &EndpointState| endpoint.is_usable() && endpoint.is_ejected();
     match server.status {
         ServerStatus::Draining => "DRAIN",
         ServerStatus::Disabled => "MAINT",
-        ServerStatus::Unhealthy => "DOWN",
+        ServerStatus::Unhealthy | ServerStatus::Failing => "DOWN",
         _ if is_ejected(&server.endpoint) => "DOWN",
         ServerStatus::Up => "UP",
+        _ if backend.labels.check.is_some() && server.check_address.is_some() => "UP",
         ServerStatus::Unchecked | ServerStatus::Unknown => "no check",
     }
 }

@@ -12,7 +12,7 @@ use event_watcher::catalog::{AppId, InstanceId, Rotation};
 use serde::Serialize;
 
 use crate::labels::{Case, Mode};
-use crate::table::{Backend, Table};
+use crate::table::{Backend, Server, Table};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct BackendView {
@@ -46,6 +46,8 @@ pub struct ServerView {
     pub rotation: Rotation,
     /// It failed to connect several times in a row; tried last until it has been left alone for a while.
     pub ejected: bool,
+    /// The balancer's own check. `None`: it is not checked, or has not been yet.
+    pub check: Option<CheckView>,
     pub n_in_flight: u32,
     pub n_requests: u64,
     pub requests_per_sec: u32,
@@ -63,6 +65,34 @@ pub struct ServerView {
 
 fn millis<S: serde::Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
     time.map(|t| t.as_micros() as f64 / 1000.0).serialize(serializer)
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckView {
+    pub down: bool,
+    /// As HAProxy's `check_status`: L4OK, L7STS, …
+    pub status: &'static str,
+    /// Of the HTTP response.
+    pub code: Option<u16>,
+    pub detail: String,
+    pub n_failures: u64,
+    #[serde(rename = "duration_millis", serialize_with = "millis")]
+    pub took: Option<Duration>,
+}
+
+impl CheckView {
+    fn of(server: &Server) -> Option<Self> {
+        server.check_address?;
+        let last = server.check.last()?;
+        Some(Self {
+            down: server.check.is_down(),
+            status: last.result.word(),
+            code: last.code,
+            detail: last.detail.clone(),
+            n_failures: server.check.n_failures(),
+            took: Some(last.took),
+        })
+    }
 }
 
 /// One way to a backend.
@@ -96,6 +126,7 @@ fn backend(backend: &Backend) -> BackendView {
             name: Arc::clone(&server.name),
             rotation: server.endpoint.rotation(),
             ejected: server.endpoint.is_ejected(),
+            check: CheckView::of(server),
             n_in_flight: server.endpoint.n_in_flight(),
             n_requests: totals.n_sessions,
             requests_per_sec: server.series.sessions_per_sec().0,

@@ -6,11 +6,13 @@
 
 mod access_log;
 mod balancing;
+mod checks;
 mod differential;
 mod failover;
 mod http_cases;
 mod limits;
 mod protocol;
+mod proxy_protocol;
 mod splits;
 mod statistics;
 mod support;

@@ -105,15 +105,37 @@ pub struct AppSpec {
     pub port: u16,
     pub labels: Vec<(&'static str, String)>,
     pub instances: Vec<(u16, InstanceState)>,
+    pub health_checks: Vec<HealthCheck>,
 }
 
 impl AppSpec {
     pub fn new(id: &'static str) -> Self {
-        Self { id, port: free_port(), labels: vec![("HAPROXY_0_MODE", "http".to_owned())], instances: vec![] }
+        Self {
+            id,
+            port: free_port(),
+            labels: vec![("HAPROXY_0_MODE", "http".to_owned())],
+            instances: vec![],
+            health_checks: vec![],
+        }
     }
 
     pub fn label(mut self, name: &'static str, value: &str) -> Self {
         self.labels.push((name, value.to_owned()));
+        self
+    }
+
+    /// Of the kind that the scheduler runs, with the path `/health`.
+    pub fn health_check(mut self, protocol: HealthCheckProtocol) -> Self {
+        self.health_checks.push(HealthCheck {
+            grace_period_seconds: 300,
+            protocol,
+            path: Some("/health".into()),
+            port_index: Some(0),
+            port: None,
+            interval_seconds: Some(1),
+            timeout_seconds: Some(5),
+            max_consecutive_failures: Some(1),
+        });
         self
     }
 
@@ -156,7 +178,7 @@ impl AppSpec {
                 labels: BTreeMap::new(),
                 vips: vec![],
             }],
-            health_checks: vec![],
+            health_checks: self.health_checks.clone(),
             instances: self.instances.iter().map(instance).collect(),
             deployments: vec![],
         }

@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use super::super::{Affinity, CheckKind, CheckPort, CheckSpec, Mode, ServiceLabels, StaticServer, balance};
 use super::lines::{Condition, Holds, Negated, condition, time};
 use super::{Acl, Acls};
-use crate::access::{Proxied, ToHttps, Ways};
+use crate::access::{Proxied, Scheme, ToHttps, Ways};
 use crate::edits::{Change, Edit, Value, When};
 use crate::sticky::CookieStyle;
 
@@ -123,8 +123,14 @@ fn http_check(words: &[&str], labels: &mut ServiceLabels) -> Option<()> {
     if !path.starts_with('/') {
         return None;
     }
-    let kind = CheckKind::Http { method: method.into(), path: path.into(), host: host.map(Into::into) };
-    with_check(labels, |check| check.kind = kind)
+    let (method, path, host) = (method.into(), path.into(), host.map(Into::into));
+    with_check(labels, |check| {
+        let scheme = match &check.kind {
+            CheckKind::Http { scheme, .. } => *scheme,
+            CheckKind::Tcp => Scheme::Http,
+        };
+        check.kind = CheckKind::Http { scheme, method, path, host };
+    })
 }
 
 /// `check [inter D] [fastinter D] [fall N] [rise N] [port N]`.

@@ -238,7 +238,7 @@ fn check_options() {
             super::super::read(&app, &app.services[0], &super::super::Reading::default(), &mut problems);
         let spec = labels.unwrap().check;
         let spec = spec.as_ref().map(|c| match &c.kind {
-            CheckKind::Http { method, path, host } => {
+            CheckKind::Http { method, path, host, .. } => {
                 (&**method, &**path, host.as_deref(), c.interval.as_secs(), c.fall)
             }
             CheckKind::Tcp => ("", "", None, 0, 0),
