@@ -127,7 +127,7 @@ impl AppSpec {
     /// Of the kind that the scheduler runs, with the path `/health`.
     pub fn health_check(mut self, protocol: HealthCheckProtocol) -> Self {
         self.health_checks.push(HealthCheck {
-            grace_period_seconds: 300,
+            grace_period_seconds: None,
             protocol,
             path: Some("/health".into()),
             port_index: Some(0),
