@@ -65,7 +65,7 @@ async fn two_schedulers_and_a_file_serve_side_by_side() -> anyhow::Result<()> {
     let (first, second) = (format!("left=http://{}", one.address), format!("right=http://{}", two.address));
     let file = file.to_string_lossy().into_owned();
     // The helper names the first scheduler; these replace it.
-    let flags = ["--marathon", &second, "--static", &file];
+    let flags = ["--marathon", &first, "--marathon", &second, "--static", &file];
     let waymark = Waymark::serve_as(PROGRAM, &first, &flags).await?;
     for (port, expect) in [(10000, "one"), (10001, "two"), (10002, "fixed")] {
         assert_eq!(client::get(waymark.service(port), "/").await?.text(), expect);
@@ -187,8 +187,12 @@ async fn secrets_are_in_no_log_and_no_answer() -> anyhow::Result<()> {
     std::fs::write(&token, "planted-t0ken\n")?;
     let second = format!("away=http://{dead}");
     let for_second = format!("away={}", token.display());
-    let waymark =
-        Waymark::serve_as(PROGRAM, &url, &["--marathon", &second, "--watch-token-file", &for_second]).await?;
+    let waymark = Waymark::serve_as(
+        PROGRAM,
+        &url,
+        &["--marathon", &url, "--marathon", &second, "--watch-token-file", &for_second],
+    )
+    .await?;
     scheduler.cut_streams();
     waymark.until("/api/status", "an attempt of each", |s| s.text().contains("away: ")).await?;
     let mut shown = vec![waymark.log()];
