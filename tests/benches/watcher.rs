@@ -169,7 +169,7 @@ fn probe(address: SocketAddr, stop: &AtomicBool) -> anyhow::Result<Vec<(Instant,
     stream.set_read_timeout(Some(client::DEADLINE))?;
     let (mut taken, mut due, mut response) = (Vec::new(), Instant::now(), [0; 4096]);
     while !stop.load(Relaxed) {
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
         // A request that could not begin in time because the one before was slow counts from when it was due.
         stream.write_all(b"GET / HTTP/1.1\r\nHost: probe\r\n\r\n")?;
         let mut n_read = 0;
