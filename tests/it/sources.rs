@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::client;
+use tests::netns::is_root;
 use tests::scheduler::{ScriptedInstance, ScriptedScheduler};
 use tests::waymark::Waymark;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -64,7 +65,7 @@ async fn two_schedulers_and_a_file_serve_side_by_side() -> anyhow::Result<()> {
     let (first, second) = (format!("left=http://{}", one.address), format!("right=http://{}", two.address));
     let file = file.to_string_lossy().into_owned();
     // The helper names the first scheduler; these replace it.
-    let flags = ["--marathon", &second, "--static", &file];
+    let flags = ["--marathon", &first, "--marathon", &second, "--static", &file];
     let waymark = Waymark::serve_as(PROGRAM, &first, &flags).await?;
     for (port, expect) in [(10000, "one"), (10001, "two"), (10002, "fixed")] {
         assert_eq!(client::get(waymark.service(port), "/").await?.text(), expect);
@@ -186,8 +187,12 @@ async fn secrets_are_in_no_log_and_no_answer() -> anyhow::Result<()> {
     std::fs::write(&token, "planted-t0ken\n")?;
     let second = format!("away=http://{dead}");
     let for_second = format!("away={}", token.display());
-    let waymark =
-        Waymark::serve_as(PROGRAM, &url, &["--marathon", &second, "--watch-token-file", &for_second]).await?;
+    let waymark = Waymark::serve_as(
+        PROGRAM,
+        &url,
+        &["--marathon", &url, "--marathon", &second, "--watch-token-file", &for_second],
+    )
+    .await?;
     scheduler.cut_streams();
     waymark.until("/api/status", "an attempt of each", |s| s.text().contains("away: ")).await?;
     let mut shown = vec![waymark.log()];
@@ -202,5 +207,53 @@ async fn secrets_are_in_no_log_and_no_answer() -> anyhow::Result<()> {
             assert!(!text.contains(secret), "{text}");
         }
     }
+    Ok(())
+}
+
+/// The state directory is a file system of one megabyte, in a mount namespace of the program's own.
+#[tokio::test]
+async fn w35_a_full_disk_costs_nothing_but_the_file() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let (disk, script) = (folder.path().join("disk"), folder.path().join("waymark"));
+    std::fs::create_dir(&disk)?;
+    let inside = format!(r#"mount -t tmpfs -o size=1m none "$0" && exec "{PROGRAM}" "$@""#);
+    let line = format!("#!/bin/sh\nexec unshare --mount sh -c '{inside}' '{}' \"$@\"\n", disk.display());
+    std::fs::write(&script, line)?;
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+
+    let scheduler = ScriptedScheduler::start().await?;
+    let labels = |n_bytes: usize| json!({"HAPROXY_0_MODE": "http", "NOTE": "x".repeat(n_bytes)});
+    let first = instance("web.1", backend("first").await?);
+    scheduler.set_app("/web", 10000, labels(2 << 20), &[first]);
+    let state = disk.to_string_lossy().into_owned();
+    let waymark =
+        Waymark::serve(&script.to_string_lossy(), scheduler.address, &["--state-dir", &state]).await?;
+    let failed = |metrics: &client::Response| {
+        let text = metrics.text();
+        let line = text.lines().find(|line| line.starts_with("waymark_watcher_keep_failures_total"));
+        line.is_some_and(|line| !line.ends_with(" 0"))
+    };
+    waymark.until("/metrics", "the disk is full", failed).await?;
+    assert!(waymark.log().contains("cannot keep the last good state on disk"), "{}", waymark.log());
+    assert_eq!(client::get(waymark.service(10000), "/").await?.text(), "first");
+
+    // It goes on, and keeps again what fits.
+    let second = instance("web.2", backend("second").await?);
+    scheduler.set_app("/web", 10000, labels(1), std::slice::from_ref(&second));
+    scheduler.status_update("/web", &second, "TASK_RUNNING")?;
+    waymark.until("/api/apps", "the change", |apps| apps.text().contains("web.2")).await?;
+    assert_eq!(client::get(waymark.service(10000), "/").await?.text(), "second");
+    let pid = waymark.pid().expect("it runs");
+    let seen_inside = format!("/proc/{pid}/root{state}");
+    let kept = async {
+        while !std::path::Path::new(&seen_inside).join("kept-marathon").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(client::DEADLINE, kept).await?;
+    assert!(!disk.join("kept-marathon").exists(), "nothing of that is outside");
     Ok(())
 }

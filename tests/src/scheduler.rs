@@ -27,6 +27,8 @@ pub struct ScriptedScheduler {
 #[derive(Debug, Default)]
 struct Shared {
     apps: Mutex<BTreeMap<String, Value>>,
+    /// The body of `GET /v2/apps`, where that was written beforehand.
+    list: Mutex<Option<Arc<[u8]>>>,
     /// Open event streams. A watcher opens one; the test writes to all.
     streams: Mutex<Vec<std::net::TcpStream>>,
     n_streams: watch::Sender<usize>,
@@ -82,6 +84,22 @@ impl ScriptedScheduler {
     pub fn set_definition(&self, app: Value) {
         let id = app["id"].as_str().unwrap_or_default().to_owned();
         lock(&self.shared.apps).insert(id, app);
+    }
+
+    /// What `GET /v2/apps` answers now.
+    pub fn list(&self) -> Arc<[u8]> {
+        let written = lock(&self.shared.list).clone();
+        let write = || {
+            let list = json!({"apps": lock(&self.shared.apps).values().collect::<Vec<_>>()});
+            list.to_string().into_bytes().into()
+        };
+        written.unwrap_or_else(write)
+    }
+
+    /// Answers with this list until told otherwise; single apps are answered as they were defined. Writing a large list
+    /// takes time, which must not be the watcher's.
+    pub fn answer_list(&self, list: Option<Arc<[u8]>>) {
+        *lock(&self.shared.list) = list;
     }
 
     /// Answers from now on as if nothing ran.
@@ -157,6 +175,12 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) -> anyhow::Result<()> {
         if path == "/v2/events" {
             return open_stream(stream.into_inner(), &shared).await;
         }
+        let written = lock(&shared.list).clone().filter(|_| path == "/v2/apps");
+        if let Some(list) = written {
+            stream.get_mut().write_all(head("200 OK", list.len()).as_bytes()).await?;
+            stream.get_mut().write_all(&list).await?;
+            continue;
+        }
         let answer = match path {
             "/v2/apps" => Some(json!({"apps": lock(&shared.apps).values().collect::<Vec<_>>()})),
             "/v2/info" => {
@@ -172,12 +196,13 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) -> anyhow::Result<()> {
             Some(answer) => ("200 OK", answer.to_string()),
             None => ("404 Not Found", json!({"message": "not scripted"}).to_string()),
         };
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let head = head(status, body.len());
         stream.get_mut().write_all(&[head.as_bytes(), body.as_bytes()].concat()).await?;
     }
+}
+
+fn head(status: &str, n_bytes: usize) -> String {
+    format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {n_bytes}\r\n\r\n")
 }
 
 /// Keeps the stream for the test to write to; blocking writes, so that the moment of an event is known exactly.
