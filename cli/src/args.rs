@@ -82,6 +82,12 @@ pub struct DaemonArgs {
     /// HTTP virtual hosts
     #[arg(long, value_name = "ADDRESS")]
     pub http_listen: Option<SocketAddr>,
+    /// HTTPS virtual hosts
+    #[arg(long, value_name = "ADDRESS")]
+    pub https_listen: Option<SocketAddr>,
+    /// Certificates of the HTTPS virtual hosts: PEM files with chain and key, or directories of them
+    #[arg(long, value_name = "FILE[,FILE…]", value_delimiter = ',')]
+    pub ssl_certs: Vec<PathBuf>,
     /// Address whose service ports (10000…) are served
     #[arg(long, value_name = "IP")]
     pub service_address: Option<IpAddr>,
@@ -628,7 +634,7 @@ mod tests {
     #[test]
     fn the_commands_of_the_interface_parse() {
         for line in [
-            "dev --no-demo --scheduler-listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --service-address 127.0.0.1 \
+            "dev --no-demo --scheduler-listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --https-listen 127.0.0.1:0 --service-address 127.0.0.1 \
              --appid-listen 127.0.0.1:0 --stats-listen 127.0.0.1:0 --dns-listen 127.0.0.1:0 --dns-listen [::1]:0 \
              --vip-pool 127.11.0.0/16 --vip-pool fd01:c::/64 --vip-plane auto --vip-cgroup /x --flush-on-exit --state-dir /tmp/x --ready-file /tmp/y --config /tmp/z",
             "serve --marathon http://a:8080,http://b:8080 --planes http,vip,dns",

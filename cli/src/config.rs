@@ -53,6 +53,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     pub scheduler: Scheduler,
     pub http: Http,
+    pub https: Https,
     pub service: Service,
     pub appid: AppId,
     pub stats: Stats,
@@ -94,6 +95,8 @@ pub struct Scheduler {
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     pub listen: SocketAddr,
+    /// Plain connections may begin with HTTP/2 (prior knowledge); over TLS it is always on offer.
+    pub h2c: bool,
     pub timeouts: HttpTimeouts,
     pub limits: HttpLimits,
     pub access_log: HttpAccessLog,
@@ -125,6 +128,17 @@ impl Default for HttpAccessLog {
         // Whoever wants it says where to; a log that nobody reads fills a disk.
         Self { format: AccessLogFormat::Off, file: None, one_in: 1, apps: Vec::new() }
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Https {
+    pub listen: SocketAddr,
+    /// PEM files with chain and key, and directories of them; the first is for clients that name no host. Without any
+    /// (and without `HAPROXY_SSL_CERT`), a self-signed one is made.
+    pub certificates: Vec<PathBuf>,
+    /// The oldest version of TLS that is spoken: `1.2` or `1.3`.
+    pub min_version: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -330,13 +344,18 @@ pub struct Ready {
 impl Config {
     /// The defaults of a mode. `dev` listens on loopback only and needs no right; `serve` is for a node's own ports.
     pub fn defaults(mode: Mode) -> Self {
-        let (address, http_port, dns, pool) = match mode {
-            Mode::Dev => {
-                (LOCALHOST, 9080, vec![SocketAddr::new(LOCALHOST, 8053)], vec!["127.11.0.0/16".to_owned()])
-            }
+        let (address, http_port, https_port, dns, pool) = match mode {
+            Mode::Dev => (
+                LOCALHOST,
+                9080,
+                9443,
+                vec![SocketAddr::new(LOCALHOST, 8053)],
+                vec!["127.11.0.0/16".to_owned()],
+            ),
             Mode::Serve => (
                 ANY,
                 80,
+                443,
                 DCOS_RESOLVERS.map(|ip| SocketAddr::new(ip, 53)).to_vec(),
                 vec!["11.0.0.0/8".to_owned(), "fd01:c::/64".to_owned()],
             ),
@@ -369,9 +388,15 @@ impl Config {
             },
             http: Http {
                 listen: SocketAddr::new(address, http_port),
+                h2c: false,
                 timeouts: HttpTimeouts::default(),
                 limits: HttpLimits::default(),
                 access_log: HttpAccessLog::default(),
+            },
+            https: Https {
+                listen: SocketAddr::new(address, https_port),
+                certificates: Vec::new(),
+                min_version: "1.2".to_owned(),
             },
             service: Service { address },
             appid: AppId { listen: SocketAddr::new(address, 9091) },
@@ -479,6 +504,11 @@ impl Config {
         self.vip.pool.iter().map(parse).collect()
     }
 
+    pub fn min_tls_version(&self) -> Result<lb_http::tls::MinVersion, Failure> {
+        let parsed = self.https.min_version.parse();
+        parsed.map_err(|e| Failure::usage(format!("bad https.min_version: {e}")))
+    }
+
     pub fn runs(&self, plane: PlaneName) -> bool {
         self.planes.contains(&plane)
     }
@@ -509,6 +539,7 @@ impl Config {
 
     fn check(&self) -> Result<(), Failure> {
         self.vip_pools()?;
+        self.min_tls_version()?;
         if self.mode == Mode::Dev {
             crate::daemon::scheduler_config(self)?;
         }
@@ -534,7 +565,7 @@ macro_rules! defaults_of_dev {
         }
     )* };
 }
-defaults_of_dev!(Scheduler => scheduler, Http => http, Service => service, AppId => appid, Stats => stats,
+defaults_of_dev!(Scheduler => scheduler, Http => http, Https => https, Service => service, AppId => appid, Stats => stats,
                  Dns => dns, Vip => vip, Watch => watch, State => state);
 
 impl Default for Config {

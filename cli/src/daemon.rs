@@ -84,11 +84,12 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
         parts.push((PlaneName::Vip, Arc::new(planes::Vip(plane))));
     }
     if config.runs(PlaneName::Http) {
-        let http = plane_config::http(&config);
+        let http = plane_config::http(&config)?;
         let (plane, workers) = lb_http::start(http, publisher.subscribe(), n_workers, shutdown.clone())
             .await
             .map_err(|e| Failure::chain("the HTTP plane did not start", &e).hint(e.hint()))?;
         addresses.http = plane.http_address();
+        addresses.https = plane.https_address();
         addresses.appid = plane.appid_address();
         addresses.service = Some(config.service.address);
         http_workers = workers;

@@ -10,24 +10,48 @@ use event_watcher::catalog::AppId;
 
 use crate::http1::scan::HeadLimits;
 use crate::labels::Reading;
+use crate::tls::MinVersion;
 
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where virtual hosts are served. `None`: nowhere.
     pub http_listen: Option<SocketAddr>,
+    /// Where virtual hosts are served over TLS. `None`: nowhere.
+    pub https_listen: Option<SocketAddr>,
+    pub tls: Tls,
     /// Where requests are routed by `X-Marathon-App-Id`. `None`: nowhere.
     pub appid_listen: Option<SocketAddr>,
     /// The address that service ports are opened on.
     pub service_address: IpAddr,
     /// Which apps are served, and how their labels are read.
     pub reading: Reading,
+    /// In plain text; over TLS, clients and the balancer agree on a protocol.
+    pub http2: Http2,
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// `None`: requests are not logged.
     pub access_log: Option<AccessLogConfig>,
     /// How long requests in flight may take to end after the start of a shutdown.
     pub drain_timeout: Duration,
+}
+
+/// Whether plain connections may begin with HTTP/2 (RFC 9113 section 3.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Http2 {
+    #[default]
+    OverTls,
+    WithPriorKnowledge,
+}
+
+/// What TLS listeners show and ask for, unless a host has a policy of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// PEM files (chain and key) and directories of them. The first certificate is for clients that name no host.
+    pub certificates: Vec<PathBuf>,
+    /// PEM texts; they come after the files. With neither, a self-signed certificate is made.
+    pub inline_certificates: Vec<String>,
+    pub min_version: MinVersion,
 }
 
 #[derive(Clone, Debug)]
@@ -86,9 +110,12 @@ impl Default for Config {
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         Self {
             http_listen: Some(SocketAddr::new(loopback, 9080)),
+            https_listen: None,
+            tls: Tls::default(),
             appid_listen: Some(SocketAddr::new(loopback, 9091)),
             service_address: loopback,
             reading: Reading::default(),
+            http2: Http2::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             access_log: None,

@@ -8,22 +8,15 @@ use std::net::SocketAddr;
 use crate::http1::refusal::Refusal;
 use crate::http1::response::BadResponse;
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} for {purpose}: {hint}")]
-pub struct BindError {
-    pub address: SocketAddr,
-    /// E.g. `virtual hosts`.
-    pub purpose: String,
-    /// What to do about it.
-    pub hint: &'static str,
-    #[source]
-    pub source: io::Error,
-}
+use crate::tls::certificate::CertificateError;
 
+/// Why the plane did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error("the certificates cannot be used")]
+    Certificate(#[from] CertificateError),
     #[error("cannot write the access log {path}")]
     AccessLog {
         path: String,
@@ -37,9 +30,22 @@ impl StartError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Bind(error) => error.hint,
+            Self::Certificate(_) => "each file of --ssl-certs has a certificate chain and its key, as PEM",
             Self::AccessLog { .. } => "http.access_log.file names a file in a directory that exists",
         }
     }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for {purpose}: {hint}")]
+pub struct BindError {
+    pub address: SocketAddr,
+    /// E.g. `virtual hosts`.
+    pub purpose: String,
+    /// What to do about it.
+    pub hint: &'static str,
+    #[source]
+    pub source: io::Error,
 }
 
 impl BindError {

@@ -9,6 +9,7 @@ use sha1::{Digest, Sha1};
 use sha2::Sha256;
 
 pub const HTTP_FRONTEND: &str = "marathon_http_in";
+pub const HTTPS_FRONTEND: &str = "marathon_https_in";
 pub const APPID_FRONTEND: &str = "marathon_http_appid_in";
 
 /// `/dcos-101/app2`, 10000 → `dcos-101_app2_10000`. Also the frontend's name.

@@ -19,13 +19,17 @@ use crate::explain::{self, Explanation, Question};
 use crate::health::Checker;
 use crate::listeners::Listeners;
 use crate::proxy::Entry;
+use crate::route::Routes;
 use crate::static_names::StaticNames;
 use crate::stats::{self, BackendView, RouteView, Series};
 use crate::table::{Compiler, Table};
+use crate::tls;
 use crate::worker::{Clients, Worker};
 
 /// Listeners that come and go in one change; the control side waits when a worker is this far behind.
 const MOST_COMMANDS: usize = 256;
+/// How often certificate files are looked at. A certificate is replaced days before the old one ends.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a service port that is taken is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -39,12 +43,14 @@ pub struct Plane {
 pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
     pub(crate) http_in: Arc<Series>,
+    pub(crate) https_in: Arc<Series>,
     pub(crate) appid_in: Arc<Series>,
     pub(crate) config: Arc<Config>,
     access_log: Option<Arc<AccessLog>>,
     problems: ArcSwap<Arc<[Problem]>>,
     applied: Applied,
     http_address: Option<SocketAddr>,
+    https_address: Option<SocketAddr>,
     appid_address: Option<SocketAddr>,
 }
 
@@ -58,6 +64,7 @@ pub async fn start(
 ) -> Result<(Plane, Vec<Worker>), StartError> {
     let n_workers = n_workers.max(1);
     let config = Arc::new(config);
+    let tls = tls::Follower::start(&config.tls)?;
     let mut compiler = Compiler::new(config.reading.clone(), n_workers);
     let table = compiler.compile(&Snapshot::default(), Instant::now());
     let table = Arc::new(ArcSwap::from_pointee(table));
@@ -71,6 +78,7 @@ pub async fn start(
                 index,
                 config: Arc::clone(&config),
                 table: Arc::clone(&table),
+                tls: Arc::clone(tls.table()),
                 applied: applied.clone(),
                 commands,
                 clients: Arc::clone(&clients),
@@ -83,20 +91,26 @@ pub async fn start(
     let listeners = Listeners::new(config.service_address, senders);
     let bind = |address: Option<SocketAddr>, purpose| address.map(|a| listeners.bind(a, purpose)).transpose();
     let http = bind(config.http_listen, "virtual hosts")?;
+    let https = bind(config.https_listen, "virtual hosts over TLS")?;
     let appid = bind(config.appid_listen, "requests by app id")?;
     let shared = Arc::new(Shared {
         table,
         http_in: Series::new(n_workers),
+        https_in: Series::new(n_workers),
         appid_in: Series::new(n_workers),
         config,
         access_log,
         problems: ArcSwap::from_pointee(Arc::default()),
         applied,
         http_address: http.as_ref().map(|(address, _)| *address),
+        https_address: https.as_ref().map(|(address, _)| *address),
         appid_address: appid.as_ref().map(|(address, _)| *address),
     });
     if let Some((address, sockets)) = http {
         listeners.open(Entry::Hosts, address.port(), sockets, &shared.http_in).await;
+    }
+    if let Some((address, sockets)) = https {
+        listeners.open(Entry::TlsHosts, address.port(), sockets, &shared.https_in).await;
     }
     if let Some((address, sockets)) = appid {
         listeners.open(Entry::AppIds, address.port(), sockets, &shared.appid_in).await;
@@ -104,9 +118,17 @@ pub async fn start(
     tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
     let names = StaticNames::start(cancel.clone());
     let newest = Snapshot::default();
-    let checker = Checker::new();
-    let follower =
-        Follower { shared: Arc::clone(&shared), compiler, checker, listeners, mark, names, newest };
+    let follower = Follower {
+        shared: Arc::clone(&shared),
+        compiler,
+        checker: Checker::new(),
+        listeners,
+        tls,
+        routes: None,
+        mark,
+        names,
+        newest,
+    };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
 }
@@ -116,6 +138,9 @@ struct Follower {
     compiler: Compiler,
     checker: Checker,
     listeners: Listeners,
+    tls: tls::Follower,
+    /// That `tls` follows.
+    routes: Option<Arc<Routes>>,
     mark: AppliedMark,
     names: StaticNames,
     newest: Snapshot,
@@ -127,6 +152,11 @@ impl Follower {
         if first.is_synced() {
             self.apply(&first).await;
         }
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Not a sleep of each turn: other turns come more often.
+        let mut retries = tokio::time::interval(RETRY_INTERVAL);
+        retries.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = subscriber.changed() => match changed {
@@ -134,10 +164,13 @@ impl Follower {
                     // The last table goes on serving.
                     Err(_) => return cancel.cancelled().await,
                 },
-                () = tokio::time::sleep(RETRY_INTERVAL), if self.listeners.has_failed() => {
+                _ = retries.tick(), if self.listeners.has_failed() => {
                     let table = self.shared.table.load_full();
                     self.listen(&table).await;
                 }
+                _ = looks.tick() => if self.tls.look() {
+                    self.tell(&self.shared.table.load());
+                },
                 names = self.names.changed() => {
                     self.compiler.set_names(names);
                     self.compile().await;
@@ -173,8 +206,18 @@ impl Follower {
     }
 
     async fn listen(&mut self, table: &Table) {
+        // Policies come from labels, and whatever labels change changes routes.
+        if !self.routes.as_ref().is_some_and(|known| Arc::ptr_eq(known, &table.routes)) {
+            self.tls.follow(table.tls_policies());
+            self.routes = Some(Arc::clone(&table.routes));
+        }
         self.listeners.follow(table).await;
-        let problems = table.problems.iter().cloned().chain(self.listeners.problems(table)).collect();
+        self.tell(table);
+    }
+
+    fn tell(&self, table: &Table) {
+        let problems = table.problems.iter().cloned().chain(self.listeners.problems(table));
+        let problems = problems.chain(self.tls.problems().iter().cloned()).collect();
         self.shared.problems.store(Arc::new(problems));
     }
 }
@@ -189,6 +232,7 @@ async fn sample(shared: Arc<Shared>, cancel: CancellationToken) {
             () = cancel.cancelled() => return,
         }
         shared.http_in.sample(second);
+        shared.https_in.sample(second);
         shared.appid_in.sample(second);
         for backend in &shared.table.load().backends {
             backend.frontend.sample(second);
@@ -212,6 +256,11 @@ impl Plane {
     /// Where virtual hosts are served.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.shared.http_address
+    }
+
+    /// Where virtual hosts are served over TLS.
+    pub fn https_address(&self) -> Option<SocketAddr> {
+        self.shared.https_address
     }
 
     pub fn appid_address(&self) -> Option<SocketAddr> {

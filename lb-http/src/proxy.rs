@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -18,8 +19,10 @@ use crate::http1::refusal::Refusal;
 use crate::http1::request::{Method, Request};
 use crate::http1::response::Response;
 use crate::http1::serialize::{self, Edits};
+use crate::route::without_port;
 use crate::stats::Session;
 use crate::table::{Backend, Table};
+use crate::tls::TlsTable;
 use crate::worker::Permit;
 
 /// How a listener leads to a backend.
@@ -28,8 +31,20 @@ pub(crate) enum Entry {
     ServicePort(u16),
     /// By Host and path.
     Hosts,
+    /// The same over TLS.
+    TlsHosts,
     /// By `X-Marathon-App-Id`.
     AppIds,
+}
+
+/// How a client's connection is protected.
+#[derive(Clone, Debug)]
+pub(crate) enum Protection {
+    Plain,
+    Tls {
+        /// That the client asked for in its handshake, in lower case.
+        server_name: Option<Box<str>>,
+    },
 }
 
 /// A connection as the listener hands it over.
@@ -40,9 +55,10 @@ pub(crate) struct Accepted<S> {
     /// The port that the client connected to.
     pub(crate) local_port: u16,
     pub(crate) entry: Entry,
+    pub(crate) protection: Protection,
     pub(crate) session: Session,
     /// Holds the connection's place within the limits.
-    pub(crate) permit: Permit,
+    pub(crate) permit: Rc<Permit>,
 }
 
 /// The backend that a request is for.
@@ -52,7 +68,7 @@ pub(crate) fn route(table: &Table, entry: Entry, request: &Request<'_>) -> Resul
             .routes
             .of_port(port)
             .ok_or_else(|| Answer::no_route(format!("no app has service port {port} any more"))),
-        Entry::Hosts => {
+        Entry::Hosts | Entry::TlsHosts => {
             let (host, path) = (text(request.host()), text(request.path()));
             table.routes.of_host(host, path).ok_or_else(|| {
                 Answer::no_route(format!("no app has the virtual host {host:?} for this path"))
@@ -69,8 +85,25 @@ pub(crate) fn route(table: &Table, entry: Entry, request: &Request<'_>) -> Resul
     Ok(Arc::clone(&table.backends[index]))
 }
 
+/// Whether a request to a virtual host came by a connection that was made for another host: its client may have been
+/// shown another certificate, and asked for another of its own.
+pub(crate) fn is_misdirected(
+    protection: &Protection,
+    entry: Entry,
+    request: &Request<'_>,
+    tls: &TlsTable,
+) -> bool {
+    let Protection::Tls { server_name } = protection else { return false };
+    let host = without_port(text(request.host()));
+    entry == Entry::TlsHosts
+        && match server_name {
+            Some(name) => !name.eq_ignore_ascii_case(host.trim_end_matches('.')),
+            None => tls.wants_client_certificates(&host.to_ascii_lowercase()),
+        }
+}
+
 /// What is no text is the name of nothing.
-fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
@@ -102,7 +135,7 @@ pub(crate) fn before_pick(
     let facts = RequestFacts {
         way: match origin.entry {
             Entry::ServicePort(_) => Way::ServicePort,
-            Entry::Hosts => Way::Hosts,
+            Entry::Hosts | Entry::TlsHosts => Way::Hosts,
             Entry::AppIds => Way::AppIds,
         },
         scheme: origin.connection.scheme,
@@ -218,6 +251,12 @@ impl Answer {
     /// `None`: there is nobody to tell.
     pub(crate) fn failed(error: ProxyError) -> Option<Self> {
         Some(Self::new(error.status()?, error.word(), error.to_string()))
+    }
+
+    /// RFC 9110 section 15.5.20: the client may ask again on another connection.
+    pub(crate) fn misdirected(host: &str) -> Self {
+        let text = format!("this connection was not made for the host {host:?}");
+        Self::new(421, "misdirected", text)
     }
 
     fn no_route(text: String) -> Self {

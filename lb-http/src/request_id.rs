@@ -5,32 +5,30 @@ use std::cell::Cell;
 /// 128 bits in hexadecimal digits.
 pub(crate) type RequestId = [u8; 32];
 
-/// Of one worker: a random half, and a count.
+/// Of one worker: a random half, and a count that begins anywhere.
 #[derive(Debug)]
 pub(crate) struct RequestIds {
-    worker: u64,
+    worker: [u8; 16],
     n: Cell<u64>,
 }
 
 impl RequestIds {
     pub(crate) fn new() -> Self {
-        let [worker, n] = [(); 2].map(|()| foldhash::fast::RandomState::default()).map(|state| {
-            use std::hash::BuildHasher;
-            state.hash_one(std::time::Instant::now())
-        });
-        Self { worker, n: Cell::new(n) }
+        Self { worker: digits(rand::random()), n: Cell::new(rand::random()) }
     }
 
     pub(crate) fn next(&self) -> RequestId {
         let n = self.n.get().wrapping_add(1);
         self.n.set(n);
         let mut id = [0; 32];
-        for (digit, shift) in id.iter_mut().zip((0..128).step_by(4).rev()) {
-            let number = u128::from(self.worker) << 64 | u128::from(n);
-            *digit = b"0123456789abcdef"[(number >> shift) as usize & 15];
-        }
+        id[..16].copy_from_slice(&self.worker);
+        id[16..].copy_from_slice(&digits(n));
         id
     }
+}
+
+fn digits(number: u64) -> [u8; 16] {
+    std::array::from_fn(|i| b"0123456789abcdef"[(number >> (60 - 4 * i)) as usize & 15])
 }
 
 #[cfg(test)]

@@ -20,10 +20,11 @@ use l4_vip::stats::Counters;
 
 use crate::deployment::{self, Unit};
 use crate::health::CheckState;
-use crate::labels::{self, Affinity, CheckPort, Mode, Panic, Reading, ServiceLabels};
+use crate::labels::{self, Affinity, CheckPort, HostPattern, Mode, Panic, Reading, ServiceLabels};
 use crate::names;
 use crate::route::Routes;
 use crate::stats::{Series, Totals};
+use crate::tls::{HostPolicy, Policies};
 
 #[derive(Debug)]
 pub struct Table {
@@ -41,6 +42,30 @@ pub struct Table {
 pub(crate) type Names = BTreeMap<Arc<str>, IpAddr>;
 
 impl Table {
+    /// What virtual hosts and service ports ask of TLS.
+    pub(crate) fn tls_policies(&self) -> Policies {
+        let mut policies = Policies::default();
+        for (index, backend) in self.backends.iter().enumerate() {
+            let labels = &backend.labels;
+            if labels.mode != Mode::Http || labels.tls == HostPolicy::default() {
+                continue;
+            }
+            let hosts = labels.vhosts.iter().filter_map(|host| match host {
+                HostPattern::Exact(host) => Some(Box::from(crate::route::without_port(host))),
+                HostPattern::Suffix(suffix) => Some(format!("*{suffix}").into()),
+                HostPattern::Expression(_) | HostPattern::Any => None,
+            });
+            for host in hosts {
+                // The first service in the order of routes' conflicts: by app and port.
+                policies.of_hosts.entry(host).or_insert_with(|| labels.tls.clone());
+            }
+            if !labels.tls.certificates.is_empty() && self.routes.of_port(labels.port) == Some(index) {
+                policies.of_ports.insert(labels.port, labels.tls.clone());
+            }
+        }
+        policies
+    }
+
     pub fn backend(&self, service: &ServiceId) -> Option<&Arc<Backend>> {
         self.backends.iter().find(|b| b.service == *service)
     }

@@ -194,6 +194,20 @@ impl Registered {
         self.waits.draining.get()
     }
 
+    /// A place of its own for another task of the same worker.
+    pub(crate) fn another(&self) -> Self {
+        self.waits.register(&self.wait.clock)
+    }
+
+    /// The sweep and the drain wake the task that waits for this.
+    pub(crate) async fn wake_this_task(&self) {
+        poll_fn(|cx| {
+            self.wake_me(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// The sweep and the drain wake this task.
     pub(crate) fn wake_me(&self, waker: &Waker) {
         if let Some(Some(slot)) = self.waits.slots.borrow_mut().get_mut(self.index)

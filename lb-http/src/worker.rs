@@ -22,15 +22,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access_log::AccessLog;
+use crate::config::Http2;
 use crate::config::{Config, Limits, Timeouts};
 use crate::http1::connection;
 use crate::http1::fields::Field;
 use crate::http1::flow::Means;
 use crate::labels::{AcceptProxy, Mode};
-use crate::proxy::{Accepted, Entry};
+use crate::proxy::{Accepted, Entry, Protection};
 use crate::request_id::RequestIds;
+use crate::secure;
 use crate::stats::{Series, Session};
 use crate::table::{Backend, Table};
+use crate::tls::TlsTable;
 use crate::upstream::Upstreams;
 use crate::wait::{Clock, SWEEP_INTERVAL, Waits};
 
@@ -60,6 +63,7 @@ pub struct Worker {
     pub(crate) index: usize,
     pub(crate) config: Arc<Config>,
     pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) tls: Arc<ArcSwap<TlsTable>>,
     pub(crate) applied: Applied,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) clients: Arc<Clients>,
@@ -72,6 +76,7 @@ pub(crate) struct Local {
     pub(crate) index: usize,
     pub(crate) timeouts: Timeouts,
     pub(crate) limits: Limits,
+    http2: Http2,
     pub(crate) upstreams: Upstreams,
     pub(crate) tasks: TaskTracker,
     /// Room for the lines of the next head.
@@ -83,6 +88,7 @@ pub(crate) struct Local {
     pub(crate) access_log: Option<Arc<AccessLog>>,
     forwarder: Forwarder,
     table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
+    tls: RefCell<Cache<Arc<ArcSwap<TlsTable>>, Arc<TlsTable>>>,
     waits: Rc<Waits>,
     clock: Rc<Clock>,
     clients: Arc<Clients>,
@@ -92,6 +98,11 @@ impl Local {
     /// Looks something up in the newest table.
     pub(crate) fn with_table<T>(&self, look_up: impl FnOnce(&Table) -> T) -> T {
         look_up(self.table.borrow_mut().load())
+    }
+
+    /// The same of the certificates and policies for TLS.
+    pub(crate) fn with_tls<T>(&self, look_up: impl FnOnce(&TlsTable) -> T) -> T {
+        look_up(self.tls.borrow_mut().load())
     }
 }
 
@@ -104,6 +115,7 @@ impl Worker {
             index: self.index,
             timeouts: self.config.timeouts,
             limits: self.config.limits,
+            http2: self.config.http2,
             upstreams: Upstreams::new(self.index, Rc::clone(&clock)),
             tasks: TaskTracker::new(),
             fields: Cell::default(),
@@ -116,6 +128,7 @@ impl Worker {
                 idle_timeout: None,
             }),
             table: RefCell::new(Cache::new(Arc::clone(&self.table))),
+            tls: RefCell::new(Cache::new(Arc::clone(&self.tls))),
             waits: Rc::default(),
             clock,
             clients: Arc::clone(&self.clients),
@@ -275,7 +288,7 @@ impl From {
             Entry::ServicePort(port) => {
                 local.with_table(|table| table.routes.of_port(port).map(|i| Arc::clone(&table.backends[i])))
             }
-            Entry::Hosts | Entry::AppIds => None,
+            Entry::Hosts | Entry::TlsHosts | Entry::AppIds => None,
         };
         let series = Arc::clone(backend.as_ref().map_or(&self.series, |b| &b.frontend));
         let shard = series.of_worker(local.index);
@@ -298,9 +311,20 @@ impl From {
             local.tasks.spawn_local(forward(Rc::clone(local), backend, stream, client, session, permit));
             return;
         }
-        let accepted = Accepted { stream, client, local_port: self.port, entry: self.entry, session, permit };
+        let (entry, local_port) = (self.entry, self.port);
+        let permit = Rc::new(permit);
+        let accepted =
+            Accepted { stream, client, local_port, entry, protection: Protection::Plain, session, permit };
         let registered = local.waits.register(&local.clock);
-        local.tasks.spawn_local(connection::serve(Rc::clone(local), accepted, registered));
+        let local = Rc::clone(local);
+        let tasks = local.tasks.clone();
+        if secure::is_tls(&local, entry) {
+            tasks.spawn_local(secure::serve(local, accepted, registered));
+        } else if local.http2 == Http2::WithPriorKnowledge {
+            tasks.spawn_local(secure::serve_either(local, accepted, registered));
+        } else {
+            tasks.spawn_local(connection::serve(local, accepted, registered));
+        }
     }
 }
 

@@ -45,10 +45,23 @@ async fn a_taken_port_is_one_line_with_a_hint_and_nothing_is_left_half_started()
     let address = taken.local_addr()?.to_string();
     let state = tempfile::tempdir()?;
     let state = state.path().to_string_lossy().into_owned();
-    for flag in ["--scheduler-listen", "--http-listen", "--stats-listen", "--appid-listen", "--dns-listen"] {
+    for flag in [
+        "--scheduler-listen",
+        "--http-listen",
+        "--https-listen",
+        "--stats-listen",
+        "--appid-listen",
+        "--dns-listen",
+    ] {
         let mut arguments = vec!["dev", "--state-dir", &state];
-        for own in ["--scheduler-listen", "--http-listen", "--stats-listen", "--appid-listen", "--dns-listen"]
-        {
+        for own in [
+            "--scheduler-listen",
+            "--http-listen",
+            "--https-listen",
+            "--stats-listen",
+            "--appid-listen",
+            "--dns-listen",
+        ] {
             arguments.extend([own, if own == flag { &address } else { "127.0.0.1:0" }]);
         }
         let (code, stderr) = fails(&arguments).await?;

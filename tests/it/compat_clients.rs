@@ -84,7 +84,7 @@ async fn install<F: Future<Output = anyhow::Result<()>>>(
     Err(failure.context("no attempt was made")?)
 }
 
-async fn install_python(name: &str, packages: &[&[&str]]) -> anyhow::Result<PathBuf> {
+pub(crate) async fn install_python(name: &str, packages: &[&[&str]]) -> anyhow::Result<PathBuf> {
     let venv = folder(name);
     install(&venv, || async {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv), INSTALL_PATIENCE).await?;
@@ -106,7 +106,7 @@ async fn marathon_venv() -> anyhow::Result<PathBuf> {
 }
 
 /// Without the packages there is nothing to test; a gate has them.
-fn or_skip(installed: anyhow::Result<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
+pub(crate) fn or_skip(installed: anyhow::Result<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
     match installed {
         Ok(folder) => Ok(Some(folder)),
         Err(error) if std::env::var_os("CI").is_some() => {

@@ -126,6 +126,6 @@ async fn the_other_endpoints_answer_as_marathon_lb() -> anyhow::Result<()> {
 /// Without the peer there is nothing to test; on the build server it must be there.
 fn skip(program: &str, error: &std::io::Error) -> anyhow::Result<()> {
     anyhow::ensure!(std::env::var_os("CI").is_none(), "cannot run {program}: {error}");
-    println!("SKIPPED: cannot run {program}: {error}");
+    eprintln!("SKIPPED: cannot run {program}: {error}");
     Ok(())
 }

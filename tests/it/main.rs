@@ -11,6 +11,7 @@ mod compat_marathon_lb;
 mod dns;
 mod exec;
 mod failover;
+mod https;
 mod kernel_dns;
 mod kernel_ebpf;
 mod kernel_nft;

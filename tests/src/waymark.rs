@@ -87,6 +87,7 @@ impl Waymark {
         let state = home.path().join("state");
         let own: &[(&str, &OsStr)] = &[
             ("--http-listen", "127.0.0.1:0".as_ref()),
+            ("--https-listen", "127.0.0.1:0".as_ref()),
             ("--appid-listen", "127.0.0.1:0".as_ref()),
             ("--stats-listen", "127.0.0.1:0".as_ref()),
             ("--dns-listen", "127.0.0.1:0".as_ref()),

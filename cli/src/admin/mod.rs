@@ -50,6 +50,8 @@ pub struct Addresses {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<std::net::IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub https: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub appid: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stats: Option<SocketAddr>,

@@ -46,6 +46,8 @@ impl Layer {
     pub fn of_daemon(args: &DaemonArgs) -> Self {
         let mut layer = Self::default();
         layer.set_if("http.listen", args.http_listen);
+        layer.set_if("https.listen", args.https_listen);
+        layer.set_list("https.certificates", &args.ssl_certs);
         layer.set_if("service.address", args.service_address);
         layer.set_if("appid.listen", args.appid_listen);
         layer.set_if("stats.listen", args.stats_listen);

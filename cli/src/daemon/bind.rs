@@ -18,6 +18,7 @@ pub fn probe(config: &Config) -> Result<(), Failure> {
     }
     if config.runs(PlaneName::Http) {
         tcp.push((config.http.listen, "HTTP virtual hosts", "--http-listen"));
+        tcp.push((config.https.listen, "HTTPS virtual hosts", "--https-listen"));
         tcp.push((config.appid.listen, "HTTP by app id", "--appid-listen"));
     }
     if config.runs(PlaneName::Dns) {
@@ -73,7 +74,7 @@ mod tests {
         let mut config = Config::defaults(Mode::Dev);
         let free = "127.0.0.1:0".parse().unwrap();
         (config.stats.listen, config.scheduler.listen) = (free, free);
-        (config.http.listen, config.appid.listen) = (free, free);
+        (config.http.listen, config.https.listen, config.appid.listen) = (free, free, free);
         config.dns.listen = vec![free];
         config.dns.http.listen = Some(free);
         assert!(probe(&config).is_ok());

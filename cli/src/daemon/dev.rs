@@ -123,15 +123,17 @@ pub fn banner(addresses: &Addresses, demo: bool, style: Style) -> String {
     let defaults = Config::defaults(Mode::Dev);
     let mut text = format!("\n{}\n\n", style.bold("Waymark is ready."));
     let mut line = |what: &str, address: String| text.push_str(&format!("  {what:<28} {address}\n"));
-    let mut url = |what: &str, address: Option<SocketAddr>| {
+    for (what, scheme, address) in [
+        ("scheduler API (Marathon)", "http", addresses.scheduler),
+        ("stats page", "http", addresses.stats),
+        ("HTTP virtual hosts", "http", addresses.http),
+        ("HTTPS virtual hosts", "https", addresses.https),
+        ("HTTP by app id", "http", addresses.appid),
+    ] {
         if let Some(address) = address {
-            line(what, format!("http://{address}/"));
+            line(what, format!("{scheme}://{address}/"));
         }
-    };
-    url("scheduler API (Marathon)", addresses.scheduler);
-    url("stats page", addresses.stats);
-    url("HTTP virtual hosts", addresses.http);
-    url("HTTP by app id", addresses.appid);
+    }
     if let Some(service) = addresses.service {
         line("service ports", format!("{service}:10000…"));
     }

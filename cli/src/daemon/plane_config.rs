@@ -18,10 +18,20 @@ const STATE_FILE: &str = "kept";
 /// With less, an answer would find its client forgotten.
 const LEAST_UDP_IDLE: Duration = Duration::from_secs(1);
 
-pub fn http(config: &Config) -> lb_http::Config {
+pub fn http(config: &Config) -> Result<lb_http::Config, Failure> {
     let (timeouts, limits) = (&config.http.timeouts, &config.http.limits);
-    lb_http::Config {
+    Ok(lb_http::Config {
         http_listen: Some(config.http.listen),
+        https_listen: Some(config.https.listen),
+        tls: lb_http::Tls {
+            certificates: config.https.certificates.clone(),
+            inline_certificates: certificates_of_environment(),
+            min_version: config.min_tls_version()?,
+        },
+        http2: match config.http.h2c {
+            true => lb_http::Http2::WithPriorKnowledge,
+            false => lb_http::Http2::OverTls,
+        },
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
         reading: reading(config),
@@ -44,8 +54,14 @@ pub fn http(config: &Config) -> lb_http::Config {
         },
         access_log: access_log(&config.http.access_log),
         drain_timeout: config.drain_timeout,
-        ..lb_http::Config::default()
-    }
+    })
+}
+
+/// Marathon-LB's `HAPROXY_SSL_CERT` and `HAPROXY_SSL_CERT0` to `HAPROXY_SSL_CERT100`: PEM texts.
+fn certificates_of_environment() -> Vec<String> {
+    let numbered = (0..=100).map(|n| format!("HAPROXY_SSL_CERT{n}"));
+    let names = std::iter::once("HAPROXY_SSL_CERT".to_owned()).chain(numbered);
+    names.filter_map(|name| std::env::var(name).ok()).filter(|pem| !pem.trim().is_empty()).collect()
 }
 
 /// How labels are read.

@@ -23,7 +23,7 @@ use super::refusal::Refusal;
 use super::request::{self, Method, Persistence, Request, Version};
 use super::response::BadResponse;
 use super::scan::{Scan, Scanned};
-use super::serialize::{self, Delivery, Edits, Forwarding};
+use super::serialize::{self, Delivery, Edits, Forwarding, Proto};
 use super::side::{ClientSide, ClientStream, Side};
 use super::tunnel;
 use crate::access::{Admit, Scheme, Verification};
@@ -32,7 +32,7 @@ use crate::edits;
 use crate::error::ProxyError;
 use crate::exchange::{CookieDue, Exchange};
 use crate::failover::Attempt;
-use crate::proxy::{self, Accepted, Answer, Entry, Origin, Stop, Then};
+use crate::proxy::{self, Accepted, Answer, Entry, Origin, Protection, Stop, Then};
 use crate::stats::ResponseClass;
 use crate::sticky::{self, Cookie};
 use crate::table::Backend;
@@ -57,6 +57,7 @@ struct Connection<S> {
     entry: Entry,
     origin: edits::Connection,
     ends: Ends,
+    protection: Protection,
     /// What every request is told about the client.
     lines: Box<[u8]>,
     /// Of the present request, when it is to be logged.
@@ -101,9 +102,13 @@ enum NotPrepared {
 
 /// Serves a connection until it ends; a drain lets it end after the request it is at.
 pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<S>, registered: Registered) {
-    let Accepted { stream, client, local_port, entry, session, permit } = accepted;
+    let Accepted { stream, client, local_port, entry, protection, session, permit } = accepted;
     let address = client.ip().to_canonical();
-    let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n");
+    let proto = match protection {
+        Protection::Plain => "",
+        Protection::Tls { .. } => "X-Forwarded-Proto: https\r\n",
+    };
+    let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n{proto}");
     // Where it came to is not known of a connection that is no socket as it is; its port is.
     let local_address = stream.plain().and_then(|stream| stream.local_addr().ok());
     let destination = local_address.unwrap_or_else(|| match address {
@@ -120,20 +125,30 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         n_written: Cell::new(0),
     };
     let lines = lines.into_bytes().into();
-    let origin = edits::Connection { scheme: Scheme::Http, client: address, local_port };
-    let mut connection =
-        Connection { local, registered, side, entry, origin, ends, lines, record: None, status: 0 };
+    let scheme = match protection {
+        Protection::Plain => Scheme::Http,
+        Protection::Tls { .. } => Scheme::Https,
+    };
+    let origin = edits::Connection { scheme, client: address, local_port };
+    let mut connection = Connection {
+        local,
+        registered,
+        side,
+        entry,
+        origin,
+        ends,
+        protection,
+        lines,
+        record: None,
+        status: 0,
+    };
     connection.run().await;
     drop((session, permit));
 }
 
 impl<S: ClientStream> Connection<S> {
     async fn run(&mut self) {
-        poll_fn(|cx| {
-            self.registered.wake_me(cx.waker());
-            Poll::Ready(())
-        })
-        .await;
+        self.registered.wake_this_task().await;
         // It was in the backlog: its request is served, if there is one.
         let mut is_last_chance = self.registered.is_draining();
         let mut n_in_a_row = 0;
@@ -282,7 +297,12 @@ impl<S: ClientStream> Connection<S> {
         };
         let framing = request.framing;
         let request_id = local.request_ids.next();
-        let routed = local.with_table(|table| proxy::route(table, self.entry, &request));
+        let is_misdirected = matches!(self.protection, Protection::Tls { .. })
+            && local.with_tls(|tls| proxy::is_misdirected(&self.protection, self.entry, &request, tls));
+        let routed = match is_misdirected {
+            true => Err(Answer::misdirected(proxy::text(request.host()))),
+            false => local.with_table(|table| proxy::route(table, self.entry, &request)),
+        };
         let origin = Origin { entry: self.entry, connection: self.origin };
         let allowed = routed.map_err(Stop::Answer).and_then(|backend| {
             match proxy::before_pick(&backend, &request, &origin, login) {
@@ -315,6 +335,10 @@ impl<S: ClientStream> Connection<S> {
             let is_ours = edits.as_ref().is_none_or(|e| e.forwarding == edits::Forwarding::Standard);
             let forwarding = Forwarding {
                 lines: if is_ours { &self.lines } else { b"" },
+                proto: match self.protection {
+                    Protection::Plain => Proto::OfClient,
+                    Protection::Tls { .. } => Proto::Ours,
+                },
                 target: edits.as_ref().and_then(|e| e.target.as_deref()).map(str::as_bytes),
                 request_id: &request_id,
                 cookies: has_changed.then_some(&*cookies),

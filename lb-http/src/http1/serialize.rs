@@ -30,6 +30,7 @@ impl Edits {
 pub(crate) struct Forwarding<'a> {
     /// Lines for every request of the connection.
     pub(crate) lines: &'a [u8],
+    pub(crate) proto: Proto,
     /// For a request that has none.
     pub(crate) request_id: &'a [u8],
     /// The Cookie lines without the balancer's own cookie. `None`: as they came.
@@ -37,6 +38,15 @@ pub(crate) struct Forwarding<'a> {
     /// Path and query instead of those that came.
     pub(crate) target: Option<&'a [u8]>,
     pub(crate) edits: &'a Edits,
+}
+
+/// Who says what protocol the client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proto {
+    /// The client, which may be a balancer that has ended TLS; plain HTTP when it is silent.
+    OfClient,
+    /// It is among the lines of the connection.
+    Ours,
 }
 
 /// Fields that are dropped or written anew.
@@ -72,6 +82,7 @@ pub(crate) fn request(out: &mut Vec<u8>, request: &Request<'_>, forwarding: &For
     copy(out, request.head(), request.fields(), |field| {
         is_ours_in_requests(field.name)
             || (field.name == Name::Cookie && forwarding.cookies.is_some())
+            || (field.name == Name::XForwardedProto && forwarding.proto == Proto::Ours)
             || (field.name == Name::MaxForwards && request.max_forwards.is_some())
             || (field.name == Name::Expect && !request.expects_continue)
             || options.is_some_and(|options| options.name(field))
@@ -89,7 +100,7 @@ pub(crate) fn request(out: &mut Vec<u8>, request: &Request<'_>, forwarding: &For
         Version::Http10 => b"Via: 1.0 waymark\r\n",
     };
     out.extend_from_slice(version);
-    if !request.has(Name::XForwardedProto) {
+    if forwarding.proto == Proto::OfClient && !request.has(Name::XForwardedProto) {
         out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
     }
     if !request.has(Name::XRequestId) {

@@ -18,6 +18,7 @@ fn lines(out: Vec<u8>) -> Vec<String> {
 }
 
 const PLAIN: Forwarding<'_> = Forwarding {
+    proto: Proto::OfClient,
     lines: b"X-Ours: 1\r\n",
     request_id: b"id",
     cookies: None,

@@ -29,6 +29,7 @@ use serde::Serialize;
 use crate::access::Admission;
 use crate::edits::HeadEdits;
 use crate::sticky::CookieStyle;
+use crate::tls::{ClientAuth, HostPolicy, Need};
 use reader::Reader;
 
 pub use balance::HashOn;
@@ -200,8 +201,8 @@ pub struct ServiceLabels {
     /// What the balancer probes itself. `None`: nothing.
     pub check: Option<CheckSpec>,
     pub proxy_protocol: ProxyProtocol,
-    /// A PEM file; the service port then speaks TLS.
-    pub ssl_cert: Option<Arc<str>>,
+    /// Of its virtual hosts over TLS; with a certificate, of its service port, too.
+    pub tls: HostPolicy,
     pub static_server: Option<StaticServer>,
 }
 
@@ -266,19 +267,23 @@ pub fn read(
             .filter(|_| reader.boolean("CHECK", true))
             .and_then(|check| check::spec(check, check_port, mode)),
         proxy_protocol: proxy_protocol(&mut reader),
-        ssl_cert: reader.text("SSL_CERT").map(|path| path.trim().into()),
+        tls: tls(&mut reader),
         static_server: None,
     };
     templates::apply(&mut reader, &mut labels);
-    tell_what_is_not_served(&mut reader, &labels);
     (enabled && served && port.is_some()).then_some(labels)
 }
 
-/// Understood, and told apart from what has an effect.
-fn tell_what_is_not_served(reader: &mut Reader<'_>, labels: &ServiceLabels) {
-    if labels.ssl_cert.is_some() {
-        let what = "service ports do not speak TLS yet".to_owned();
-        reader.problem("SSL_CERT", what, "the label has no effect");
+/// `SSL_CERT`, `WAYMARK_{n}_CLIENT_CA` and `TLS_MIN`; `BIND_OPTIONS` says more.
+fn tls(reader: &mut Reader<'_>) -> HostPolicy {
+    let certificates =
+        reader.text("SSL_CERT").map(|paths| paths.split(',').map(|path| path.trim().into()).collect());
+    let client_ca = reader.text("CLIENT_CA").map(|path| path.trim().into());
+    HostPolicy {
+        certificates: certificates.unwrap_or_default(),
+        client_auth: client_ca.map(|ca| ClientAuth { ca, need: Need::Required }),
+        min_version: reader.parsed("TLS_MIN", "1.2 or 1.3", |text| text.parse().ok()),
+        without_http2: false,
     }
 }
 

@@ -11,7 +11,7 @@ use l4_vip::pool::EndpointState;
 use super::series::{Series, Totals};
 use crate::health::CheckState;
 use crate::labels::{CheckSpec, Mode};
-use crate::names::{APPID_FRONTEND, HTTP_FRONTEND};
+use crate::names::{APPID_FRONTEND, HTTP_FRONTEND, HTTPS_FRONTEND};
 use crate::plane::Shared;
 use crate::table::{Backend, Server, ServerStatus, Standing};
 
@@ -186,7 +186,11 @@ pub(crate) fn rows(shared: &Shared) -> Vec<Row> {
     let limit = shared.config.limits.connections_per_listener as u64;
     let mut rows = Vec::new();
     let mut iid = 1;
-    for (name, series) in [(HTTP_FRONTEND, &shared.http_in), (APPID_FRONTEND, &shared.appid_in)] {
+    for (name, series) in [
+        (HTTP_FRONTEND, &shared.http_in),
+        (APPID_FRONTEND, &shared.appid_in),
+        (HTTPS_FRONTEND, &shared.https_in),
+    ] {
         iid += 1;
         rows.push(frontend(&name.into(), series, &series.totals(), Mode::Http, iid, limit));
     }

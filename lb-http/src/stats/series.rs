@@ -96,6 +96,8 @@ shard! {
     bytes_out,
     /// Refused by a limit.
     n_denied,
+    /// Connections whose TLS handshake failed or took too long.
+    n_handshake_failures,
     /// Refused by a service's own rules.
     n_denied_requests,
     /// Requests that are malformed or did not arrive in time.

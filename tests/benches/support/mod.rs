@@ -2,6 +2,8 @@
 //!
 //! It starts no load and prints nothing.
 
+#![allow(dead_code, reason = "each benchmark uses what it needs of it")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;

@@ -5,6 +5,7 @@
 //! headers that `BACKEND_HTTP_OPTIONS` does not set are not set.
 
 mod backend;
+mod bind;
 mod frontend;
 mod lines;
 
@@ -84,7 +85,7 @@ pub(super) fn apply(reader: &mut Reader<'_>, labels: &mut ServiceLabels) {
             reader.problem(key, what, "the configuration file and flags have what it is used for");
         }
     }
-    bind_options(reader, labels);
+    bind::options(reader, labels);
 }
 
 /// An empty frontend closes the service port.
@@ -192,29 +193,6 @@ fn report(reader: &mut Reader<'_>, key: &str, line: &Line, understood: Understoo
     if understood == Understood::No {
         let text = line.text.replace(PER_INSTANCE, "…");
         reader.problem(key, format!("{text:?} is not understood"), NOT_UNDERSTOOD);
-    }
-}
-
-/// What stands after `bind` of the service port.
-fn bind_options(reader: &mut Reader<'_>, labels: &mut ServiceLabels) {
-    let Some(text) = reader.text("BIND_OPTIONS") else { return };
-    for line in lines(text) {
-        let mut words = line.words.iter().map(String::as_str);
-        while let Some(word) = words.next() {
-            match word {
-                "accept-proxy" => labels.proxy_protocol.accept = super::AcceptProxy::Required,
-                // Said by default, or without a meaning here.
-                "transparent" | "defer-accept" | "tfo" | "v4v6" | "no-sslv3" | "no-tlsv10" | "no-tlsv11" => {}
-                "name" | "backlog" | "maxconn" | "nice" | "id" => {
-                    words.next();
-                }
-                _ => {
-                    let what = format!("{word:?} is not understood");
-                    reader.problem("BIND_OPTIONS", what, "it and what follows has no effect");
-                    break;
-                }
-            }
-        }
     }
 }
 

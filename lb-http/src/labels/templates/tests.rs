@@ -257,7 +257,7 @@ fn what_is_not_understood_is_named_and_has_no_effect() {
         ("HAPROXY_0_USERLIST_HEAD", "userlist x", 1),
         ("HAPROXY_0_HEAD", "global", 1),
         ("HAPROXY_0_HTTP_FRONTEND_ACL", "acl h src 10.0.0.0/8\nuse_backend {backend} if !h", 2),
-        ("HAPROXY_0_BIND_OPTIONS", "alpn h2", 1),
+        ("HAPROXY_0_BIND_OPTIONS", "strict-sni", 1),
     ] {
         let (read, problems) = read_all(&[HTTP, (key, template)]);
         let mut default = read_all(&[HTTP]).0;

@@ -1,0 +1,19 @@
+//! TLS towards clients: certificates, which of them a server name gets, and the handshake.
+//!
+//! Reading order: [`certificate`] (a chain, its key and the names it is for), `store` (server name → certificate),
+//! [`policy`] (what a host asks of its clients), `table` (server name → configuration, what the handshake looks up),
+//! `files` (reads them, sees that they changed), `follow` (keeps the table true), `handshake`. Nothing here knows HTTP; TLS towards instances is not
+//! here either.
+
+pub mod certificate;
+mod files;
+mod follow;
+mod handshake;
+pub mod policy;
+mod store;
+mod table;
+
+pub(crate) use follow::Follower;
+pub(crate) use handshake::{Protocol, accept};
+pub use policy::{ClientAuth, HostPolicy, MinVersion, Need};
+pub(crate) use table::{Policies, TlsTable};
