@@ -44,6 +44,8 @@ pub struct Running {
     scheduler: Option<(scheduler::Running, CancellationToken)>,
     /// It may have to put the kernel in order before the process ends.
     vip_plane: Option<l4_vip::Plane>,
+    /// Nobody else's as long as DNS listens there.
+    _resolver: Option<dev::Resolver>,
     demo: bool,
 }
 
@@ -52,7 +54,8 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
     let n_workers = runtime::n_workers(config.workers);
     let vip_pools = config.vip_pools()?;
     let resolver_addresses = resolver::addresses(&mut config);
-    let dns_config = plane_config::dns(&config)?;
+    let resolver = dev::Resolver::claim(&config);
+    let dns_config = plane_config::dns(&config, resolver.as_ref().map(|resolver| resolver.address))?;
     bind::probe(&config)?;
     let shutdown = CancellationToken::new();
     tokio::spawn(resolver_addresses.keep(shutdown.clone()));
@@ -134,6 +137,7 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
         drained: CancellationToken::new(),
         scheduler,
         vip_plane,
+        _resolver: resolver,
         demo,
     };
     let work = Work { stats, parts, haproxy, publisher, vip_pools, vip_workers, http_workers, dns_workers };

@@ -102,7 +102,10 @@ impl Compiler {
         let apps: Vec<&Arc<App>> =
             if renamed { snapshot.apps.values().collect() } else { delta.changed.iter().collect() };
         for app in apps {
-            self.set(Source::App(app.id.clone()), of_app(app, &snapshot.framework, self.config.compat));
+            self.set(
+                Source::App(app.id.clone()),
+                of_app(app, snapshot.framework_of(&app.id), self.config.compat),
+            );
             let agents = app.instances.iter().filter_map(|i| i.host_address).collect();
             agents_changed |= self.set_agents(&app.id, agents);
         }

@@ -189,10 +189,10 @@ fn of_zone(api: &Api, zone: &Zone, question: &Question, explanation: &mut Explan
 /// What apps and their instances say about the name.
 fn of_apps(api: &Api, snapshot: &Snapshot, name: &WireName, explanation: &mut Explanation) {
     for app in snapshot.apps.values() {
-        let of_app = of_app(app, &snapshot.framework, api.config.compat);
+        let of_app = of_app(app, snapshot.framework_of(&app.id), api.config.compat);
         let names_it = of_app.0.iter().any(|fact| fact.name == *name);
         for instance in &app.instances {
-            let facts = of_instance(app, instance, &snapshot.framework, api.config.compat);
+            let facts = of_instance(app, instance, snapshot.framework_of(&app.id), api.config.compat);
             let data = data_of(&facts, name);
             if data.is_empty() && !names_it {
                 continue;

@@ -432,6 +432,32 @@ fn the_cluster_this_node_and_its_other_names() {
 }
 
 #[test]
+fn names_carry_the_scheduler_that_runs_the_app() {
+    let mut server = Server::with(vec![]);
+    let apps = || vec![instances(app("/web"), 1), instances(app("/job"), 2)];
+    server.apply(apps());
+    check(&server, &[("job.marathon.mesos", A, &["10.7.0.1", "10.7.0.2"])]);
+    // Another scheduler takes the app over; nothing else of it changes.
+    server.run_by("/job", Some("batch"));
+    server.apply(apps());
+    check(
+        &server,
+        &[
+            ("web.marathon.mesos", A, &["10.7.0.1"]),
+            ("job.batch.mesos", A, &["10.7.0.1", "10.7.0.2"]),
+            ("job.batch.autoip.dcos.thisdcos.directory", A, &["10.7.0.1", "10.7.0.2"]),
+            ("job.marathon.mesos", A, &["NXDomain"]),
+        ],
+    );
+    server.run_by("/job", None);
+    server.apply(apps());
+    check(
+        &server,
+        &[("job.batch.mesos", A, &["NXDomain"]), ("job.marathon.mesos", A, &["10.7.0.1", "10.7.0.2"])],
+    );
+}
+
+#[test]
 fn mesos_dns_peculiarities_are_kept_when_asked_for() {
     let config =
         Config { upstreams: Some(vec![]), compat: dns::config::Compat::MesosDns, ..Config::default() };

@@ -195,6 +195,7 @@ impl Feed {
         slot.cause = state.cause();
         let mut changed = Changed::No;
         if state.is_synced() {
+            let was_renamed = slot.framework.as_ref() != framework;
             slot.framework = framework.cloned();
             slot.apps = self.held.apps().clone();
             let changes = self.held.take_changes();
@@ -215,6 +216,11 @@ impl Feed {
             }
             if changes.problems == ProblemsChanged::Yes {
                 inner.take_source_problems();
+            }
+            if was_renamed && inner.slots.len() > 1 {
+                for id in self.held.apps().keys() {
+                    inner.settle(id);
+                }
             }
             inner.take_framework();
             inner.publish((changed == Changed::Yes).then_some(self.index));
@@ -281,6 +287,7 @@ impl Inner {
         let mut owners = self.slots.iter().filter(|slot| slot.apps.contains_key(id));
         let Some(winner) = owners.next() else {
             self.catalog.remove(id);
+            self.catalog.set_framework_of(id, None);
             let problems = self.slots.iter().filter_map(|slot| slot.problems.get(id)).flatten().cloned();
             self.catalog.set_problems(id, problems.collect());
             return;
@@ -293,6 +300,9 @@ impl Inner {
                 what: format!("{} has an app of the same id", winner.name),
                 hint: format!("it is served from {}, which is configured first; rename one", winner.name),
             });
+        }
+        if self.slots.len() > 1 {
+            self.catalog.set_framework_of(id, winner.framework.as_ref());
         }
         let app = Arc::clone(&winner.apps[id]);
         self.catalog.put(app, problems);
@@ -309,7 +319,7 @@ impl Inner {
         self.catalog.set_source_problems(problems.collect());
     }
 
-    /// Names of apps without a scheduler of their own in their name use the first scheduler's.
+    /// The cluster's own names, and those of apps without a scheduler, use the first scheduler's.
     fn take_framework(&mut self) {
         if let Some(framework) = self.slots.iter().find_map(|slot| slot.framework.clone()) {
             self.catalog.set_framework(&framework);

@@ -429,7 +429,9 @@ impl Reconcile {
         let lost: Vec<AppId> = survey.lost.keys().cloned().collect();
         let n_before = survey.n_before;
         let judgement = self.guard.judge(now, survey);
-        self.want_list(now + self.interval());
+        // From its begin: what it says may be as old. A slow scheduler gets as long a rest as the list took.
+        let begun = self.list_begun.unwrap_or(now);
+        self.want_list((begun + self.interval()).max(now + now.duration_since(begun)));
         match (&self.stream, self.polling) {
             (Stream::Up { .. }, _) | (_, true) => self.state.confirmed(),
             _ => {
@@ -580,8 +582,9 @@ impl Reconcile {
         self.list_due = Some(self.list_due.map_or(at, |due| due.min(at)));
     }
 
+    /// Short of the resync interval by a tenth, so that the answer is there when the interval is over.
     fn interval(&self) -> Duration {
-        if self.polling { self.timing.poll } else { self.timing.resync }
+        if self.polling { self.timing.poll } else { self.timing.resync - self.timing.resync / 10 }
     }
 
     /// A stream that lived longer than this has brought a heartbeat.

@@ -28,10 +28,8 @@ use crate::worker::{Clients, Worker};
 
 /// Listeners that come and go in one change; the control side waits when a worker is this far behind.
 const MOST_COMMANDS: usize = 256;
-/// How often certificate files are looked at. A certificate is replaced days before the old one ends.
+/// How often service ports that are taken are tried again, and certificate files looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// How often a service port that is taken is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A handle for whoever shows or waits for what the plane does. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -133,6 +131,12 @@ pub async fn start(
     Ok((Plane { shared }, workers))
 }
 
+impl Shared {
+    pub(crate) fn serves_https(&self) -> bool {
+        self.https_address.is_some()
+    }
+}
+
 struct Follower {
     shared: Arc<Shared>,
     compiler: Compiler,
@@ -154,9 +158,6 @@ impl Follower {
         }
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // Not a sleep of each turn: other turns come more often.
-        let mut retries = tokio::time::interval(RETRY_INTERVAL);
-        retries.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = subscriber.changed() => match changed {
@@ -164,13 +165,15 @@ impl Follower {
                     // The last table goes on serving.
                     Err(_) => return cancel.cancelled().await,
                 },
-                _ = retries.tick(), if self.listeners.has_failed() => {
+                _ = looks.tick() => {
                     let table = self.shared.table.load_full();
-                    self.listen(&table).await;
+                    let has_news = self.tls.look();
+                    if self.listeners.has_failed() {
+                        self.listen(&table).await;
+                    } else if has_news {
+                        self.tell(&table);
+                    }
                 }
-                _ = looks.tick() => if self.tls.look() {
-                    self.tell(&self.shared.table.load());
-                },
                 names = self.names.changed() => {
                     self.compiler.set_names(names);
                     self.compile().await;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tests::client::{self, DEADLINE};
 use tests::waymark::Waymark;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
@@ -44,6 +45,7 @@ const DCOS: [&[&str]; 2] = [
         "PyJWT==1.4.2",
     ],
 ];
+const ACME: [&[&str]; 1] = [&["marathon-acme==0.6.1"]];
 const MARATHON: [&[&str]; 1] = [&["marathon==0.13.0", "marathon-deploy==3.0.2"]];
 
 fn folder(name: &str) -> PathBuf {
@@ -206,6 +208,8 @@ async fn marathon_deploy() -> anyhow::Result<()> {
         (vec!["--put", &file], 1),
         (vec!["--appid", "/md/web", "--scale", "3"], 3),
         (vec!["--appid", "/md/web", "--restart"], 3),
+        (vec!["--appid", "/md/web", "--inplacerestart"], 3),
+        (vec!["--appid", "/md/web", "--instances"], 3),
         (vec!["--put", &file], 1),
     ] {
         let mut deploy = Command::new(venv.join("bin/marathon-deploy"));
@@ -232,23 +236,93 @@ async fn nodes_event_bus_client() -> anyhow::Result<()> {
     node.arg(fixture("event_bus.js")).arg(address.ip().to_string()).arg(address.port().to_string());
     node.env("NODE_PATH", modules.join("node_modules"));
     let listening = tokio::spawn(async move { run(&mut node, CLIENT_PATIENCE).await });
-    // Its stream shows up beside the watcher's.
-    let wait = async {
-        loop {
-            let state = client::get(address, "/waymark/v1/scheduler").await?.json()?;
-            if state["subscribers"].as_u64() >= Some(2) {
-                return anyhow::Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(3 * DEADLINE, wait).await.context("it does not attach")??;
+    attached(&waymark).await?;
     let file = waymark.scratch().join("bus.json");
     std::fs::write(&file, r#"{"id": "/bus", "cmd": "sleep 1000", "cpus": 0.1, "mem": 16}"#)?;
     waymark.ok(&["app", "add", &file.to_string_lossy()]).await?;
     let printed = listening.await??;
     assert!(printed.contains("deployed /bus"), "{printed}");
     Ok(())
+}
+
+/// The client module of marathon-acme: its command line needs an authority of ACME's first version, which is gone.
+#[tokio::test]
+async fn marathon_acme() -> anyhow::Result<()> {
+    let Some(venv) = or_skip(install_python("acme", &ACME).await)? else { return Ok(()) };
+    let waymark = scheduler().await?;
+    let mut python = Command::new(venv.join("bin/python"));
+    python.args(["-W", "ignore"]).arg(fixture("acme.py"));
+    python.args(["scheduler", "stats"].map(|name| format!("http://{}", waymark.address(name))));
+    let listening = tokio::spawn(async move { run(&mut python, CLIENT_PATIENCE).await });
+    attached(&waymark).await?;
+    let app = serde_json::json!({"id": "/acme/web", "cmd": "sleep 1000", "cpus": 0.1, "mem": 16,
+        "labels": {"MARATHON_ACME_0_DOMAIN": "web.example"}});
+    assert_eq!(waymark.api("POST", "/v2/apps", Some(app)).await?.0, 201);
+    let printed = listening.await??;
+    for line in [
+        "attached event_stream_attached",
+        "/acme/web {'MARATHON_ACME_0_DOMAIN': 'web.example'} 1",
+        "signal 200",
+    ] {
+        assert!(printed.lines().any(|l| l == line), "{line} in {printed}");
+    }
+    Ok(())
+}
+
+/// Marathon-LB is in no registry: its two requests, word for word.
+#[tokio::test]
+async fn the_requests_of_marathon_lb() -> anyhow::Result<()> {
+    let waymark = scheduler().await?;
+    let address = waymark.address("scheduler");
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let types =
+        "event_type=api_post_event&event_type=health_status_changed_event&event_type=status_update_event";
+    let request = format!(
+        "GET /v2/events?plan-format=light&{types} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: marathon-lb\r\n\
+         Accept: text/event-stream\r\nCache-Control: no-cache\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    attached(&waymark).await?;
+    let app = serde_json::json!({"id": "/mlb", "cmd": "sleep 1000", "cpus": 0.1, "mem": 16,
+        "labels": {"HAPROXY_GROUP": "external"}});
+    assert_eq!(waymark.api("POST", "/v2/apps", Some(app)).await?.0, 201);
+    let mut text = String::new();
+    let told = async {
+        let mut buffer = [0; 4096];
+        while !text.contains("TASK_RUNNING") {
+            let n = stream.read(&mut buffer).await?;
+            anyhow::ensure!(n > 0, "closed after {text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+        Ok(())
+    };
+    tokio::time::timeout(DEADLINE, told).await.context("it is not told")??;
+    let kinds: std::collections::BTreeSet<_> =
+        text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    assert_eq!(kinds, ["api_post_event", "status_update_event"].into());
+
+    let headers = ["Content-Type: application/json", "Accept: application/json", "User-Agent: marathon-lb"];
+    let mut connection = client::Connection::open(address).await?;
+    let apps = connection.request("GET", "/v2/apps?embed=apps.tasks", &headers, b"").await?.json()?;
+    let app = &apps["apps"][0];
+    assert_eq!((&app["id"], &app["labels"]["HAPROXY_GROUP"]), (&"/mlb".into(), &"external".into()));
+    assert_eq!(app["tasks"][0]["state"], "TASK_RUNNING");
+    assert!(app["tasks"][0]["ports"][0].is_u64() && app["tasks"][0]["host"].is_string(), "{app}");
+    Ok(())
+}
+
+/// Waits for a client's event stream beside the watcher's.
+async fn attached(waymark: &Waymark) -> anyhow::Result<()> {
+    let wait = async {
+        loop {
+            let state = client::get(waymark.address("scheduler"), "/waymark/v1/scheduler").await?.json()?;
+            if state["subscribers"].as_u64() >= Some(2) {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(3 * DEADLINE, wait).await.context("it does not attach")?
 }
 
 fn fixture(name: &str) -> PathBuf {

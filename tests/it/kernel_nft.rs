@@ -329,6 +329,31 @@ fn datagrams_leave_a_backend_that_goes() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The port of a task that has ended is another app's.
+#[test]
+fn w38_the_kernel_forgets_flows_to_a_port_that_another_app_got() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    const OF_NEXT: &str = "11.1.2.4:80";
+    let host = Netns::new("host")?;
+    let [reused, other] =
+        [udp_backend(&host, "127.0.0.1:0", b'r')?, udp_backend(&host, "127.0.0.1:0", b'o')?];
+    let mut nft = open(&host)?;
+    nft.apply(&[set(Udp, VIP, &[(reused, 1)])])?;
+    let client = udp_client(&host, VIP)?;
+    assert_eq!(ask(&client)?, b'r');
+    let flows = || host.output("conntrack", "-L -p udp --orig-dst 11.1.2.3");
+    let of_reused = format!("sport={} ", reused.port());
+    assert!(flows()?.contains(&of_reused), "the kernel knows the flow: {}", flows()?);
+    nft.apply(&[set(Udp, VIP, &[(other, 1)]), set(Udp, OF_NEXT, &[(reused, 1)])])?;
+    let after = eventually(|| Ok(!flows()?.contains(&of_reused)))?;
+    assert!(after < Duration::from_secs(1), "forgotten after {after:?}");
+    assert_eq!(ask(&client)?, b'o', "the same socket");
+    assert_eq!(ask(&udp_client(&host, OF_NEXT)?)?, b'r');
+    Ok(())
+}
+
 #[test]
 fn connections_to_a_dead_backend_end_when_it_goes() -> anyhow::Result<()> {
     if !is_root() {

@@ -208,6 +208,18 @@ async fn pods_run_as_processes() -> anyhow::Result<()> {
     let (status, killed) =
         waymark.api("DELETE", &format!("/v2/pods/pod::instances/{instance}"), None).await?;
     assert_eq!((status, killed["id"].as_str()), (200, Some(instance)));
+    assert_eq!(all[0]["terminationHistory"], json!([]));
+    // The end of one container is the end of all, and of the instance.
+    let failing = json!({"id": "/failing", "containers": [{"name": "once", "resources": {"cpus": 0.1, "mem": 16},
+        "exec": {"command": {"shell": "exit 3"}}}]});
+    assert_eq!(waymark.api("POST", "/v2/pods", Some(failing)).await?.0, 201);
+    let failed = |status: &Value| status["terminationHistory"][0]["instanceID"].is_string();
+    let history = until(&waymark, "/v2/pods/failing::status", "the failure", failed).await?;
+    let last = &history["terminationHistory"][0];
+    assert_eq!(last["message"], "Command exited with status 3");
+    assert_eq!(last["containers"][0]["lastKnownState"], "TASK_FAILED");
+    assert!(last["startedAt"].as_str() <= last["terminatedAt"].as_str(), "{last}");
+    assert_eq!(waymark.api("DELETE", "/v2/pods/failing?force=true", None).await?.0, 202);
     assert_eq!(waymark.api("DELETE", "/v2/pods/pod", None).await?.0, 202);
     waymark.settled().await?;
     assert_eq!(waymark.api("GET", "/v2/pods", None).await?.1, json!([]));

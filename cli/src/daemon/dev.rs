@@ -1,6 +1,9 @@
 //! What only `waymark dev` has: the scheduler, the demo app, DNS on port 53 when that is possible, and the banner.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{self as unix, UnixDatagram};
 
 use event_watcher::catalog::{AppId, Rotation};
 use event_watcher::publish::{Applied, Subscriber};
@@ -69,21 +72,41 @@ pub fn scheduler_config(config: &Config) -> Result<scheduler::Config, Failure> {
     })
 }
 
-/// An address in 127.0.0.0/8 with port 53, if this process may have one. Without it, only `exec` and `shell` are lost.
-pub fn resolver_address(config: &Config) -> Option<SocketAddr> {
-    if config.mode != Mode::Dev
-        || !config.runs(PlaneName::Dns)
-        || config.dns.listen.iter().any(|address| address.port() == 53)
-    {
-        return None;
+/// An address in 127.0.0.0/8 with port 53 that no other `waymark dev` of this network namespace takes while this lives.
+///
+/// Looking whether the port is free is not enough: two that start together would both find it so.
+#[derive(Debug)]
+pub struct Resolver {
+    pub address: SocketAddr,
+    /// The kernel gives each abstract name away once, and takes it back when the process ends, in whatever way.
+    _claim: UnixDatagram,
+}
+
+impl Resolver {
+    /// The first address that is free, if this process may have one. Without it, only `exec` and `shell` are lost.
+    pub fn claim(config: &Config) -> Option<Self> {
+        if config.mode != Mode::Dev
+            || !config.runs(PlaneName::Dns)
+            || config.dns.listen.iter().any(|address| address.port() == 53)
+        {
+            return None;
+        }
+        let mut candidates =
+            RESOLVERS.map(|last| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 8, last)), 53));
+        let found = candidates.find_map(|address| Self::at(address).ok());
+        if found.is_none() {
+            tracing::info!("no right to port 53: waymark exec and waymark shell will not work");
+        }
+        found
     }
-    let mut candidates =
-        RESOLVERS.map(|last| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 8, last)), 53));
-    let found = candidates.find(|address| bind::dns(*address).is_ok());
-    if found.is_none() {
-        tracing::info!("no right to port 53: waymark exec and waymark shell will not work");
+
+    fn at(address: SocketAddr) -> io::Result<Self> {
+        let name = unix::SocketAddr::from_abstract_name(format!("waymark/{address}"))?;
+        // The claim comes first: whoever has it is alone between the look and the bind.
+        let claim = UnixDatagram::bind_addr(&name)?;
+        bind::dns(address)?;
+        Ok(Self { address, _claim: claim })
     }
-    found
 }
 
 pub async fn ensure_demo(scheduler: &scheduler::Running) -> Result<(), Failure> {
@@ -176,4 +199,20 @@ pub fn banner(addresses: &Addresses, demo: bool, style: Style) -> String {
     text.push_str(&format!("  open http://{stats}/ and http://{stats}/haproxy?stats to watch it move\n"));
     text.push_str("\nCtrl-C stops everything, the instances too.\n\n");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_claimed_once_at_a_time() {
+        let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = probe.local_addr().unwrap();
+        drop(probe);
+        let first = Resolver::at(address).unwrap();
+        assert_eq!(Resolver::at(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        assert!(Resolver::at(address).is_ok());
+    }
 }

@@ -111,10 +111,11 @@ pub fn vip_on_exit(config: &Config) -> l4_vip::kernel::OnExit {
     }
 }
 
-pub fn dns(config: &Config) -> Result<dns::Config, Failure> {
+/// `resolver` is one more address to listen on.
+pub fn dns(config: &Config, resolver: Option<SocketAddr>) -> Result<dns::Config, Failure> {
     let (upstreams, zone_upstreams) = upstreams(config)?;
     let mut listen = config.dns.listen.clone();
-    listen.extend(super::dev::resolver_address(config));
+    listen.extend(resolver);
     let masters = match config.mode {
         Mode::Dev => vec![config.scheduler.listen],
         // Names of the cluster's own are those of the first scheduler.

@@ -95,7 +95,7 @@ fn addresses(node: &Node) -> impl Iterator<Item = String> {
 
 #[derive(Serialize)]
 struct Enumeration {
-    frameworks: [Framework; 1],
+    frameworks: Vec<Framework>,
 }
 
 #[derive(Serialize)]
@@ -122,7 +122,7 @@ fn enumerate(api: &Api) -> Enumeration {
     let snapshot = api.subscriber.latest();
     let suffix = WireName::parse(MESOS).map(|name| name.to_string()).unwrap_or_default();
     let task = |app: &App, instance: &event_watcher::catalog::Instance| {
-        let facts = of_instance(app, instance, &snapshot.framework, api.config.compat);
+        let facts = of_instance(app, instance, snapshot.framework_of(&app.id), api.config.compat);
         let mut records: Vec<Record> = facts
             .0
             .into_iter()
@@ -145,8 +145,16 @@ fn enumerate(api: &Api) -> Enumeration {
         }
     };
     let tasks = snapshot.apps.values().flat_map(|app| app.instances.iter().map(move |i| (app, i)));
-    let tasks = tasks.map(|(app, instance)| task(app, instance)).filter(|task| !task.records.is_empty());
-    Enumeration { frameworks: [Framework { tasks: tasks.collect(), name: snapshot.framework.to_string() }] }
+    // The first scheduler is told of even when it runs nothing.
+    let mut frameworks = BTreeMap::from([(&snapshot.framework, Vec::new())]);
+    for (app, instance) in tasks {
+        let task = task(app, instance);
+        if !task.records.is_empty() {
+            frameworks.entry(snapshot.framework_of(&app.id)).or_default().push(task);
+        }
+    }
+    let of_one = |(name, tasks): (&Arc<str>, Vec<Task>)| Framework { tasks, name: name.to_string() };
+    Enumeration { frameworks: frameworks.into_iter().map(of_one).collect() }
 }
 
 type RecordSet = BTreeMap<String, Vec<String>>;

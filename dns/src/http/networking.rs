@@ -165,7 +165,7 @@ fn details(api: &Api, snapshot: &Snapshot, vip: &str, proto: &str, port: &str) -
             entries.push(value!({
                 "ip": endpoint.address.ip(),
                 "port": endpoint.address.port().to_string(),
-                "framework_id": &*snapshot.framework,
+                "framework_id": &**snapshot.framework_of(&app.id),
                 "task_id": instance.id.as_str(),
                 "connections": of_backend.map_or(0, |b| b.n_connections),
                 "failures": of_backend.map_or(0, |b| b.n_failures),

@@ -134,6 +134,12 @@ impl Server {
         server
     }
 
+    /// Says which scheduler runs an app, from the next snapshot on; `None`: the first one.
+    pub fn run_by(&mut self, app: &str, framework: Option<&str>) {
+        let framework = framework.map(Arc::from);
+        self.catalog.set_framework_of(&AppId::new(app), framework.as_ref());
+    }
+
     /// Publishes these apps and no others.
     pub fn publish(&mut self, apps: Vec<App>) -> Arc<Snapshot> {
         let updates = apps.into_iter().map(|app| AppUpdate { app, problems: vec![] });

@@ -114,6 +114,7 @@ pub struct HealthCheck {
     /// A port of its own, for all services.
     pub port: Option<u16>,
     /// `None` here and below: the scheduler did not say.
+    pub grace_period_seconds: Option<u32>,
     pub interval_seconds: Option<u32>,
     pub timeout_seconds: Option<u32>,
     pub max_consecutive_failures: Option<u32>,

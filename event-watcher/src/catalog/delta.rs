@@ -12,7 +12,7 @@ use super::snapshot::Snapshot;
 
 #[derive(Debug, Default)]
 pub struct Delta {
-    /// Apps that are new or differ, in id order.
+    /// Apps that are new, differ or have moved to another scheduler, in id order.
     pub changed: Vec<Arc<App>>,
     /// Apps that are gone, in id order.
     pub removed: Vec<AppId>,
@@ -42,6 +42,16 @@ impl Delta {
                 DiffItem::Update { .. } => {}
                 DiffItem::Remove(id, _) => delta.removed.push(id.clone()),
             }
+        }
+        let n_changed = delta.changed.len();
+        for item in old.frameworks.diff(&new.frameworks) {
+            let (DiffItem::Add(id, _) | DiffItem::Update { new: (id, _), .. } | DiffItem::Remove(id, _)) =
+                item;
+            delta.changed.extend(new.app(id).map(Arc::clone));
+        }
+        if delta.changed.len() > n_changed {
+            delta.changed.sort_by(|a, b| a.id.cmp(&b.id));
+            delta.changed.dedup_by(|a, b| a.id == b.id);
         }
         delta
     }

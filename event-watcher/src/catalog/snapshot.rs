@@ -35,8 +35,10 @@ impl fmt::Display for Generation {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub generation: Generation,
-    /// The scheduler's name (Marathon's framework name), part of every DNS name.
+    /// The scheduler's name (Marathon's framework name), part of every DNS name. Of several, the first one's.
     pub framework: Arc<str>,
+    /// With several schedulers: who runs an app. See [`Self::framework_of`].
+    pub frameworks: Frameworks,
     pub apps: Apps,
     pub vips: Arc<Vips>,
     pub problems: Arc<[Problem]>,
@@ -50,7 +52,15 @@ impl Snapshot {
     pub fn app(&self, id: &AppId) -> Option<&Arc<App>> {
         self.apps.get(id)
     }
+
+    /// The name of the scheduler that runs an app, part of the app's DNS names.
+    pub fn framework_of(&self, app: &AppId) -> &Arc<str> {
+        self.frameworks.get(app).unwrap_or(&self.framework)
+    }
 }
+
+/// Names of schedulers by app.
+pub type Frameworks = imbl::OrdMap<AppId, Arc<str>>;
 
 #[derive(Clone, Debug)]
 pub struct CatalogConfig {
@@ -70,6 +80,7 @@ pub struct AppUpdate {
 #[derive(Debug)]
 pub struct Catalog {
     config: CatalogConfig,
+    frameworks: Frameworks,
     held: Holding,
     /// Addresses that no VIP may have on this node.
     reserved: Vec<Reserved>,
@@ -88,6 +99,7 @@ impl Catalog {
     pub fn new(config: CatalogConfig) -> Self {
         Self {
             config,
+            frameworks: Frameworks::new(),
             held: Holding::default(),
             reserved: Vec::new(),
             claims: BTreeMap::new(),
@@ -114,6 +126,17 @@ impl Catalog {
         if *self.config.framework != *framework {
             self.config.framework = framework.into();
             self.changed = true;
+        }
+    }
+
+    /// Who runs an app, where that need not be the scheduler of [`Self::set_framework`].
+    pub fn set_framework_of(&mut self, app: &AppId, framework: Option<&Arc<str>>) {
+        if self.frameworks.get(app) != framework {
+            self.changed = true;
+            match framework {
+                Some(framework) => self.frameworks.insert(app.clone(), Arc::clone(framework)),
+                None => self.frameworks.remove(app),
+            };
         }
     }
 
@@ -190,6 +213,7 @@ impl Catalog {
         Some(Arc::new(Snapshot {
             generation: self.generation,
             framework: Arc::clone(&self.config.framework),
+            frameworks: self.frameworks.clone(),
             apps: self.held.apps().clone(),
             vips: Arc::clone(&self.vips),
             problems: Arc::clone(&self.problems),

@@ -1,3 +1,5 @@
+//! What is kept is read back whole or refused with a reason.
+
 use super::*;
 use crate::catalog::{AppUpdate, Holding};
 

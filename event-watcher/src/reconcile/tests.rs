@@ -164,7 +164,7 @@ fn of_two_overlapping_answers_the_second_is_left_out_and_the_app_read_again() {
     }
     // And the other way round.
     let mut core = live(start, &["/a"]);
-    let now = start + timing().resync - Duration::from_millis(1);
+    let now = start + timing().resync / 2;
     let early = ticket_of(&core.handle(now, touched("/a")));
     let now = start + timing().resync;
     let list = ticket_of(&core.handle(now, Input::Tick));

@@ -3,6 +3,8 @@
 
 mod conformance;
 mod faults;
+mod large;
+mod login;
 mod member;
 mod sources;
 mod tls;

@@ -140,9 +140,13 @@ impl EndpointState {
         let n_failures = self.n_successive_failures.fetch_add(1, Relaxed) + 1;
         if let Some(excess) = n_failures.checked_sub(FAILURES_TO_EJECT) {
             let time = FIRST_EJECTION.saturating_mul(1 << excess.min(16)).min(LONGEST_EJECTION);
-            let until = (now() + time).as_millis() as u64;
-            self.ejected_until_millis.store(until.max(1), Relaxed);
+            self.eject_for(time);
         }
+    }
+
+    pub(super) fn eject_for(&self, time: Duration) {
+        let until = (now() + time).as_millis() as u64;
+        self.ejected_until_millis.store(until.max(1), Relaxed);
     }
 
     pub fn connect_succeeded(&self) {

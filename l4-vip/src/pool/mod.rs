@@ -172,7 +172,7 @@ impl Pool {
             Some(kept.by_id[at].1)
         });
         match kept {
-            Some(start) => Choices { pool: self, start, walked: 0, ejected: Vec::new() },
+            Some(start) => Choices { pool: self, start, walked: 0, passes_over: None, ejected: Vec::new() },
             None => self.pick(hash),
         }
     }
@@ -185,7 +185,8 @@ impl Pool {
     }
 
     /// Proposes every usable endpoint once, best first; those that fail to connect come last, because a bad endpoint
-    /// is better than none. `key` is a hash of whatever should stay together; only [`Policy::is_keyed`] ones heed it.
+    /// is better than none. When more than half of them fail, it is rather the path to them that does, and those that are
+    /// left would drown in what the others had: then nobody is passed over. `key` is a hash of whatever should stay together; only [`Policy::is_keyed`] ones heed it.
     pub fn pick(&self, key: Option<u64>) -> Choices<'_> {
         let n = self.usable.len();
         let start = match (self.policy, key) {
@@ -198,7 +199,7 @@ impl Pool {
             (Policy::LeastConn, _) => self.least_busy(n),
             (Policy::P2c, _) => self.better_of_two(n),
         };
-        Choices { pool: self, start, walked: 0, ejected: Vec::new() }
+        Choices { pool: self, start, walked: 0, passes_over: None, ejected: Vec::new() }
     }
 
     fn next_turn(&self) -> usize {
@@ -213,8 +214,15 @@ impl Pool {
         }
     }
 
+    /// More than half of those that get what is new are ejected.
+    fn is_panicking(&self) -> bool {
+        let n_ejected = self.usable.iter().filter(|index| self.endpoints[**index].is_ejected()).count();
+        2 * n_ejected > self.usable.len()
+    }
+
     fn least_busy(&self, n: usize) -> usize {
         let first = self.next_turn() % n;
+        let passes_over = !self.is_panicking();
         (0..n)
             .map(|step| (first + step) % n)
             .min_by_key(|position| {
@@ -222,7 +230,7 @@ impl Pool {
                 // In parts of 2¹⁶ of a connection for each unit of weight.
                 let load =
                     ((u64::from(endpoint.n_in_flight()) + 1) << 16) / u64::from(endpoint.weight().max(1));
-                (endpoint.is_ejected(), load)
+                (passes_over && endpoint.is_ejected(), load)
             })
             .unwrap_or(0)
     }
@@ -233,7 +241,10 @@ impl Pool {
         let now = endpoint::now();
         let cost = |position: usize| {
             let endpoint = &self.endpoints[self.usable[position]];
-            if endpoint.is_ejected() { f64::INFINITY } else { endpoint.cost(now) }
+            match endpoint.is_ejected() && !self.is_panicking() {
+                true => f64::INFINITY,
+                false => endpoint.cost(now),
+            }
         };
         if cost(second) < cost(first) { second } else { first }
     }
@@ -250,6 +261,8 @@ pub struct Choices<'a> {
     pool: &'a Pool,
     start: usize,
     walked: usize,
+    /// Whether ejected endpoints come last; decided once for the walk, at the first of them.
+    passes_over: Option<bool>,
     /// Passed over in the walk because they were ejected then. Allocates only when there are any.
     ejected: Vec<usize>,
 }
@@ -264,7 +277,7 @@ impl<'a> Iterator for Choices<'a> {
             let index = pool.usable[(self.start + self.walked) % n];
             self.walked += 1;
             let endpoint = &pool.endpoints[index];
-            if endpoint.is_ejected() {
+            if endpoint.is_ejected() && *self.passes_over.get_or_insert_with(|| !pool.is_panicking()) {
                 self.ejected.push(index);
             } else {
                 return Some(Choice { index, endpoint });
@@ -356,6 +369,24 @@ mod tests {
         assert_eq!(ports(&pool, Some(0)), [2, 1]);
         pool.endpoints()[0].connect_succeeded();
         assert_eq!(ports(&pool, Some(0)), [1, 2]);
+    }
+
+    /// A dead task that is still listed is passed over; below half, what is left would drown, so all take turns again.
+    #[test]
+    fn w37_the_dead_are_passed_over_until_more_than_half_are() {
+        for policy in ALL {
+            let pool = Pool::new(policy, [1, 2, 3, 4].map(|p| member("i", p, Rotation::In)), None);
+            let firsts = || -> std::collections::BTreeSet<u16> {
+                (0..400).map(|n| ports(&pool, Some(client_hash(client(n))))[0]).collect()
+            };
+            for (n_dead, expect) in [(1, vec![2, 3, 4]), (2, vec![3, 4]), (3, vec![1, 2, 3, 4])] {
+                for endpoint in &pool.endpoints()[..n_dead] {
+                    // Out for so long that the test need not hurry.
+                    endpoint.eject_for(Duration::from_secs(60));
+                }
+                assert_eq!(firsts(), expect.into_iter().collect(), "{policy}, {n_dead} of 4 are dead");
+            }
+        }
     }
 
     /// Many clients meet an instance that does not listen yet; a moment after it does, it is tried again.

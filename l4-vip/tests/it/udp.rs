@@ -187,6 +187,25 @@ async fn flows_leave_an_endpoint_that_is_gone_and_one_that_drains_when_they_are_
 }
 
 #[tokio::test]
+async fn w38_no_datagram_reaches_a_port_that_another_app_got() {
+    let mut rig = Rig::start(1, Config::default());
+    let [reused, other] = [naming_udp_endpoint().await, naming_udp_endpoint().await];
+    let vip = rig.serve_udp("ended", &[reused]).await;
+    let client = client(vip).await;
+    assert_eq!(ask(&client).await.unwrap(), reused.port());
+    let (next_port, key) = (free_udp_port().await, [(Protocol::Udp, vip.port())]);
+    rig.apply(|catalog| {
+        catalog.replace(app("ended", &key, &[other]));
+        catalog.replace(app("next", &[(Protocol::Udp, next_port)], &[reused]));
+    })
+    .await;
+    for _ in 0..4 {
+        assert_eq!(ask(&client).await.unwrap(), other.port(), "the same socket, at once");
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn the_table_of_flows_is_bounded_and_silent_ones_end() {
     let config = Config { max_udp_flows: 8, udp_idle: Duration::from_millis(300), ..Config::default() };
     let mut rig = Rig::start(1, config);

@@ -35,6 +35,7 @@ fn check(protocol: HealthCheckProtocol, port_index: usize) -> HealthCheck {
         path: None,
         port_index: Some(port_index),
         port: None,
+        grace_period_seconds: None,
         interval_seconds: None,
         timeout_seconds: None,
         max_consecutive_failures: None,

@@ -186,11 +186,9 @@ pub(crate) fn rows(shared: &Shared) -> Vec<Row> {
     let limit = shared.config.limits.connections_per_listener as u64;
     let mut rows = Vec::new();
     let mut iid = 1;
-    for (name, series) in [
-        (HTTP_FRONTEND, &shared.http_in),
-        (APPID_FRONTEND, &shared.appid_in),
-        (HTTPS_FRONTEND, &shared.https_in),
-    ] {
+    let https = shared.serves_https().then_some((HTTPS_FRONTEND, &shared.https_in));
+    let plain = [(HTTP_FRONTEND, &shared.http_in), (APPID_FRONTEND, &shared.appid_in)];
+    for (name, series) in plain.into_iter().chain(https) {
         iid += 1;
         rows.push(frontend(&name.into(), series, &series.totals(), Mode::Http, iid, limit));
     }

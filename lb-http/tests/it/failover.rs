@@ -23,6 +23,35 @@ async fn a_dead_instance_costs_no_request() {
     cluster.stop().await;
 }
 
+/// The scheduler still lists tasks that have died.
+#[tokio::test]
+async fn w37_a_dead_task_is_passed_over_and_most_of_them_are_not() {
+    const N_REQUESTS: u64 = 300;
+    let mut cluster = Cluster::start().await;
+    let (alive, dead) = (Backend::named().await, [free_port(), free_port()]);
+    let app = AppSpec::new("/a").instance(alive.port).instance(dead[0]);
+    cluster.put(&app).await;
+    let failures = |cluster: &Cluster| -> u64 {
+        cluster.csv_row(&format!("a_{}", app.port), "BACKEND")["econ"].parse().unwrap()
+    };
+    let mut client = Client::connect(app.address()).await;
+    for _ in 0..N_REQUESTS {
+        assert_eq!(client.get("").await.port(), alive.port);
+    }
+    // Without ejection every other request would have met it. Each failure doubles the time until the next.
+    let n_failures = failures(&cluster);
+    assert!((3..=20).contains(&n_failures), "{n_failures} of {N_REQUESTS} met the dead one");
+
+    // Two of three: all of them take turns, and still no client sees it.
+    cluster.put(&app.clone().instance(dead[1])).await;
+    for _ in 0..N_REQUESTS {
+        assert_eq!(client.get("").await.port(), alive.port);
+    }
+    let n_more = failures(&cluster) - n_failures;
+    assert!(n_more > N_REQUESTS / 10, "only {n_more} of {N_REQUESTS} met a dead one");
+    cluster.stop().await;
+}
+
 #[tokio::test]
 async fn nobody_accepts() {
     let mut cluster = Cluster::start().await;
@@ -152,26 +181,40 @@ async fn a_draining_instance_finishes_its_requests_and_gets_no_new_ones() {
     cluster.stop().await;
 }
 
+/// The port of a task that has ended is another app's: what was opened to the one must not carry requests to the other.
 #[tokio::test]
-async fn idle_connections_to_a_leaving_instance_are_closed_at_once() {
+async fn w38_idle_connections_to_a_port_that_another_app_got_are_closed_at_once() {
     let mut cluster = Cluster::start().await;
-    let (closed, was_closed) = tokio::sync::oneshot::channel();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
+    let (served, mut connections) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut buffer = [0; 1024];
-        let _ = stream.read(&mut buffer).await;
-        stream.write_all(&ok("first")).await.unwrap();
-        while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
-        let _ = closed.send(());
+        for n in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let served = served.clone();
+            tokio::spawn(async move {
+                let mut buffer = [0; 1024];
+                let mut n_requests = 0;
+                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                    n_requests += 1;
+                    stream.write_all(&ok(&format!("connection {n}"))).await.unwrap();
+                }
+                // Nobody listens once the test has ended.
+                let _ = served.send((n, n_requests)).await;
+            });
+        }
     });
-    let app = AppSpec::new("/a").instance(port);
-    cluster.put(&app).await;
-    assert_eq!(get(app.address(), "").await.body, "first");
-    cluster.put(&AppSpec { instances: vec![], ..app }).await;
-    soon("the idle connection is closed", was_closed).await.unwrap();
+    let ended = AppSpec::new("/ended").instance(port);
+    cluster.put(&ended).await;
+    assert_eq!(get(ended.address(), "").await.body, "connection 0");
+    cluster.put(&AppSpec { instances: vec![], ..ended.clone() }).await;
+    let closed = soon("the idle connection is closed", connections.recv()).await;
+    assert_eq!(closed, Some((0, 1)), "after the one request of its app");
+    let next = AppSpec::new("/next").instance(port);
+    cluster.put(&next).await;
+    assert_eq!(get(next.address(), "").await.body, "connection 1");
+    assert_eq!(get(ended.address(), "").await.status(), 503, "nothing of the app leads there any more");
     cluster.stop().await;
 }
 

@@ -184,8 +184,17 @@ fn pod_status(core: &Core, state: &AppState) -> Value {
     let instances: Vec<Value> =
         state.instances.values().map(|instance| instance_status(core, pod, instance)).collect();
     json!({"id": state.app.id, "spec": definition(state), "status": status, "statusSince": changed,
-        "instances": instances, "terminationHistory": [], "lastUpdated": Timestamp::now(),
+        "instances": instances, "terminationHistory": termination_history(state), "lastUpdated": Timestamp::now(),
         "lastChanged": changed})
+}
+
+/// As Marathon keeps it: the last failure.
+fn termination_history(state: &AppState) -> Vec<Value> {
+    let Some(failure) = &state.last_failure else { return Vec::new() };
+    let container = |id: &String| json!({"containerId": id, "lastKnownState": failure.state});
+    let containers: Vec<Value> = failure.task_ids.iter().map(container).collect();
+    vec![json!({"instanceID": failure.instance, "startedAt": failure.started_at, "terminatedAt": failure.at,
+        "message": failure.message, "containers": containers})]
 }
 
 fn condition(instance: &Instance) -> &'static str {

@@ -166,7 +166,7 @@ pub fn write_app(state: &AppState, tasks: &TaskWriter<'_>, embed: Embed, out: &m
     if let Some(failure) = state.last_failure.as_ref().filter(|_| embed.last_failure) {
         let core = tasks.core;
         let failure = json!({"appId": state.app.id, "host": core.settings.host, "message": failure.message,
-            "state": failure.state, "taskId": failure.task_id, "timestamp": failure.at,
+            "state": failure.state, "taskId": failure.task_ids.first(), "timestamp": failure.at,
             "version": failure.version, "slaveId": core.agent_id});
         out.extend_from_slice(format!(",\"lastTaskFailure\":{failure}").as_bytes());
     }

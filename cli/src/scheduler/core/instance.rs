@@ -63,6 +63,8 @@ impl Condition {
 pub enum Goal {
     Run,
     Decommission,
+    /// As `Decommission`, and nobody wants to know of it any more.
+    Expunge,
 }
 
 /// How a task ended, with Mesos' message.

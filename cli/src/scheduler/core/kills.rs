@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use super::instance::Goal;
 use super::operations::{Accepted, Change, Conflict, Request};
 use super::{Core, Refusal};
 use crate::scheduler::app::App;
@@ -42,7 +43,7 @@ impl Core {
             for (app, seqs) in found {
                 for seq in seqs {
                     match mode {
-                        KillMode::Wipe => self.decommission(&app, seq),
+                        KillMode::Wipe => self.expunge(&app, seq),
                         _ => self.kill_task(&app, seq),
                     }
                 }
@@ -72,6 +73,13 @@ impl Core {
             }
         }
         Ok(Some(accepted))
+    }
+
+    fn expunge(&mut self, id: &AppId, seq: u64) {
+        self.decommission(id, seq);
+        if let Some(instance) = self.apps.get_mut(id).and_then(|state| state.instances.get_mut(&seq)) {
+            instance.goal = Goal::Expunge;
+        }
     }
 
     /// Ends the app's back-off.

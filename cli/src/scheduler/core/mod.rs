@@ -21,6 +21,7 @@ pub mod launch;
 pub mod operations;
 pub mod record;
 pub mod resources;
+pub mod revert;
 pub mod rollout;
 pub mod statistics;
 pub mod status;
@@ -50,7 +51,7 @@ use super::app::App;
 use super::app::fields::FieldError;
 use super::app::validate::Execution;
 use super::events::EventHub;
-use super::id::AppId;
+use super::id::{AppId, InstanceId};
 use super::ports::{HostPorts, Probe};
 use super::timestamp::{Timestamp, VersionClock};
 
@@ -122,7 +123,10 @@ pub enum Refusal {
 
 #[derive(Debug)]
 pub struct TaskFailure {
-    pub task_id: String,
+    pub instance: InstanceId,
+    /// One, except for a pod.
+    pub task_ids: Vec<String>,
+    pub started_at: Option<Timestamp>,
     pub state: &'static str,
     pub message: String,
     pub at: Timestamp,
@@ -362,7 +366,7 @@ impl Core {
 
 /// What events say about an instance, copied out before its state moves on.
 struct InstanceFacts {
-    id: super::id::InstanceId,
+    id: InstanceId,
     /// One, except for a pod.
     task_ids: Vec<String>,
     app: AppId,

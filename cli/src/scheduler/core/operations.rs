@@ -1,6 +1,6 @@
 //! What clients ask for: changes of definitions and groups, which become deployments.
 //!
-//! Not here: JSON and HTTP (`api`), kills (`kills`).
+//! Not here: JSON and HTTP (`api`), kills (`kills`), stopping and taking back deployments (`revert`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,8 +21,6 @@ use crate::scheduler::timestamp::Timestamp;
 
 /// Marathon's `--max_running_deployments`.
 const MAX_DEPLOYMENTS: usize = 100;
-
-const CANCELLED: &str = "The upgrade has been cancelled";
 
 /// One app's part of a change.
 #[derive(Clone, Debug)]
@@ -460,43 +458,5 @@ impl Core {
         record.deployment = Some(deployment);
         let line = record.line(deployment.version);
         self.effects.push(Effect::Store(line));
-    }
-
-    /// Stops a deployment where it is. False: there is none of that id.
-    pub fn stop_deployment(&mut self, id: &str) -> bool {
-        let found = self.cancel_deployment(id);
-        if found {
-            self.effects.push(Effect::Store(end_line(id)));
-        }
-        found
-    }
-
-    fn cancel_deployment(&mut self, id: &str) -> bool {
-        let Some(index) = self.deployments.iter().position(|d| d.id == id) else { return false };
-        let gone = self.deployments.remove(index);
-        self.touched.extend(gone.affected.iter().cloned());
-        if let Some(step) = gone.current {
-            self.tell_step("deployment_step_failure", &gone, step);
-        }
-        self.hub.publish_plan(
-            "deployment_failed",
-            |format| json!({"id": gone.id, "plan": gone.plan_json(format), "reason": CANCELLED}),
-        );
-        true
-    }
-
-    /// Replaces a deployment by one that leads back to the definitions before it.
-    pub fn revert_deployment(&mut self, id: &str) -> Result<Accepted, Refusal> {
-        let unknown = || Refusal::UnknownDeployment(id.to_owned());
-        let deployment = self.deployments.iter().find(|d| d.id == id).ok_or_else(unknown)?;
-        let changes = deployment
-            .affected
-            .iter()
-            .filter_map(|app| match deployment.original.get(app) {
-                Some(before) => Some(Change::Define(Box::new(App::clone(before)))),
-                None => self.run_spec(app).map(|_| Change::Remove(app.clone())),
-            })
-            .collect();
-        self.apply(Request { changes, conflict: Conflict::Override, ..Request::default() })
     }
 }

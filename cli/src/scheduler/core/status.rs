@@ -94,13 +94,16 @@ impl Core {
         };
         let facts = InstanceFacts::of(instance);
         let (app, goal, outdated) = (instance.app.clone(), instance.goal, instance.outdated);
+        let started_at = instance.started_at.or(instance.staged_at);
         let Some(state) = self.apps.get_mut(&task.app) else { return };
         if end != End::Killed {
             state.backoff = Some(Backoff::after_failure(state.backoff, &app, now));
         }
         if end == End::Failed {
             state.last_failure = Some(TaskFailure {
-                task_id: facts.task_ids.first().cloned().unwrap_or_default(),
+                instance: facts.id.clone(),
+                task_ids: facts.task_ids.clone(),
+                started_at,
                 state: end.task_state(),
                 message: message.to_owned(),
                 at: Timestamp::now(),
@@ -133,6 +136,13 @@ impl Core {
         self.tell_instance(&facts, end.condition());
         if repeats {
             self.tell_instance(&facts, "Scheduled");
+        }
+        if goal == Goal::Expunge {
+            // Marathon forgets a wiped instance at once, and is then told of the end of one that it does not know.
+            self.hub.publish(
+                "unknown_instance_terminated_event",
+                || json!({"instanceId": facts.id, "runSpecId": facts.app, "condition": end.condition()}),
+            );
         }
     }
 

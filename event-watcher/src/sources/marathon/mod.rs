@@ -2,11 +2,13 @@
 //!
 //! Reading order: [`watch`] (the task), [`client`] (HTTP), [`auth`] (who it says it is), [`stream`] (reading on), [`sse`]
 //! (framing), [`events`] (what an event asks for), [`list`] (answers with one or all apps), [`split`] (cutting a list),
-//! [`translate`] (one app into catalog words), [`wire`] (a lenient reader's view of the JSON).
+//! [`translate`] (one app into catalog words), [`grace`] (who may do without a verdict), [`wire`] (a lenient reader's view
+//! of the JSON).
 
 pub(crate) mod auth;
 pub(crate) mod client;
-pub(crate) mod events;
+mod events;
+mod grace;
 pub(crate) mod list;
 pub(crate) mod split;
 pub(crate) mod sse;

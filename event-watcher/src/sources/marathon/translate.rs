@@ -136,6 +136,7 @@ fn health_check(check: &wire::HealthCheck) -> HealthCheck {
         path: check.path.as_deref().map(Arc::from),
         port_index: check.port_index.map(|i| i as usize),
         port: port_number(check.port),
+        grace_period_seconds: check.grace_period_seconds,
         interval_seconds: check.interval_seconds,
         timeout_seconds: check.timeout_seconds,
         max_consecutive_failures: check.max_consecutive_failures,

@@ -2,7 +2,7 @@
 //!
 //! It never holds less because something failed: without an answer, the last good state stays and is called stale.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -17,9 +17,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::client::{Base, Client, Found, Leadership, ListAnswer, OpenStream};
 use super::events;
+use super::grace::Grace;
 use super::list::{Answer, Entry, Surroundings, Texts};
 use super::stream::{Report, SeenEvent, StreamReader};
-use crate::catalog::{App, AppId, Health, Instance, InstanceId, InstanceState};
+use crate::catalog::{App, AppId, InstanceId, InstanceState};
 use crate::config::Marathon;
 use crate::error::{ConfigError, FetchError, StreamError, chain};
 use crate::hub::Feed;
@@ -36,8 +37,6 @@ const MAX_WAITING_SIGNALS: usize = 1024;
 const SIGNALS_AT_ONCE: usize = 256;
 /// How long the first list waits for the framework's name, which is part of every DNS name.
 const FRAMEWORK_DEADLINE: Duration = Duration::from_secs(3);
-/// Marathon's default for how long an instance may take until its first health check counts.
-const GRACE: Duration = Duration::from_secs(300);
 /// With fewer instances, that nobody has a result yet is nothing special.
 const MANY_WITHOUT_RESULTS: usize = 3;
 /// What is kept on disk is this much behind what is held.
@@ -62,8 +61,7 @@ pub(crate) struct Watch {
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
     stream: Option<LiveStream>,
     framework_known: bool,
-    /// Since when an instance that should have a verdict has none.
-    without_verdict: BTreeMap<(AppId, InstanceId), Instant>,
+    grace: Grace,
     keeper: Keeper,
 }
 
@@ -141,7 +139,7 @@ impl Watch {
             running: FuturesUnordered::new(),
             stream: None,
             framework_known: false,
-            without_verdict: BTreeMap::new(),
+            grace: Grace::default(),
             keeper: Keeper::default(),
             config,
         })
@@ -154,7 +152,8 @@ impl Watch {
         let mut reports = Vec::with_capacity(SIGNALS_AT_ONCE);
         self.step(Input::Tick, None);
         loop {
-            let deadline = [self.reconcile.next_deadline(), self.keeper.due].into_iter().flatten().min();
+            let deadlines = [self.reconcile.next_deadline(), self.keeper.due, self.grace.next()];
+            let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
@@ -166,6 +165,8 @@ impl Watch {
                 Some(done) = self.running.next(), if !self.running.is_empty() => self.done(done),
                 () = until(deadline) => self.step(Input::Tick, None),
             }
+            let over = self.grace.take_over(now());
+            self.presume(over);
             self.commit();
             self.keep_when_due();
         }
@@ -465,28 +466,17 @@ impl Watch {
         self.feed.held.set_source_problems(answer.problems);
         // An election: it runs many instances, and has forgotten what it knew of the health of each.
         let forgotten = answer.n_checked >= MANY_WITHOUT_RESULTS && answer.n_with_results == 0;
-        self.presume(if forgotten { Duration::ZERO } else { GRACE });
+        if forgotten {
+            let all = self.grace.take_all();
+            self.presume(all);
+        }
     }
 
-    /// Serves instances that have been without a verdict for this long.
-    fn presume(&mut self, patience: Duration) {
-        let now = now();
-        let unknown = self.feed.held.apps().values().flat_map(|app| {
-            let waits = |i: &&Arc<Instance>| i.health == Health::Unknown && i.state == InstanceState::Running;
-            app.instances.iter().filter(waits).map(|i| (app.id.clone(), i.id.clone()))
-        });
-        let mut without = std::mem::take(&mut self.without_verdict);
-        for key in unknown {
-            let since = without.remove(&key).unwrap_or(now);
-            self.without_verdict.insert(key, since);
+    /// Serves instances that nobody has a verdict about.
+    fn presume(&mut self, instances: Vec<(AppId, InstanceId)>) {
+        for (app, instance) in instances {
+            self.feed.held.presume_healthy(&app, &instance);
         }
-        self.without_verdict.retain(|(app, instance), since| {
-            let waits = now.duration_since(*since) < patience;
-            if !waits {
-                self.feed.held.presume_healthy(app, instance);
-            }
-            waits
-        });
     }
 
     fn take_entry(&mut self, entry: Entry) {
@@ -494,6 +484,7 @@ impl Watch {
             Entry::Same(_) => self.stats.n_apps_unchanged.add_one(),
             Entry::Read { update, text } => {
                 self.texts.remember(&update.app.id, text);
+                self.grace.note(&update.app, now());
                 self.feed.held.replace(update);
             }
             Entry::Rejected(id, problem) => {

@@ -130,6 +130,7 @@ pub(crate) struct HealthCheck {
     pub path: Option<String>,
     pub port_index: Option<u32>,
     pub port: Option<u32>,
+    pub grace_period_seconds: Option<u32>,
     pub interval_seconds: Option<u32>,
     pub timeout_seconds: Option<u32>,
     pub max_consecutive_failures: Option<u32>,

@@ -176,6 +176,16 @@ async fn w15_a_start_right_after_an_election_finds_nobody_down_and_a_new_instanc
     let second = watch.until("the new one", |s| s.apps.len() == 4).await;
     let new = &second.app(&AppId::new("/new")).unwrap().instances[0];
     assert_eq!((new.health, new.rotation()), (Health::Unknown, Rotation::Out));
+
+    // Its app's own grace period, not Marathon's default, is how long it waits.
+    let mut quick = checked("/quick", Value::Null);
+    quick["healthChecks"][0]["gracePeriodSeconds"] = json!(1);
+    member.set_raw_app("/quick", quick);
+    everything(&member).await;
+    let health = |s: &Snapshot, id: &str| s.app(&AppId::new(id)).map(|app| app.instances[0].health);
+    watch.until("it waits", |s| health(s, "/quick") == Some(Health::Unknown)).await;
+    let third = watch.until("it serves", |s| health(s, "/quick") == Some(Health::Presumed)).await;
+    assert_eq!(health(&third, "/new"), Some(Health::Unknown), "five minutes, if nobody says otherwise");
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ struct Script {
     is_silent: std::sync::atomic::AtomicBool,
     /// Who `X-Marathon-Leader` and `/v2/leader` name.
     leader: Mutex<Option<String>>,
+    /// What `/v2/info` says that it is called.
+    framework: Mutex<Option<String>>,
     /// What `Authorization` must be.
     password: Mutex<Option<String>>,
     /// Paths whose answers are held back until the test lets them go.
@@ -111,6 +113,10 @@ impl Member {
         *self.script.leader.lock().unwrap() = Some(leader.to_owned());
     }
 
+    pub(super) fn call_framework(&self, name: &str) {
+        *self.script.framework.lock().unwrap() = Some(name.to_owned());
+    }
+
     pub(super) fn want_authorization(&self, value: &str) {
         *self.script.password.lock().unwrap() = Some(value.to_owned());
     }
@@ -180,7 +186,11 @@ async fn serve(stream: TcpStream, script: &Script) -> std::io::Result<()> {
                 "/v2/leader" => {
                     script.leader.lock().unwrap().as_ref().map(|leader| json!({"leader": leader}))
                 }
-                "/v2/info" => Some(json!({"marathon_config": {"framework_name": "dev.marathon"}})),
+                "/v2/info" => {
+                    let name = script.framework.lock().unwrap().clone();
+                    let name = name.unwrap_or_else(|| "dev.marathon".to_owned());
+                    Some(json!({"marathon_config": {"framework_name": name}}))
+                }
                 _ => path.strip_prefix("/v2/apps").and_then(|id| apps.get(id)).map(|app| json!({"app": app})),
             }
         };

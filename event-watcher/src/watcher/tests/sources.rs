@@ -14,6 +14,7 @@ fn scheduler(name: &str, member: &Member) -> Source {
 #[tokio::test]
 async fn two_schedulers_and_a_file_are_one_catalog_and_the_first_one_wins() {
     let (one, two) = (Member::start().await, Member::start().await);
+    two.call_framework("batch");
     one.set_app("/shared", &["one.1"]);
     one.set_app("/one", &["one.2"]);
     two.set_app("/shared", &["two.1"]);
@@ -28,6 +29,9 @@ async fn two_schedulers_and_a_file_are_one_catalog_and_the_first_one_wins() {
     let snapshot = watch.until("all apps", |s| s.apps.len() == 4).await;
     assert_eq!(snapshot.generation.0, 1, "the first snapshot waits for all");
     assert_eq!(tasks(&snapshot, "/shared")[0].0, "one.1");
+    let framework = |snapshot: &Snapshot, app| snapshot.framework_of(&AppId::new(app)).to_string();
+    let frameworks = ["/fixed", "/one", "/shared", "/two"].map(|app| framework(&snapshot, app));
+    assert_eq!(frameworks, ["dev.marathon", "dev.marathon", "dev.marathon", "batch"]);
     let problem = &snapshot.problems[0];
     assert_eq!((problem.app.as_ref().unwrap().as_str(), problem.at.as_str()), ("/shared", "source two"));
 
@@ -53,6 +57,7 @@ async fn two_schedulers_and_a_file_are_one_catalog_and_the_first_one_wins() {
     let last =
         watch.until("the other's app", |s| tasks(s, "/shared").iter().any(|(id, _)| id == "two.1")).await;
     assert!(last.problems.is_empty(), "{:?}", last.problems);
+    assert_eq!(framework(&last, "/shared"), "batch");
 }
 
 #[tokio::test]

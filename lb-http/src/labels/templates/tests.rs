@@ -214,6 +214,7 @@ fn check_options() {
         path: Some("/h".into()),
         port_index: Some(0),
         port: None,
+        grace_period_seconds: None,
         interval_seconds: Some(10),
         timeout_seconds: Some(5),
         max_consecutive_failures: Some(2),
@@ -257,7 +258,7 @@ fn what_is_not_understood_is_named_and_has_no_effect() {
         ("HAPROXY_0_USERLIST_HEAD", "userlist x", 1),
         ("HAPROXY_0_HEAD", "global", 1),
         ("HAPROXY_0_HTTP_FRONTEND_ACL", "acl h src 10.0.0.0/8\nuse_backend {backend} if !h", 2),
-        ("HAPROXY_0_BIND_OPTIONS", "strict-sni", 1),
+        ("HAPROXY_0_BIND_OPTIONS", "interface eth0", 1),
     ] {
         let (read, problems) = read_all(&[HTTP, (key, template)]);
         let mut default = read_all(&[HTTP]).0;
