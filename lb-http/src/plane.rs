@@ -116,11 +116,10 @@ pub async fn start(
     tokio::spawn(sample(Arc::clone(&shared), cancel.clone()));
     let names = StaticNames::start(cancel.clone());
     let newest = Snapshot::default();
-    let checker = Checker::new();
     let follower = Follower {
         shared: Arc::clone(&shared),
         compiler,
-        checker,
+        checker: Checker::new(),
         listeners,
         tls,
         routes: None,

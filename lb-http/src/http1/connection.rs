@@ -56,8 +56,8 @@ struct Connection<S> {
     side: ClientSide<S>,
     entry: Entry,
     origin: edits::Connection,
-    protection: Protection,
     ends: Ends,
+    protection: Protection,
     /// What every request is told about the client.
     lines: Box<[u8]>,
     /// Of the present request, when it is to be logged.
@@ -136,8 +136,8 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         side,
         entry,
         origin,
-        protection,
         ends,
+        protection,
         lines,
         record: None,
         status: 0,

@@ -172,7 +172,7 @@ async fn least_connections_avoids_the_busy_and_source_is_stable() {
     let mut busy = Client::connect(app.address()).await;
     busy.send("GET / HTTP/1.1\r\nHost: a\r\nX-Hold: 1\r\n\r\n").await;
     let in_flight = async {
-        while cluster.plane.backends()[0].n_in_flight == 0 {
+        while cluster.plane.backends()[0].servers.iter().all(|server| server.n_in_flight == 0) {
             tokio::task::yield_now().await;
         }
     };

@@ -187,7 +187,7 @@ async fn w38_idle_connections_to_a_port_that_another_app_got_are_closed_at_once(
     let mut cluster = Cluster::start().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (served, mut connections) = tokio::sync::mpsc::unbounded_channel();
+    let (served, mut connections) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         for n in 0.. {
@@ -201,7 +201,7 @@ async fn w38_idle_connections_to_a_port_that_another_app_got_are_closed_at_once(
                     stream.write_all(&ok(&format!("connection {n}"))).await.unwrap();
                 }
                 // Nobody listens once the test has ended.
-                let _ = served.send((n, n_requests));
+                let _ = served.send((n, n_requests)).await;
             });
         }
     });
