@@ -135,7 +135,6 @@ impl AppSpec {
             interval_seconds: Some(1),
             timeout_seconds: Some(5),
             max_consecutive_failures: Some(1),
-            grace_period_seconds: None,
         });
         self
     }
