@@ -7,15 +7,15 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, HeaderValue, TE};
 use http::{Request, Response, StatusCode, Uri, Version};
-use http_body_util::{Either, Empty};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Either, Empty};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
 
-use crate::http1::connection;
+use crate::http1::connection::{self, FAREWELL, FAREWELL_BYTES};
 use crate::http1::side::ClientStream;
 use crate::proxy::{Accepted, Entry, Protection};
 use crate::stats::Series;
@@ -163,12 +163,18 @@ impl Client {
         let local = Rc::clone(&self.local);
         self.local.tasks.spawn_local(connection::serve(local, accepted, registered));
         let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await?;
+        let rest = Rc::new(Cell::new(None));
+        make_http1(&mut request);
+        let request = request.map(|body| RequestBody { inner: Some(body), rest: Rc::clone(&rest) });
         self.local.tasks.spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a stream's exchange ended early");
             }
+            if let Some(rest) = rest.take() {
+                // However much was read: an end by time is none by error.
+                let _ = tokio::time::timeout(FAREWELL, read_away(rest)).await;
+            }
         });
-        make_http1(&mut request);
         let mut response = sender.send_request(request).await?;
         *response.version_mut() = Version::HTTP_2;
         // RFC 9113 section 8.2.2: it says nothing in HTTP/2, and may not be said.
@@ -177,6 +183,48 @@ impl Client {
         response.headers_mut().remove("proxy-connection");
         response.headers_mut().remove("upgrade");
         Ok(response)
+    }
+}
+
+/// A request's body; what nobody wanted of it is left to be read away. A client that still sends when its stream is reset
+/// may never look at the response.
+struct RequestBody {
+    inner: Option<Incoming>,
+    rest: Rc<Cell<Option<Incoming>>>,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.inner.as_mut().map_or(Poll::Ready(None), |inner| Pin::new(inner).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.rest.set(self.inner.take().filter(|inner| !inner.is_end_stream()));
+    }
+}
+
+async fn read_away(mut body: Incoming) {
+    let mut n_bytes = 0;
+    while n_bytes < FAREWELL_BYTES
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        n_bytes += frame.data_ref().map_or(0, Bytes::len);
     }
 }
 

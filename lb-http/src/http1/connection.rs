@@ -47,8 +47,8 @@ const MOST_EMPTY_LINES: u32 = 4;
 const MOST_IN_A_ROW: u32 = 16;
 /// How long, and for how many bytes, a client that was refused is listened to: a close at once would be a reset, and
 /// the client might never see why.
-const FAREWELL: Duration = Duration::from_secs(1);
-const FAREWELL_BYTES: usize = 4 << 20;
+pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+pub(crate) const FAREWELL_BYTES: usize = 4 << 20;
 
 struct Connection<S> {
     local: Rc<Local>,
