@@ -197,3 +197,16 @@ async fn clients_that_know_speak_http2_in_plain_text() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn without_a_certificate_one_is_made() -> anyhow::Result<()> {
+    let waymark = Waymark::dev(PROGRAM, &[]).await?;
+    let output = Command::new("curl")
+        .args(["-sSk", "--max-time", "10", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code}"])
+        .arg(format!("https://{}/", waymark.address("https")))
+        .output()
+        .await?;
+    // The handshake is done; nobody has this host.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "503", "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}

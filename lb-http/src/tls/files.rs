@@ -43,6 +43,7 @@ impl Files {
         }
         let mut files = Self { paths, inline: certificates, ..Self::default() };
         files.refresh(&Policies::default());
+        files.share();
         // At the start an error ends the program: nothing was promised yet.
         match std::mem::take(&mut files.errors).into_values().next() {
             Some(error) => Err(error),
@@ -78,11 +79,14 @@ impl Files {
             }
         }
         if is_different {
-            let of_paths =
-                self.paths.iter().filter_map(|path| self.contents.certificates.get(path)).flatten();
-            self.shared = of_paths.chain(&self.inline).cloned().collect();
+            self.share();
         }
         is_different
+    }
+
+    fn share(&mut self) {
+        let of_paths = self.paths.iter().filter_map(|path| self.contents.certificates.get(path)).flatten();
+        self.shared = of_paths.chain(&self.inline).cloned().collect();
     }
 
     /// Since it was asked last.
@@ -176,6 +180,12 @@ mod tests {
         assert!(files.refresh(&Policies::default()));
         assert!(files.contents.certificates.is_empty());
         assert_eq!(files.shared.len(), 1, "the one that was given as text");
+    }
+
+    #[test]
+    fn with_nothing_given_one_is_made() {
+        assert_eq!(Files::open(Vec::new(), &[]).unwrap().shared.len(), 1);
+        assert_eq!(Files::open(Vec::new(), &[pem(&["a.test"])]).unwrap().shared.len(), 1);
     }
 
     #[test]
