@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`labels`] (what an app's labels ask for), [`table`] (what a snapshot compiles to), [`route`] (which
 //! backend a request is for), `proxy` (what is decided about a request), `failover`, `exchange` and `upstream` (how it
-//! reaches an endpoint), [`http1`] (how it comes from a client, and everything that is bytes), [`health`] (what
+//! reaches an endpoint), [`http1`] (how it comes from a client, and everything that is bytes), `http2`
+//! (whose streams become such exchanges), [`tls`] and `secure` (what comes before HTTP), [`health`] (what
 //! the balancer's own checks say), [`stats`] (what was counted).
 //!
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;

@@ -56,8 +56,12 @@ impl Table {
                 HostPattern::Expression(_) | HostPattern::Any => None,
             });
             for host in hosts {
-                // The first service in the order of routes' conflicts: by app and port.
-                policies.of_hosts.entry(host).or_insert_with(|| labels.tls.clone());
+                // Services may share a host by paths. The first one's policy holds, unless another asks its clients for
+                // certificates: nobody gets around that by a neighbour.
+                let policy = policies.of_hosts.entry(host).or_insert_with(|| labels.tls.clone());
+                if policy.client_auth.is_none() && labels.tls.client_auth.is_some() {
+                    policy.clone_from(&labels.tls);
+                }
             }
             if !labels.tls.certificates.is_empty() && self.routes.of_port(labels.port) == Some(index) {
                 policies.of_ports.insert(labels.port, labels.tls.clone());
