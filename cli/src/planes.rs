@@ -134,9 +134,12 @@ impl Plane for Vip {
 
     fn metrics(&self, text: &mut String) {
         let vips = self.0.vips();
+        // What a kernel plane does not count has no line, not a zero.
+        let forwarded = |vip: &&l4_vip::stats::VipView| vip.plane == l4_vip::stats::PlaneKind::Userspace;
+        let kernel_counts = ["endpoints", "connections_total", "no_endpoint_total"];
         let mut family = |name: &str, kind: &str, value: &dyn Fn(&l4_vip::stats::VipView) -> u64| {
             let _ = writeln!(text, "# TYPE waymark_vip_{name} {kind}");
-            for vip in &vips {
+            for vip in vips.iter().filter(|vip| kernel_counts.contains(&name) || forwarded(vip)) {
                 // VIP names are DNS names or addresses: nothing in them needs an escape.
                 let _ = writeln!(
                     text,

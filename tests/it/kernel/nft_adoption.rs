@@ -53,7 +53,7 @@ fn what_others_remove_is_found_and_repaired() -> anyhow::Result<()> {
         "nft flush table inet waymark".to_owned(),
         "nft flush map inet waymark slots4".to_owned(),
         "nft flush set inet waymark connections4".to_owned(),
-        format!("nft add element inet waymark slots4 {{ 11.9.9.9 . tcp . 80 . 0x0 : 127.0.0.1 . {port} }}"),
+        format!("nft add element inet waymark slots4 {{ 0x0 . 11.9.9.9 . tcp . 80 : 127.0.0.1 . {port} }}"),
         "nft delete chain inet waymark prerouting".to_owned(),
         "ip route del local 11.0.0.0/8 dev lo table local".to_owned(),
         "ip route del local 1.2.3.4 dev lo table local".to_owned(),

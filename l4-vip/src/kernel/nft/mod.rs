@@ -33,6 +33,7 @@ pub(in crate::kernel) mod netlink {
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use event_watcher::catalog::VipPool;
 
@@ -45,7 +46,7 @@ use entry::Entry;
 use family::{Family, SetKind};
 use flows::Members;
 use monitor::Monitor;
-use pick::Pick;
+use pick::{Lifetime, Pick};
 use routes::Routes;
 use socket::Socket;
 use sweeper::Sweeper;
@@ -202,7 +203,8 @@ impl Nft {
         self.picks = contents.picks;
         let refuses = Family::ALL.map(|family| (family, Pick::Refuse));
         let are_refused = refuses.into_iter().all(|refuse| self.picks.remove(&refuse));
-        let n_rules = self.n_rules + self.picks.len() * ruleset::RULES_OF_A_PICK;
+        let n_rules =
+            self.n_rules + self.picks.iter().map(|(_, pick)| ruleset::n_rules(*pick)).sum::<usize>();
         let is_whole = are_refused && contents::n_rules(&mut self.socket)? == n_rules;
         self.held = contents.entries;
         self.mending = contents.mending;
@@ -459,7 +461,7 @@ fn layout(pools: &[VipPool]) -> (String, usize) {
     let n_rules = batch.n_rules();
     for family in Family::ALL {
         ruleset::write_pick(&mut batch, family, Pick::Random(1));
-        ruleset::write_pick(&mut batch, family, Pick::ByClient(1));
+        ruleset::write_pick(&mut batch, family, Pick::ByClient(1, Lifetime::of(Duration::ZERO)));
     }
     // FNV-1a: the same in every build of this program.
     let hash = batch.bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
