@@ -17,6 +17,7 @@ mod kernel_dns;
 mod kernel_ebpf;
 mod kernel_nft;
 mod kernel_planes;
+mod pods;
 mod random_faults;
 mod restart;
 mod scheduler_away;
