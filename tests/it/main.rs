@@ -28,6 +28,7 @@ mod scheduler_slow_stream;
 mod sources;
 mod tutorial;
 mod vip_descriptors;
+mod vip_refused;
 mod vip_udp;
 
 /// The program under test.
