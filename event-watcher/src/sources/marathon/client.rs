@@ -16,10 +16,11 @@ use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
 };
 use reqwest::{Response, StatusCode, redirect};
+use serde::de::Error as _;
 use url::{Origin, Url};
 
 use super::auth::Auth;
-use super::list::{Answer, Surroundings};
+use super::list::{Answer, Kind, Surroundings};
 use super::wire;
 use crate::catalog::AppId;
 use crate::config::{Credentials, Marathon};
@@ -97,10 +98,10 @@ pub(crate) enum Leadership {
     Split(Vec<String>),
 }
 
-/// What a read of one app brought.
+/// What a read of one app or pod brought.
 #[derive(Debug)]
 pub(crate) enum Found {
-    Body(Vec<u8>),
+    Body(Kind, Vec<u8>),
     Gone,
 }
 
@@ -238,8 +239,22 @@ impl Client {
         Ok(OpenStream { response, base })
     }
 
-    /// The whole list of apps.
+    /// The whole list of apps, and of pods.
     pub(crate) async fn list(&self, base: &Base, around: Surroundings) -> Result<ListAnswer, FetchError> {
+        let (list, pods) = tokio::join!(self.list_apps(base, around.clone()), self.pods(base));
+        let mut list = list?;
+        let Some(pods) = pods? else { return Ok(list) };
+        let malformed = |source| FetchError::Malformed { host: base.host(), source };
+        // Like the list, on a thread of its own.
+        let reading =
+            tokio::task::spawn_blocking(move || list.answer.add_pods(&pods, &around).map(|()| list));
+        match reading.await {
+            Ok(read) => read.map_err(malformed),
+            Err(_) => Err(malformed(serde_json::Error::custom("the reading thread broke off").into())),
+        }
+    }
+
+    async fn list_apps(&self, base: &Base, around: Surroundings) -> Result<ListAnswer, FetchError> {
         let query = "embed=apps.tasks&embed=apps.deployments&embed=apps.readiness";
         let (response, host) =
             self.read(base, &["v2", "apps"], Some(query), self.shared.list_head_deadline).await?;
@@ -303,22 +318,53 @@ impl Client {
         leading.or_else(knowing).map_or(Leadership::Agreed, Leadership::Elsewhere)
     }
 
+    /// All pods with their instances. `None`: this scheduler knows none, as before 1.4 or when only apps are let through.
+    pub(crate) async fn pods(&self, base: &Base) -> Result<Option<Vec<u8>>, FetchError> {
+        let (response, host) =
+            self.read(base, &["v2", "pods", "::status"], None, self.shared.list_head_deadline).await?;
+        match response.status() {
+            StatusCode::OK => {
+                refuse_compressed(&host, &response)?;
+                self.body(response, host, self.shared.max_answer_bytes).await.map(Some)
+            }
+            status if has_no_pods(status) => Ok(None),
+            _ => Err(refusal(host, response).await),
+        }
+    }
+
+    /// The app of this id, or the pod.
     pub(crate) async fn app(&self, base: &Base, id: &AppId) -> Result<Found, FetchError> {
         let path: Vec<&str> = ["v2", "apps"].into_iter().chain(id.segments()).collect();
         let (response, host) = self.read(base, &path, Some("embed=app.readiness"), APP_HEAD_DEADLINE).await?;
         match response.status() {
             StatusCode::OK => {
                 refuse_compressed(&host, &response)?;
-                self.body(response, host, self.shared.max_answer_bytes).await.map(Found::Body)
+                let body = self.body(response, host, self.shared.max_answer_bytes).await?;
+                Ok(Found::Body(Kind::App, body))
             }
             StatusCode::NOT_FOUND => {
                 // Marathon's own 404 has a message; a proxy's page must not remove an app.
                 let body = self.body(response, host.clone(), MAX_ERROR_BYTES).await?;
                 match serde_json::from_slice::<wire::ErrorMessage>(&body) {
-                    Ok(_) => Ok(Found::Gone),
+                    Ok(_) => self.pod(base, id).await,
                     Err(error) => Err(FetchError::Malformed { host, source: error.into() }),
                 }
             }
+            _ => Err(refusal(host, response).await),
+        }
+    }
+
+    async fn pod(&self, base: &Base, id: &AppId) -> Result<Found, FetchError> {
+        let id = format!("{}::status", id.as_str().trim_start_matches('/'));
+        let path = ["v2", "pods"].into_iter().chain(id.split('/')).collect::<Vec<_>>();
+        let (response, host) = self.read(base, &path, None, APP_HEAD_DEADLINE).await?;
+        match response.status() {
+            StatusCode::OK => {
+                refuse_compressed(&host, &response)?;
+                let body = self.body(response, host, self.shared.max_answer_bytes).await?;
+                Ok(Found::Body(Kind::Pod, body))
+            }
+            status if has_no_pods(status) => Ok(Found::Gone),
             _ => Err(refusal(host, response).await),
         }
     }
@@ -507,6 +553,18 @@ async fn refusal(host: String, response: Response) -> FetchError {
         _ => String::new(),
     };
     FetchError::Status { host, status, message }
+}
+
+/// Answers of schedulers before 1.4, and of proxies that let only apps through, beside Marathon's own.
+fn has_no_pods(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::NOT_ACCEPTABLE
+            | StatusCode::NOT_IMPLEMENTED
+    )
 }
 
 fn no_credentials(url: &Url, error: super::auth::AuthError) -> FetchError {

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::client::{Base, Client, Found, Leadership, ListAnswer, OpenStream};
 use super::events;
 use super::grace::Grace;
-use super::list::{Answer, Entry, Surroundings, Texts};
+use super::list::{Answer, Entry, Kind, Surroundings, Texts};
 use super::stream::{Report, SeenEvent, StreamReader};
 use crate::catalog::{App, AppId, InstanceId, InstanceState};
 use crate::config::Marathon;
@@ -101,7 +101,7 @@ enum Done {
 /// An answer that waits for the addresses of new hosts.
 enum Waiting {
     List { ticket: Ticket, answer: ListAnswer },
-    App { ticket: Ticket, id: AppId, body: Vec<u8> },
+    App { ticket: Ticket, id: AppId, kind: Kind, body: Vec<u8> },
 }
 
 /// Whether an answer may still wait for addresses.
@@ -299,7 +299,7 @@ impl Watch {
                 }
             }
             Done::App { ticket, id, result } => match result {
-                Ok(Found::Body(body)) => self.read_app(ticket, id, &body, Patience::Left),
+                Ok(Found::Body(kind, body)) => self.read_app(ticket, id, kind, &body, Patience::Left),
                 Ok(Found::Gone) => self.step(Input::AppGone { ticket, id }, None),
                 Err(error) => self.app_failed(id, &error),
             },
@@ -315,7 +315,9 @@ impl Watch {
                             }),
                         }
                     }
-                    Waiting::App { ticket, id, body } => self.read_app(ticket, id, &body, Patience::None),
+                    Waiting::App { ticket, id, kind, body } => {
+                        self.read_app(ticket, id, kind, &body, Patience::None);
+                    }
                 }
             }
             Done::Kept(result) => self.kept(result),
@@ -419,15 +421,15 @@ impl Watch {
         self.step(Input::AppFailed { id }, None);
     }
 
-    fn read_app(&mut self, ticket: Ticket, id: AppId, body: &[u8], patience: Patience) {
+    fn read_app(&mut self, ticket: Ticket, id: AppId, kind: Kind, body: &[u8], patience: Patience) {
         let malformed = |this: &Self, error: serde_json::Error| FetchError::Malformed {
             host: this.base.host(),
             source: error.into(),
         };
-        match self.surroundings().single(body) {
+        match self.surroundings().single(kind, body) {
             Ok(mut answer) if patience == Patience::Left && !answer.unasked_hosts.is_empty() => {
                 let hosts = std::mem::take(&mut answer.unasked_hosts);
-                self.look_up(hosts, Waiting::App { ticket, id, body: body.to_vec() });
+                self.look_up(hosts, Waiting::App { ticket, id, kind, body: body.to_vec() });
             }
             Ok(answer) if answer.entries.iter().all(|entry| *entry.id() == id) => {
                 self.feed.saw_answer();

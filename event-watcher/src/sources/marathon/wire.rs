@@ -2,6 +2,8 @@
 //!
 //! Only what the catalog needs is here. A wrong type in an app fails that app; a wrong type in a task, that task.
 
+pub(crate) mod pod;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -204,7 +206,9 @@ pub(crate) struct Step {
     pub actions: Option<Vec<StepAction>>,
 }
 
+/// Names an app or a pod.
 #[derive(Deserialize)]
 pub(crate) struct StepAction {
     pub app: Option<String>,
+    pub pod: Option<String>,
 }
