@@ -2,14 +2,13 @@
 //!
 //! It does not know which zones there are (`authority`), apps (`records`), how it comes to be (`compile`), nor what a packet looks like (`handler`).
 
-use std::hash::{BuildHasher, Hasher};
+use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use event_watcher::catalog::Generation;
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 
 pub(crate) use crate::authority::BeforeSync;
 use crate::authority::{Alias, Apex, Authority};
@@ -20,8 +19,7 @@ use crate::stats::Source;
 /// generation is cheap to publish (one pointer each).
 const N_SHARDS: usize = 256;
 
-/// Names by their hash, which also says which shard they are in: it is made once a query.
-type Shard = HashTable<(WireName, Arc<Node>)>;
+pub(crate) type Shard = HashMap<WireName, Arc<Node>, FixedState>;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Zone {
@@ -87,7 +85,7 @@ impl Zone {
     pub fn new(authority: Authority) -> Self {
         let hasher = FixedState::with_seed(rand::random());
         Self {
-            shards: (0..N_SHARDS).map(|_| Arc::default()).collect(),
+            shards: (0..N_SHARDS).map(|_| Arc::new(Shard::with_hasher(hasher.clone()))).collect(),
             hasher,
             authority: Arc::new(authority),
             generation: Generation::UNSYNCED,
@@ -105,30 +103,21 @@ impl Zone {
     }
 
     pub fn node(&self, name: &[u8]) -> Option<&Node> {
-        let hash = self.hash(name);
-        let found = self.shards[shard_of(hash)].find(hash, |(known, _)| known.as_bytes() == name);
-        found.map(|(_, node)| &**node)
+        self.shards[self.shard_of(name)].get(name).map(|node| &**node)
     }
 
     /// Replaces or removes a name. Copies its shard once if another generation shares it.
     pub fn set(&mut self, name: WireName, node: Option<Node>) {
-        let hash = self.hash(name.as_bytes());
-        let shard = &mut self.shards[shard_of(hash)];
-        let is_it = |(known, _): &(WireName, Arc<Node>)| *known == name;
-        if shard.find(hash, is_it).map(|(_, known)| &**known) == node.as_ref() {
-            return;
-        }
-        let hasher = &self.hasher;
-        let entry = Arc::make_mut(shard).entry(hash, is_it, |(name, _)| hash_of(hasher, name.as_bytes()));
-        match (entry, node.map(Arc::new)) {
-            (Entry::Occupied(mut known), Some(node)) => known.get_mut().1 = node,
-            (Entry::Occupied(known), None) => {
-                known.remove();
+        let at = self.shard_of(name.as_bytes());
+        let shard = &mut self.shards[at];
+        match node {
+            Some(node) if shard.get(&name).is_some_and(|known| **known == node) => {}
+            Some(node) => {
+                Arc::make_mut(shard).insert(name, Arc::new(node));
             }
-            (Entry::Vacant(place), Some(node)) => {
-                place.insert((name, node));
+            None => {
+                Arc::make_mut(shard).remove(&name);
             }
-            (Entry::Vacant(_), None) => {}
         }
     }
 
@@ -187,17 +176,11 @@ impl Zone {
 
     /// A number that stands for a name, in this process.
     pub fn hash(&self, name: &[u8]) -> u64 {
-        hash_of(&self.hasher, name)
+        self.hasher.hash_one(name)
     }
-}
 
-fn hash_of(hasher: &FixedState, name: &[u8]) -> u64 {
-    let mut state = hasher.build_hasher();
-    state.write(name);
-    state.finish()
-}
-
-fn shard_of(hash: u64) -> usize {
-    // A table takes the low bits and the top seven for itself; these are others.
-    (hash >> 40) as usize % N_SHARDS
+    fn shard_of(&self, name: &[u8]) -> usize {
+        // A map takes the low bits and the top seven for itself; these are others.
+        (self.hasher.hash_one(name) >> 40) as usize % N_SHARDS
+    }
 }
