@@ -97,6 +97,9 @@ pub struct Http {
     pub listen: SocketAddr,
     /// Plain connections may begin with HTTP/2 (prior knowledge); over TLS it is always on offer.
     pub h2c: bool,
+    /// Connections to the addresses of virtual hosts (plain and TLS) begin with a PROXY protocol header: a balancer of
+    /// layer 4 stands in front.
+    pub accept_proxy: bool,
     pub timeouts: HttpTimeouts,
     pub limits: HttpLimits,
     pub access_log: HttpAccessLog,
@@ -389,6 +392,7 @@ impl Config {
             http: Http {
                 listen: SocketAddr::new(address, http_port),
                 h2c: false,
+                accept_proxy: false,
                 timeouts: HttpTimeouts::default(),
                 limits: HttpLimits::default(),
                 access_log: HttpAccessLog::default(),

@@ -16,10 +16,10 @@ use event_watcher::catalog::{
 use http::HeaderValue;
 use imbl::Vector;
 use l4_vip::pool::{self, EndpointState, Pool};
-use l4_vip::stats::Counters;
+use l4_vip::stats::{Counters, CountersView};
 
 use crate::deployment::{self, Unit};
-use crate::health::CheckState;
+use crate::health::{CheckState, Judged};
 use crate::labels::{self, Affinity, CheckPort, HostPattern, Mode, Panic, Reading, ServiceLabels};
 use crate::names;
 use crate::route::Routes;
@@ -47,6 +47,9 @@ impl Table {
         let mut policies = Policies::default();
         for (index, backend) in self.backends.iter().enumerate() {
             let labels = &backend.labels;
+            if !labels.tls.certificates.is_empty() && self.routes.of_port(labels.port) == Some(index) {
+                policies.of_ports.insert(labels.port, labels.tls.clone());
+            }
             if labels.mode != Mode::Http || labels.tls == HostPolicy::default() {
                 continue;
             }
@@ -62,9 +65,6 @@ impl Table {
                 if policy.client_auth.is_none() && labels.tls.client_auth.is_some() {
                     policy.clone_from(&labels.tls);
                 }
-            }
-            if !labels.tls.certificates.is_empty() && self.routes.of_port(labels.port) == Some(index) {
-                policies.of_ports.insert(labels.port, labels.tls.clone());
             }
         }
         policies
@@ -90,10 +90,18 @@ pub struct Backend {
     /// The series of the service port's frontend.
     pub frontend: Arc<Series>,
     /// What the forwarder counts of it in mode tcp.
-    pub tcp: Arc<Counters>,
+    pub tcp: Arc<TcpCounters>,
     pub standing: Standing,
     /// Endpoints that are in rotation for their own sake, not because no other is.
     pub n_healthy: usize,
+}
+
+/// In mode tcp, by the way that connections take.
+#[derive(Debug, Default)]
+pub struct TcpCounters {
+    pub of_port: Counters,
+    /// By the server name of their TLS, which is not ended here.
+    pub of_names: Counters,
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +118,8 @@ pub struct Server {
     pub status: ServerStatus,
     /// What the balancer's own checks say of it, where the service has one.
     pub check: Arc<CheckState>,
+    /// Whether the scheduler's checks say something, too.
+    pub judged: Judged,
     /// Who is asked. `None`: nobody.
     pub check_address: Option<SocketAddr>,
     pub standing: Standing,
@@ -171,12 +181,13 @@ impl Backend {
         if self.labels.mode == Mode::Http {
             return totals;
         }
-        let tcp = self.tcp.view();
+        let ways = [self.tcp.of_port.view(), self.tcp.of_names.view()];
+        let sum = |count: fn(&CountersView) -> u64| ways.iter().map(count).sum();
         Totals {
-            bytes_in: tcp.bytes_in,
-            bytes_out: tcp.bytes_out,
-            n_connect_errors: tcp.n_connect_failures + tcp.n_local_failures,
-            n_server_aborts: tcp.n_resets,
+            bytes_in: sum(|w| w.bytes_in),
+            bytes_out: sum(|w| w.bytes_out),
+            n_connect_errors: sum(|w| w.n_connect_failures + w.n_local_failures),
+            n_server_aborts: sum(|w| w.n_resets),
             ..totals
         }
     }
@@ -202,7 +213,7 @@ impl Backend {
         if self.labels.mode == Mode::Http {
             return totals;
         }
-        let tcp = self.tcp.view();
+        let tcp = self.tcp.of_port.view();
         Totals { bytes_in: tcp.bytes_in, bytes_out: tcp.bytes_out, ..totals }
     }
 
@@ -542,7 +553,11 @@ impl CompileBackend<'_> {
             };
             let check_address = check_address(endpoint, instance, &labels);
             let server = self.server(endpoint, instance, is_up, &labels, &servers);
-            servers.push(Server { status, check_address, ..server });
+            let judged = match instance.map(|i| i.health) {
+                Some(Health::Unknown) => Judged::NotYet,
+                _ => Judged::Yes,
+            };
+            servers.push(Server { status, judged, check_address, ..server });
         }
         // A backend without any endpoint has just not been scaled up yet: that is down, but not a downtime.
         let is_up = n_healthy > 0;
@@ -670,6 +685,7 @@ impl CompileBackend<'_> {
             series: known.map_or_else(|| Series::new(self.n_workers), |k| Arc::clone(&k.series)),
             status: ServerStatus::Unknown,
             check: known.map_or_else(Arc::default, |k| Arc::clone(&k.check)),
+            judged: Judged::Yes,
             check_address: None,
             standing: known
                 .map_or_else(|| Standing::new(is_up, self.now), |k| k.standing.next(is_up, self.now)),

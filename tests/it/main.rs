@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_input;
 mod browser;
+mod changes_under_load;
 mod compat_clients;
 mod compat_deploy;
 mod compat_documents;

@@ -35,6 +35,10 @@ pub fn http(config: &Config) -> Result<lb_http::Config, Failure> {
             true => lb_http::Http2::WithPriorKnowledge,
             false => lb_http::Http2::OverTls,
         },
+        accept_proxy: match config.http.accept_proxy {
+            true => lb_http::AcceptProxy::Required,
+            false => lb_http::AcceptProxy::No,
+        },
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
         reading: reading(config),

@@ -29,7 +29,7 @@ use serde::Serialize;
 use crate::access::Admission;
 use crate::edits::HeadEdits;
 use crate::sticky::CookieStyle;
-use crate::tls::{ClientAuth, HostPolicy, Need};
+use crate::tls::{Alpn, ClientAuth, HostPolicy, Need};
 use reader::Reader;
 
 pub use balance::HashOn;
@@ -187,9 +187,9 @@ pub struct ServiceLabels {
     pub hash_on: HashOn,
     pub affinity: Affinity,
     pub cookie: CookieStyle,
-    /// Each once.
+    /// Each once. In mode tcp their TLS is passed on.
     pub vhosts: Vec<HostPattern>,
-    /// Empty: every path. Only looked at for virtual hosts.
+    /// Empty: every path. Only looked at for virtual hosts; none in mode tcp.
     pub paths: Vec<PathPrefix>,
     /// Rules of higher weight are tried first.
     pub weight: i32,
@@ -201,7 +201,7 @@ pub struct ServiceLabels {
     /// What the balancer probes itself. `None`: nothing.
     pub check: Option<CheckSpec>,
     pub proxy_protocol: ProxyProtocol,
-    /// Of its virtual hosts over TLS; with a certificate, of its service port, too.
+    /// Of its virtual hosts over TLS; with a certificate, of its service port, too. In mode tcp of the latter alone.
     pub tls: HostPolicy,
     pub static_server: Option<StaticServer>,
 }
@@ -220,9 +220,16 @@ pub fn read(
         text.parse::<u16>().ok().filter(|port| *port > 0)
     });
     let port = port.or(service.service_port);
-    let (vhosts, paths) = hosts_and_paths(&mut reader);
+    let (mut vhosts, mut paths) = hosts_and_paths(&mut reader);
     let (check, check_port) = check::borrowed(&mut reader);
     let mode = mode(&mut reader, check.as_ref(), !vhosts.is_empty());
+    if mode == Mode::Tcp && !paths.is_empty() && !vhosts.is_empty() {
+        let what = "paths need mode http; this service is mode tcp".to_owned();
+        reader.problem("PATH", what, "TLS of its virtual hosts is passed on to it whatever the path");
+        paths.clear();
+        // A path alone is a rule for every host; without paths there is no rule.
+        vhosts.retain(|_| reader.find("VHOST").is_some());
+    }
     let (balance, hash_on) = reader
         .parsed(
             "BALANCE",
@@ -267,7 +274,7 @@ pub fn read(
             .filter(|_| reader.boolean("CHECK", true))
             .and_then(|check| check::spec(check, check_port, mode)),
         proxy_protocol: proxy_protocol(&mut reader),
-        tls: tls(&mut reader),
+        tls: tls(&mut reader, mode),
         static_server: None,
     };
     templates::apply(&mut reader, &mut labels);
@@ -275,7 +282,7 @@ pub fn read(
 }
 
 /// `SSL_CERT`, `WAYMARK_{n}_CLIENT_CA` and `TLS_MIN`; `BIND_OPTIONS` says more.
-fn tls(reader: &mut Reader<'_>) -> HostPolicy {
+fn tls(reader: &mut Reader<'_>, mode: Mode) -> HostPolicy {
     let certificates =
         reader.text("SSL_CERT").map(|paths| paths.split(',').map(|path| path.trim().into()).collect());
     let client_ca = reader.text("CLIENT_CA").map(|path| path.trim().into());
@@ -283,7 +290,10 @@ fn tls(reader: &mut Reader<'_>) -> HostPolicy {
         certificates: certificates.unwrap_or_default(),
         client_auth: client_ca.map(|ca| ClientAuth { ca, need: Need::Required }),
         min_version: reader.parsed("TLS_MIN", "1.2 or 1.3", |text| text.parse().ok()),
-        without_http2: false,
+        alpn: match mode {
+            Mode::Http => Alpn::Http2,
+            Mode::Tcp => Alpn::Silent,
+        },
     }
 }
 

@@ -11,6 +11,7 @@ mod differential;
 mod failover;
 mod http_cases;
 mod limits;
+mod passthrough;
 mod protocol;
 mod proxy_protocol;
 mod splits;
