@@ -1,7 +1,7 @@
 //! The HTTP balancer: service ports, virtual hosts and app ids to the instances of an app.
 //!
 //! Reading order: [`labels`] (what an app's labels ask for), [`table`] (what a snapshot compiles to), [`route`] (which
-//! backend a request is for), `proxy` (what is decided about a request), `failover`, `exchange` and `upstream` (how it
+//! backend a request is for), `proxy` (what is decided about a request), `failover`, `queue`, `exchange` and `upstream` (how it
 //! reaches an endpoint), [`http1`] (how it comes from a client, and everything that is bytes), `http2`
 //! (whose streams become such exchanges), [`tls`] and `secure` (what comes before HTTP), [`health`] (what
 //! the balancer's own checks say), [`stats`] (what was counted).
@@ -26,6 +26,7 @@ mod listeners;
 pub mod names;
 mod plane;
 mod proxy;
+mod queue;
 mod request_id;
 pub mod route;
 mod secure;
@@ -38,7 +39,7 @@ mod upstream;
 mod wait;
 mod worker;
 
-pub use config::{AccessLogConfig, Config, Http2, Limits, LogFormat, Timeouts, Tls};
+pub use config::{AccessLogConfig, Config, Http2, Limits, LogFormat, LoggedApps, Timeouts, Tls};
 pub use error::{BindError, StartError};
 pub use plane::{Plane, start};
 pub use worker::Worker;

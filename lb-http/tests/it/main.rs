@@ -13,6 +13,7 @@ mod http_cases;
 mod limits;
 mod protocol;
 mod proxy_protocol;
+mod queue;
 mod splits;
 mod statistics;
 mod support;
