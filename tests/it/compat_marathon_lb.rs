@@ -331,7 +331,9 @@ async fn over_tls(
     let mut curl = tokio::process::Command::new("curl");
     curl.args(["-sSki", "--http1.1", "--max-time", "10", "--noproxy", "*"]);
     curl.args(["--resolve", &format!("{host}:{}:{}", address.port(), address.ip())]);
-    headers.iter().for_each(|header| drop(curl.args(["-H", header])));
+    for header in headers {
+        curl.args(["-H", header]);
+    }
     let output = curl.arg(format!("https://{host}:{}{target}", address.port())).kill_on_drop(true).output();
     let output = tokio::time::timeout(2 * client::DEADLINE, output).await??;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -46,9 +46,12 @@ impl Curl<'_> {
     }
 }
 
+/// So that the instance that the change brings is used when it listens, not when its process has begun.
+const CHECKS: &str = r#"healthChecks=[{"protocol":"HTTP","path":"/","portIndex":0,"intervalSeconds":1}]"#;
+
 /// The demo app with more labels.
 async fn label(waymark: &Waymark, labels: &str) -> anyhow::Result<()> {
-    waymark.ok(&["app", "update", DEMO, &format!("labels={labels}"), "--wait"]).await?;
+    waymark.ok(&["app", "update", DEMO, CHECKS, &format!("labels={labels}"), "--wait"]).await?;
     Ok(())
 }
 
@@ -113,7 +116,8 @@ async fn a_changed_certificate_is_shown_and_open_connections_go_on() -> anyhow::
             }
         }
     };
-    assert!(ask("before").await?.contains(" 200 "));
+    let before = ask("before").await?;
+    assert!(before.contains(" 200 "), "{before}");
     certificate(scratch.path(), "a.pem", &["a.test", "more.a.test"])?;
     let new = Curl { waymark: &waymark, ca: &file };
     let deadline = tokio::time::Instant::now() + tests::client::DEADLINE;
@@ -121,7 +125,8 @@ async fn a_changed_certificate_is_shown_and_open_connections_go_on() -> anyhow::
         assert!(tokio::time::Instant::now() < deadline, "the new certificate is not shown: {error}");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    assert!(ask("after").await?.contains(" 200 "), "the open connection");
+    let after = ask("after").await?;
+    assert!(after.contains(" 200 "), "the open connection: {after}");
     std::fs::write(&file, "broken")?;
     let shown = |answer: &tests::client::Response| answer.text().contains("no certificate in");
     waymark.until("/api/status", "the broken file is a problem", shown).await?;
