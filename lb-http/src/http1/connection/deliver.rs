@@ -28,7 +28,13 @@ enum End {
 
 impl<S: ClientStream> Connection<S> {
     /// Gives the client the response; `up` is what is left of the request, `out` of interim responses.
-    pub(super) async fn deliver(&mut self, mut exchange: Exchange, mut up: Flow, about: &About, out: Vec<u8>) -> Then {
+    pub(super) async fn deliver(
+        &mut self,
+        mut exchange: Exchange,
+        mut up: Flow,
+        about: &About,
+        out: Vec<u8>,
+    ) -> Then {
         let took = about.started.elapsed();
         if let Some(record) = &mut self.record {
             record.server = Some(exchange.server().name.to_string());
