@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_input;
 mod browser;
+mod changes_under_load;
 mod compat_clients;
 mod compat_deploy;
 mod compat_documents;
@@ -15,6 +16,8 @@ mod failover;
 mod https;
 mod kernel;
 mod kernel_dns;
+mod live_view;
+mod pods;
 mod random_faults;
 mod restart;
 mod scheduler_away;
@@ -25,6 +28,7 @@ mod scheduler_slow_stream;
 mod sources;
 mod tutorial;
 mod vip_descriptors;
+mod vip_refused;
 mod vip_udp;
 
 /// The program under test.
