@@ -43,6 +43,8 @@ pub(crate) struct Driver {
     wanted: BTreeMap<Frontend, Service>,
     /// What the kernel took last.
     in_force: BTreeMap<Frontend, Service>,
+    /// Its keys; copied only when one comes or goes.
+    served: Arc<BTreeSet<Frontend>>,
     /// Frontends whose wanted state may not be in force.
     dirty: BTreeSet<Frontend>,
     /// What it cannot take, with its reason.
@@ -66,6 +68,7 @@ impl Driver {
             plane: Some(plane),
             wanted: BTreeMap::new(),
             in_force: BTreeMap::new(),
+            served: Arc::default(),
             dirty: BTreeSet::new(),
             refused: BTreeMap::new(),
             failed: None,
@@ -96,8 +99,8 @@ impl Driver {
         self.work().await;
     }
 
-    pub(crate) fn served(&self) -> Vec<Frontend> {
-        self.in_force.keys().copied().collect()
+    pub(crate) fn served(&self) -> Arc<BTreeSet<Frontend>> {
+        Arc::clone(&self.served)
     }
 
     /// Everything that is wanted and not refused is in force.
@@ -191,6 +194,9 @@ impl Driver {
             self.n_repaired += n_differed as u64;
         }
         self.in_force = services.into_iter().map(|service| (service.frontend, service)).collect();
+        if !self.served.iter().eq(self.in_force.keys()) {
+            self.served = Arc::new(self.in_force.keys().copied().collect());
+        }
         self.dirty.clear();
         self.compare_at = Instant::now() + COMPARE;
         self.is_settled = true;
@@ -215,9 +221,17 @@ impl Driver {
         self.dirty.clear();
         for change in changes {
             match change {
-                Change::Set(service) => self.in_force.insert(service.frontend, service),
-                Change::Remove(frontend) => self.in_force.remove(&frontend),
-            };
+                Change::Set(service) => {
+                    let frontend = service.frontend;
+                    if self.in_force.insert(frontend, service).is_none() {
+                        Arc::make_mut(&mut self.served).insert(frontend);
+                    }
+                }
+                Change::Remove(frontend) => {
+                    self.in_force.remove(&frontend);
+                    Arc::make_mut(&mut self.served).remove(&frontend);
+                }
+            }
         }
         Ok(())
     }

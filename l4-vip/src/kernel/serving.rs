@@ -183,7 +183,7 @@ impl Serving {
         let refused = driver.refused().map(|(frontend, reason)| (*frontend, reason.to_owned()));
         self.told.store(Arc::new(Told {
             choice: ChoiceView { failure, n_repaired: driver.n_repaired, ..known.choice.clone() },
-            served: Arc::new(driver.served().into_iter().collect()),
+            served: driver.served(),
             refused: Arc::new(refused.collect()),
             counted: Arc::clone(&driver.counted),
         }));

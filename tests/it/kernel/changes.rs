@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
 use event_watcher::catalog::Protocol::Tcp;
@@ -13,7 +13,7 @@ use l4_vip::kernel::{Change, KernelPlane};
 use tests::netns::is_root;
 
 use super::host::{EBPF, Host, NFT, Open};
-use super::peers::{Connection, VIP, set, tcp_backend};
+use super::peers::{Connection, VIP, eventually, set, tcp_backend};
 
 const N_CHANGES: usize = 600;
 
@@ -39,18 +39,19 @@ fn six_hundred_changes(open: Open) -> anyhow::Result<()> {
     plane.reconcile(&[])?;
     plane.apply(&[set(Tcp, VIP, &[(backends[0], 1)])])?;
     let mut old = host.run(|| (0..50).map(|_| Connection::open_here(VIP)).collect::<io::Result<Vec<_>>>())?;
-    let is_over = AtomicBool::new(false);
+    let (is_over, n_tried) = (AtomicBool::new(false), AtomicUsize::new(0));
     let load = || {
         let mut results = BTreeMap::<Option<ErrorKind>, usize>::new();
         while !is_over.load(Relaxed) {
             let result = Connection::open_here(VIP).and_then(|mut connection| connection.ping());
             *results.entry(result.err().map(|error| error.kind())).or_default() += 1;
+            n_tried.fetch_add(1, Relaxed);
         }
         results
     };
     let results = thread::scope(|scope| -> anyhow::Result<_> {
         let clients = [(); 4].map(|()| scope.spawn(|| host.run(load)));
-        let changed = change(&mut *plane, &backends);
+        let changed = change(&mut *plane, &backends, &n_tried);
         is_over.store(true, Relaxed);
         changed?;
         Ok(clients.map(|client| client.join().expect("a client does not panic")))
@@ -67,8 +68,10 @@ fn six_hundred_changes(open: Open) -> anyhow::Result<()> {
 }
 
 /// One backend or two of three, one with twice the weight of the other: the number of slots goes up and down all the time.
-fn change(plane: &mut dyn KernelPlane, backends: &[SocketAddr]) -> anyhow::Result<()> {
+/// There is a new connection for every change.
+fn change(plane: &mut dyn KernelPlane, backends: &[SocketAddr], n_tried: &AtomicUsize) -> anyhow::Result<()> {
     for n in 0..N_CHANGES {
+        eventually(|| Ok(n_tried.load(Relaxed) > n))?;
         let others = n % 3..=n % 3 + n % 2;
         let some: Vec<_> = others.map(|n| backends[n % 3]).zip([1, 2]).collect();
         let of_another: Change = set(Tcp, "11.7.7.7:7", &some[..n % 2]);

@@ -15,7 +15,7 @@ use super::host::{EBPF, Host, NFT, Open};
 use super::peers::{VIP, frontend, service};
 
 const N_CONNECTIONS: usize = 60_000;
-const N_BACKENDS: usize = 3;
+const N_BACKENDS: u16 = 3;
 /// Threads that hold connections; each has as many descriptors as the limit allows.
 const N_CLIENTS: usize = 10;
 
@@ -51,7 +51,7 @@ fn hold_all(open: Open, ports: &str, connect: Connect) -> anyhow::Result<()> {
     host.netns.set_variable("net/core/somaxconn", "65535")?;
     // Nobody accepts: established connections wait in the listeners' queues.
     let listeners: Vec<socket2::Socket> =
-        host.run(|| (0..N_BACKENDS).map(|_| listen()).collect::<io::Result<_>>())?;
+        host.run(|| (1..=N_BACKENDS).map(listen).collect::<io::Result<_>>())?;
     let backends: Vec<(SocketAddr, u16)> =
         listeners.iter().map(|listener| Ok((address(listener)?, 1))).collect::<io::Result<_>>()?;
     let mut plane = open(&host)?;
@@ -87,9 +87,10 @@ fn n_waiting(listener: &socket2::Socket) -> io::Result<usize> {
     Ok(std::iter::from_fn(|| listener.accept().ok()).count())
 }
 
-fn listen() -> io::Result<socket2::Socket> {
+/// Below the ports of clients.
+fn listen(port: u16) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
     socket.listen(65_535)?;
     Ok(socket)
 }

@@ -54,7 +54,7 @@ pub mod stack {
 pub const ANY: i32 = 0;
 const NEW: i32 = 1;
 
-/// R6: the context of the call, R7: the service, R8: the backend, as far as they are known; R9: attempts.
+/// R6: the context of the call, R7: the service, R8: the backend, as far as they are known; R9: attempts, and then a cookie.
 pub struct Program<'a> {
     pub asm: Asm,
     pub family: Family,

@@ -143,7 +143,9 @@ fn by_client(family: Family, n_slots: u16, lifetime: Duration) -> [Vec<E<'static
     let remember = |again| E::RememberValue { map, key: FRONTEND, value: REMEMBERED_SLOT, lifetime, again };
     let bytes = family.address_bytes();
     let hash = E::Hash { of: client(family), bytes, below, to: SLOT };
-    let find = [mark(SLOT), E::Map { map, key: FRONTEND, to: REMEMBERED_SLOT }, remember(Again::Begins)];
+    // nft(8) cannot show a map's value as a new one's; the word that is not used is loaded again for it.
+    let found = E::Map { map, key: FRONTEND, to: REMEMBERED_SLOT };
+    let find = [mark(SLOT), found, mark(REMEMBERED_SLOT), remember(Again::Begins)];
     let draw = [mark(REMEMBERED_SLOT), E::Random { below, to: SLOT }, remember(Again::Stays)];
     [&find[..], &draw[..], &[hash][..]].map(|choose| [&ends[..], choose, &translate(family)[..]].concat())
 }
