@@ -1,6 +1,7 @@
 //! From the one configuration that people write to each crate's own.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use event_watcher::catalog::{AppId, Reserved, VipPool};
@@ -34,6 +35,10 @@ pub fn http(config: &Config) -> Result<lb_http::Config, Failure> {
         http2: match config.http.h2c {
             true => lb_http::Http2::WithPriorKnowledge,
             false => lb_http::Http2::OverTls,
+        },
+        accept_proxy: match config.http.accept_proxy {
+            true => lb_http::AcceptProxy::Required,
+            false => lb_http::AcceptProxy::No,
         },
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
@@ -76,6 +81,12 @@ pub fn reading(config: &Config) -> Reading {
             true => labels::Compat::MarathonLb,
             false => labels::Compat::None,
         },
+        capacity: labels::Capacity {
+            per_endpoint: NonZeroU32::new(config.http.limits.requests_per_instance),
+            queue: config.http.limits.queue_per_service,
+            queue_timeout: config.http.timeouts.queue,
+            ..labels::Capacity::default()
+        },
     }
 }
 
@@ -85,7 +96,11 @@ fn access_log(config: &HttpAccessLog) -> Option<lb_http::AccessLogConfig> {
         AccessLogFormat::Json => lb_http::LogFormat::Json,
         AccessLogFormat::Common => lb_http::LogFormat::Common,
     };
-    let apps = config.apps.iter().map(|id| AppId::new(id)).collect();
+    let apps = match &config.apps[..] {
+        _ if config.labelled_only => lb_http::LoggedApps::None,
+        [] => lb_http::LoggedApps::All,
+        ids => lb_http::LoggedApps::These(ids.iter().map(|id| AppId::new(id)).collect()),
+    };
     Some(lb_http::AccessLogConfig { file: config.file.clone(), format, one_in: config.one_in, apps })
 }
 

@@ -87,6 +87,31 @@ pub(crate) struct ListAnswer {
     pub leader: String,
 }
 
+/// What a scheduler says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct About {
+    pub framework: Option<String>,
+    pub leader: Option<HostAndPort>,
+    /// The leading Mesos master.
+    pub master: Option<HostAndPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostAndPort {
+    pub host: String,
+    pub port: u16,
+}
+
+impl HostAndPort {
+    /// Of a URL; `None`: it names no host, or `leader.mesos`, which is what this is to find out.
+    fn parse(url: &str) -> Option<Self> {
+        let url = Url::parse(url).ok()?;
+        let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        let is_own = host.ends_with(".mesos") || host.ends_with(".thisdcos.directory");
+        (!is_own).then_some(Self { host, port: url.port_or_known_default()? })
+    }
+}
+
 /// What the members say about who leads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Leadership {
@@ -369,8 +394,8 @@ impl Client {
         }
     }
 
-    /// The framework's name, when the scheduler tells one.
-    pub(crate) async fn framework(&self, base: &Base) -> Result<Option<String>, FetchError> {
+    /// What the scheduler says about itself.
+    pub(crate) async fn about(&self, base: &Base) -> Result<About, FetchError> {
         let (response, host) = self.read(base, &["v2", "info"], None, APP_HEAD_DEADLINE).await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(host, response).await);
@@ -378,7 +403,26 @@ impl Client {
         let body = self.body(response, host.clone(), self.shared.max_answer_bytes).await?;
         let info: wire::Info =
             serde_json::from_slice(&body).map_err(|e| FetchError::Malformed { host, source: e.into() })?;
-        Ok(info.marathon_config.and_then(|c| c.framework_name))
+        let config = info.marathon_config.unwrap_or_default();
+        let leader = match info.leader {
+            Some(leader) => Some(leader),
+            None => self.leader(base).await,
+        };
+        Ok(About {
+            framework: config.framework_name,
+            leader: leader.and_then(|leader| HostAndPort::parse(&format!("http://{leader}"))),
+            master: config.mesos_leader_ui_url.and_then(|url| HostAndPort::parse(&url)),
+        })
+    }
+
+    /// Old versions name their leader only here.
+    async fn leader(&self, base: &Base) -> Option<String> {
+        let (response, host) = self.read(base, &["v2", "leader"], None, LEADER_DEADLINE).await.ok()?;
+        if response.status() != StatusCode::OK {
+            return None;
+        }
+        let body = self.body(response, host, MAX_ERROR_BYTES).await.ok()?;
+        serde_json::from_slice::<wire::Leader>(&body).ok().map(|answer| answer.leader)
     }
 
     /// Reads from `base`, or from the other members when it cannot be reached or has no leader to ask.

@@ -32,12 +32,16 @@ pub(crate) struct IdOnly {
 /// `GET /v2/info`, as far as it matters.
 #[derive(Deserialize)]
 pub(crate) struct Info {
+    /// `host:port` of the leading Marathon.
+    pub leader: Option<String>,
     pub marathon_config: Option<InfoConfig>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(crate) struct InfoConfig {
     pub framework_name: Option<String>,
+    /// Where the leading Mesos master is, unless somebody configured a page for people.
+    pub mesos_leader_ui_url: Option<String>,
 }
 
 /// Any error answer; only its presence tells Marathon's own 404 from a proxy's.
