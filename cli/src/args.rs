@@ -56,6 +56,8 @@ pub enum Command {
     Status(ListArgs),
     /// Have everything read again from the schedulers, now
     Sync(SyncArgs),
+    /// Watch instances, VIPs and changes live (one look when not on a terminal)
+    Top(ListArgs),
     /// Follow what changes, one line per event
     Events(ListArgs),
     /// Run a command inside the cluster: its DNS is Waymark's (needs root)
@@ -693,6 +695,8 @@ mod tests {
             "serve --marathon http://a:8080 --compat mesos-dns --dns-http-listen 127.0.0.1:0 --dns-dcos-listen 127.0.0.1:0 \
              --dns-upstreams 10.0.0.1 --dns-upstreams corp.example=10.0.0.2 --dns-install",
             "status --json",
+            "top",
+            "top --json",
             "events",
             "sync",
             "sync --accept --json",

@@ -63,8 +63,16 @@ pub struct AccessLogConfig {
     pub format: LogFormat,
     /// Of so many requests one is logged; 1: all.
     pub one_in: u32,
-    /// The apps whose requests are logged; empty: all, and requests that are for none.
-    pub apps: Vec<AppId>,
+    pub apps: LoggedApps,
+}
+
+/// Whose requests are logged where no label of the service says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoggedApps {
+    /// Those that are for no app, too.
+    All,
+    These(Vec<AppId>),
+    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -202,6 +202,7 @@ impl Follower {
     async fn compile(&mut self) {
         let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
         let before = self.shared.table.swap(Arc::clone(&table));
+        table.awaited.iter().for_each(|backend| backend.queue.follow(&backend.pool));
         self.names.want(&table.unknown_names);
         self.checker.follow(&table);
         let same =

@@ -22,6 +22,7 @@ use crate::deployment::{self, Unit};
 use crate::health::{CheckState, Judged};
 use crate::labels::{self, Affinity, CheckPort, HostPattern, Mode, Panic, Reading, ServiceLabels};
 use crate::names;
+use crate::queue::Queue;
 use crate::route::Routes;
 use crate::stats::{Series, Totals};
 use crate::tls::{HostPolicy, Policies};
@@ -36,6 +37,8 @@ pub struct Table {
     pub problems: Arc<[Problem]>,
     /// Host names of static servers that nobody here knows: to be looked up.
     pub(crate) unknown_names: BTreeSet<Arc<str>>,
+    /// Backends whose endpoints or maximum may be others than before, where requests may wait for them.
+    pub(crate) awaited: Vec<Arc<Backend>>,
 }
 
 /// Addresses of host names that were looked up.
@@ -91,6 +94,8 @@ pub struct Backend {
     pub frontend: Arc<Series>,
     /// What the forwarder counts of it in mode tcp.
     pub tcp: Arc<TcpCounters>,
+    /// Requests that wait for room, where an endpoint's are limited.
+    pub(crate) queue: Arc<Queue>,
     pub standing: Standing,
     /// Endpoints that are in rotation for their own sake, not because no other is.
     pub n_healthy: usize,
@@ -217,10 +222,19 @@ impl Backend {
         Totals { bytes_in: tcp.bytes_in, bytes_out: tcp.bytes_out, ..totals }
     }
 
+    /// Requests may wait, or do so, for its endpoints.
+    fn is_awaited(&self) -> bool {
+        self.labels.capacity.per_endpoint.is_some() || self.queue.n_waiting() > 0
+    }
+
     /// A verdict of the balancer's own checks is another one than that it was compiled with.
     fn is_overtaken(&self) -> bool {
         let is_down = |s: &Server| s.check_address.is_some() && s.check.is_down();
         self.servers.iter().any(|s| is_down(s) != (s.status == ServerStatus::Failing))
+    }
+
+    pub(crate) fn server_of(&self, endpoint: &Arc<EndpointState>) -> Option<usize> {
+        self.servers.iter().position(|s| Arc::ptr_eq(&s.endpoint, endpoint))
     }
 
     /// The usable server that a cookie names.
@@ -313,6 +327,7 @@ impl Compiler {
         let delta = Delta::between(&self.snapshot, snapshot);
         self.snapshot = snapshot.clone();
         let (mut routes_hold, mut problems_hold) = (true, true);
+        let mut awaited = Vec::new();
         for id in self.touched(&delta) {
             let sources = self.sources(&id);
             let previous = self.units.remove(&id);
@@ -332,6 +347,7 @@ impl Compiler {
             } else {
                 routes_hold = false;
             }
+            awaited.extend(compiled.backends.iter().filter(|b| b.is_awaited()).map(Arc::clone));
             problems_hold &= known_problems == compiled.problems;
             self.units.insert(id, compiled);
         }
@@ -355,6 +371,7 @@ impl Compiler {
             routes: Arc::clone(&self.routes),
             unknown_names: self.unknown_names(),
             backends: self.backends.clone(),
+            awaited,
         }
     }
 
@@ -495,7 +512,8 @@ fn own_address(host: &str, snapshot: &Snapshot) -> Option<IpAddr> {
 
 /// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
 fn retire(backend: &Backend) {
-    Pool::new(backend.labels.balance, None::<pool::Member>, Some(&backend.pool));
+    let none = Pool::new(backend.labels.balance, None::<pool::Member>, Some(&backend.pool));
+    backend.queue.follow(&none);
 }
 
 struct CompileBackend<'a> {
@@ -530,6 +548,8 @@ impl CompileBackend<'_> {
             Some(previous) if *previous.labels == labels => Arc::clone(&previous.labels),
             _ => Arc::new(labels),
         };
+        let queue = previous.map_or_else(Arc::default, |p| Arc::clone(&p.queue));
+        queue.set_maximum(labels.capacity.per_endpoint);
         let mut members = self.members(&labels);
         let n_healthy = members.iter().filter(|m| m.rotation == Rotation::In).count();
         let healthy: BTreeSet<InstanceId> =
@@ -572,6 +592,7 @@ impl CompileBackend<'_> {
             n_healthy,
             pool,
             servers: servers.into(),
+            queue,
             series: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.series)),
             frontend: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.frontend)),
             tcp: same_name.map_or_else(Arc::default, |p| Arc::clone(&p.tcp)),

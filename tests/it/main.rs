@@ -18,6 +18,8 @@ mod kernel_dns;
 mod kernel_ebpf;
 mod kernel_nft;
 mod kernel_planes;
+mod live_view;
+mod pods;
 mod random_faults;
 mod restart;
 mod scheduler_away;
@@ -28,6 +30,7 @@ mod scheduler_slow_stream;
 mod sources;
 mod tutorial;
 mod vip_descriptors;
+mod vip_refused;
 mod vip_udp;
 
 /// The program under test.

@@ -106,6 +106,7 @@ fn reading(args: &CheckArgs) -> Reading {
             true => Compat::MarathonLb,
             false => Compat::None,
         },
+        ..Reading::default()
     }
 }
 

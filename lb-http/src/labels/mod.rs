@@ -8,6 +8,7 @@
 
 mod access;
 mod balance;
+mod capacity;
 mod check;
 mod hosts;
 mod reader;
@@ -16,6 +17,7 @@ mod templates;
 pub mod vocabulary;
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +36,7 @@ use reader::Reader;
 
 pub use balance::HashOn;
 pub(crate) use balance::static_instance;
+pub use capacity::{Capacity, WhenFull};
 pub use check::{CheckKind, CheckPort, CheckSpec};
 pub use hosts::{Case, HostExpression, HostPattern, PathPrefix};
 
@@ -44,6 +47,8 @@ pub struct Reading {
     pub groups: Vec<String>,
     pub unlabelled: Unlabelled,
     pub compat: Compat,
+    /// Of services whose labels say nothing else.
+    pub capacity: Capacity,
 }
 
 /// Services without an `ENABLED` label.
@@ -66,7 +71,12 @@ pub enum Compat {
 
 impl Default for Reading {
     fn default() -> Self {
-        Self { groups: vec!["*".to_owned()], unlabelled: Unlabelled::Served, compat: Compat::None }
+        Self {
+            groups: vec!["*".to_owned()],
+            unlabelled: Unlabelled::Served,
+            compat: Compat::None,
+            capacity: Capacity::default(),
+        }
     }
 }
 
@@ -142,6 +152,16 @@ pub enum Panic {
     UseNone,
 }
 
+/// Whether the access log has lines of a service's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logged {
+    No,
+    /// As often as the log was started with.
+    Yes,
+    /// Of so many requests one; 1: all.
+    OneIn(NonZeroU32),
+}
+
 /// `None`: what the balancer was started with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceTimeouts {
@@ -196,6 +216,9 @@ pub struct ServiceLabels {
     pub admission: Admission,
     pub edits: HeadEdits,
     pub timeouts: ServiceTimeouts,
+    pub capacity: Capacity,
+    /// `None`: what the log was started with.
+    pub access_log: Option<Logged>,
     pub require: Require,
     pub panic: Panic,
     /// What the balancer probes itself. `None`: nothing.
@@ -267,6 +290,8 @@ pub fn read(
         paths,
         weight,
         timeouts: timeouts(&mut reader),
+        capacity: capacity::read(&mut reader, mode),
+        access_log: access_log(&mut reader),
         require: require(&mut reader),
         panic: if reader.boolean("PANIC", true) { Panic::UseAll } else { Panic::UseNone },
         check: check
@@ -359,6 +384,15 @@ fn timeouts(reader: &mut Reader<'_>) -> ServiceTimeouts {
         server: reader.duration("TIMEOUT_SERVER"),
         tunnel: reader.duration("TIMEOUT_TUNNEL"),
     }
+}
+
+/// `off`, `on` (as often as the log's own sampling says) or `1/N`.
+fn access_log(reader: &mut Reader<'_>) -> Option<Logged> {
+    reader.parsed("ACCESS_LOG", "on, off or 1/N", |text| match &*text.to_ascii_lowercase() {
+        "on" | "true" | "t" | "yes" | "y" | "1" => Some(Logged::Yes),
+        "off" | "false" | "f" | "no" | "n" | "0" => Some(Logged::No),
+        text => text.strip_prefix("1/")?.parse().ok().map(Logged::OneIn),
+    })
 }
 
 fn require(reader: &mut Reader<'_>) -> Require {

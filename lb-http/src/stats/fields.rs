@@ -148,8 +148,10 @@ impl Row {
 
     /// What servers and backends have in common.
     fn traffic(&mut self, series: &Series, totals: &Totals, mode: Mode, standing: &Standing, now: Instant) {
-        self.number(Column::qcur, 0_u64);
-        self.number(Column::qmax, 0_u64);
+        self.number(Column::qcur, series.n_waiting());
+        self.number(Column::qmax, series.most_waiting());
+        let queue_millis = totals.mean_queue_time().map_or(0, |t| t.as_millis() as u64);
+        self.number(Column::qtime, queue_millis);
         self.number(Column::smax, series.most_current());
         self.number(Column::stot, totals.n_sessions);
         self.number(Column::bin, totals.bytes_in);
@@ -305,6 +307,11 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
     row.number(Column::sid, u64::from(server.id));
     row.number(Column::scur, server.endpoint.n_in_flight());
     row.word(Column::status, status(backend, server));
+    let capacity = &backend.labels.capacity;
+    if let Some(most) = capacity.per_endpoint.filter(|_| backend.labels.mode == Mode::Http) {
+        row.number(Column::slim, most.get());
+        row.number(Column::qlimit, capacity.queue);
+    }
     row.number(Column::weight, 1_u64);
     // That it is no backup; whether it is used is in its status.
     row.number(Column::act, 1_u64);

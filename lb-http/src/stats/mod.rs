@@ -17,6 +17,6 @@ pub(crate) use fields::rows;
 pub(crate) use metrics::metrics;
 pub(crate) use page::page;
 pub(crate) use refusals::own_metrics;
-pub use series::{ResponseClass, Series, Session, Shard, Totals};
+pub use series::{ResponseClass, Series, Session, Shard, Totals, Waiting};
 pub use views::{BackendView, RouteFrom, RouteView, ServerView};
 pub(crate) use views::{app_map, backends, routes, vhost_map};

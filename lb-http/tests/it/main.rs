@@ -14,6 +14,7 @@ mod limits;
 mod passthrough;
 mod protocol;
 mod proxy_protocol;
+mod queue;
 mod splits;
 mod statistics;
 mod support;

@@ -437,6 +437,11 @@ impl Client {
         self.response().await
     }
 
+    /// Waits for the first bytes of a response, for a while.
+    pub async fn is_answered(&self) -> bool {
+        tokio::time::timeout(Duration::from_millis(500), self.stream.readable()).await.is_ok()
+    }
+
     /// The head only; what follows stays to be read.
     pub async fn head(&mut self) -> String {
         soon("head", read_head(&mut self.stream, &mut self.buffer)).await.unwrap().expect("a head")
