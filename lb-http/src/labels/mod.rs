@@ -242,7 +242,7 @@ pub fn read(
     let port = reader.parsed("PORT", "a port number from 1 to 65535", |text| {
         text.parse::<u16>().ok().filter(|port| *port > 0)
     });
-    let port = port.or(service.service_port);
+    let port = port.or(service.service_port).or_else(|| assigned_port(app, service));
     let (mut vhosts, mut paths) = hosts_and_paths(&mut reader);
     let (check, check_port) = check::borrowed(&mut reader);
     let mode = mode(&mut reader, check.as_ref(), !vhosts.is_empty());
@@ -304,6 +304,16 @@ pub fn read(
     };
     templates::apply(&mut reader, &mut labels);
     (enabled && served && port.is_some()).then_some(labels)
+}
+
+/// For instances with addresses of their own. `None`: there is no instance that tells the port.
+fn assigned_port(app: &App, service: &Service) -> Option<u16> {
+    let own_port = |instance: &Arc<Instance>| {
+        let address = instance.endpoint(service.id.port_index)?.address;
+        instance.host_address.is_some_and(|host| host != address.ip()).then_some(address.port())
+    };
+    let port = app.instances.iter().find_map(own_port).filter(|_| service.protocols.tcp)?;
+    Some(crate::names::assigned_port(&app.id, port))
 }
 
 /// `SSL_CERT`, `WAYMARK_{n}_CLIENT_CA` and `TLS_MIN`; `BIND_OPTIONS` says more.

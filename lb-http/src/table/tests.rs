@@ -329,3 +329,20 @@ fn when_nothing_is_healthy_what_runs_is_used() {
         assert_eq!(of_pool, usable, "{instances:?} {labels:?}");
     }
 }
+
+#[test]
+fn instances_with_addresses_of_their_own_need_no_service_port_of_the_schedulers() {
+    let with_host = |host: &str| {
+        let mut made = running("i", 5432);
+        Arc::make_mut(&mut made).host_address = host.parse().ok();
+        let mut app = app("/db", "v", 1, &[], vec![made]);
+        Arc::make_mut(&mut app).services[0].service_port = None;
+        app
+    };
+    let mut compiled = Compiled::new();
+    let table = compiled.table(&[with_host("10.0.0.1")]);
+    assert_eq!(&*table.backends[0].name, "db_10099", "Marathon-LB's choice");
+    assert_eq!(table.routes.of_port(10099), Some(0));
+    // On the host's own address there is a port that the scheduler has chosen for this instance alone.
+    assert!(compiled.table(&[with_host("127.0.0.1")]).backends.is_empty());
+}

@@ -240,7 +240,7 @@ impl Deployment<'_> {
             // A split that is ended the other way round has nothing drained before the first new one is up.
             let begins = is_settled && all_seen && n_old + n_new <= goal.n_total && n_new < goal.n_new;
             if moves && !idle.is_empty() || begins {
-                if !idle.is_empty() {
+                if moves && !idle.is_empty() {
                     self.ask_before_kill(&old_app, &idle, &new_app).await?;
                     let path = Path::new("v2/tasks/delete").with("scale", "true");
                     self.marathon.post(&path, Some(&json!({ "ids": idle }))).await?;
