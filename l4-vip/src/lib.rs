@@ -16,6 +16,7 @@ mod error;
 pub mod forward;
 pub mod kernel;
 mod labels;
+mod leaving;
 mod plane;
 pub mod policy;
 pub mod pool;

@@ -21,6 +21,7 @@ use crate::forward::tcp::Options;
 use crate::kernel::driver::Ticked;
 use crate::kernel::serving::{Serving, Told};
 use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit};
+use crate::leaving::Leaving;
 use crate::stats::{Counter, PlaneTotals, UdpCounters, VipView};
 use crate::table::{self, VipState, Vips};
 use crate::worker::{Counts, Listen, Socket, UdpOptions, Worker};
@@ -124,6 +125,7 @@ pub fn start_on(
         shared: Arc::clone(&shared),
         snapshot: Arc::default(),
         state: State::default(),
+        leaving: Leaving::default(),
         closed: false,
         look_at: None,
         frontends: BTreeMap::new(),
@@ -172,7 +174,7 @@ impl Plane {
         self.shared.ended.cancelled().await;
     }
 
-    /// What is listened on, old addresses of VIPs that moved included.
+    /// What is listened on, old addresses of VIPs that moved or are gone included.
     pub fn listening(&self) -> Vec<Frontend> {
         self.shared.state.load().open.keys().copied().collect()
     }
@@ -202,7 +204,8 @@ struct Follower {
     state: State,
     /// Some address could not be opened.
     closed: bool,
-    /// When the old address of a VIP that moved has been served for long enough.
+    leaving: Leaving,
+    /// When the old address of a VIP that moved or is gone has been served for long enough.
     look_at: Option<Instant>,
     /// What should be served, by whom.
     frontends: BTreeMap<Frontend, Arc<VipState>>,
@@ -223,8 +226,13 @@ impl Follower {
         loop {
             if let Some(snapshot) = newest.take() {
                 let generation = snapshot.generation;
-                let (vips, outcome) =
-                    table::compile(&self.state.vips, &self.snapshot, &snapshot, &self.config);
+                let (vips, outcome) = table::compile(
+                    &self.state.vips,
+                    &mut self.leaving,
+                    &self.snapshot,
+                    &snapshot,
+                    &self.config,
+                );
                 let old = std::mem::replace(&mut self.snapshot, snapshot);
                 self.state.vips = vips;
                 if outcome.n_moved > 0 {
@@ -272,7 +280,7 @@ impl Follower {
 
     /// Makes the addresses that VIPs have now, and no others, served.
     async fn serve(&mut self) {
-        (self.frontends, self.look_at) = table::frontends(&self.state.vips);
+        (self.frontends, self.look_at) = table::frontends(&self.state.vips, &mut self.leaving);
         if self.serving.is_kernel() {
             let services = self.frontends.iter().map(|(frontend, vip)| vip.service(*frontend)).collect();
             let mut gone = self.serving.frontends();

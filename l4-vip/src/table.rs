@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::kernel::{Backend, Frontend, Service};
 use crate::labels;
+use crate::leaving::{Leaving, Occupied};
 use crate::policy::Policy;
 use crate::pool::{EndpointState, Member, Pool};
 use crate::stats::{Counters, PlaneKind, VipView};
@@ -131,6 +132,39 @@ impl VipState {
         let control = self.control();
         let moved = control.moved.iter().map(|(ip, _)| ip);
         control.addresses.iter().chain(moved).map(|ip| self.frontend(*ip)).collect()
+    }
+
+    /// Of a VIP that is gone: see [`Leaving::follow`]. Tells whether any endpoint changed.
+    pub(crate) fn give_way(&self, occupied: &Occupied<'_>) -> bool {
+        let mut changed = false;
+        for slot in [&self.v4, &self.v6] {
+            let old = slot.load_full();
+            let members: Vec<Member> = old
+                .endpoints()
+                .iter()
+                .filter_map(|endpoint| {
+                    let rotation = match occupied.get(&endpoint.address) {
+                        Some((instance, rotation)) if **instance == endpoint.instance => *rotation,
+                        Some(_) => return None,
+                        None => endpoint.rotation(),
+                    };
+                    let (instance, address) = (endpoint.instance.clone(), endpoint.address);
+                    Some(Member { instance, address, rotation, weight: endpoint.weight() })
+                })
+                .collect();
+            let is_same = members.len() == old.endpoints().len()
+                && members.iter().all(|member| {
+                    let known = old.find(&member.instance, member.address);
+                    known.is_some_and(|known| known.rotation() == member.rotation)
+                });
+            if !is_same {
+                let new =
+                    Pool::new(old.policy(), members, Some(&old)).with_affinity(old.affinity(), Some(&old));
+                slot.store(Arc::new(new));
+                changed = true;
+            }
+        }
+        changed
     }
 
     fn frontend(&self, ip: IpAddr) -> Frontend {
@@ -281,15 +315,16 @@ pub(crate) struct Outcome {
 }
 
 /// The VIPs of `new`. `old` is the snapshot that `known` was compiled from; VIPs that no changed app feeds are not
-/// looked at unless the allocation itself changed.
+/// looked at unless the allocation itself changed. What goes is `leaving`.
 pub(crate) fn compile(
     known: &Arc<Vips>,
+    leaving: &mut Leaving,
     old: &Snapshot,
     new: &Snapshot,
     config: &Config,
 ) -> (Arc<Vips>, Outcome) {
     let delta = Delta::between(old, new);
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome { differs: leaving.follow(old, new), ..Outcome::default() };
     if delta.vips_changed == VipsChanged::No {
         for key in delta.changed.iter().flat_map(|app| &app.services).flat_map(|service| &service.vips) {
             if let (Some(state), Some(vip)) = (known.get(key), new.vips.get(key)) {
@@ -300,19 +335,24 @@ pub(crate) fn compile(
     }
     outcome.differs = true;
     let vips = new.vips.iter().map(|vip| {
-        let state = match known.get(&vip.key) {
+        let state = match known.get(&vip.key).or_else(|| leaving.get(&vip.key)) {
             Some(state) => Arc::clone(state),
             None => Arc::new(VipState::new(vip, config)),
         };
         state.refresh(vip, new, config, &mut outcome);
         (vip.key.clone(), state)
     });
-    (Arc::new(vips.collect()), outcome)
+    let vips: Vips = vips.collect();
+    leaving.take_in(known, &vips, config.removal_overlap);
+    (Arc::new(vips), outcome)
 }
 
-/// Every address, port and protocol that is served, with its VIP: those that VIPs have, then those that they had a
-/// moment ago and nobody has now. Also when the first of the latter must be looked at again.
-pub(crate) fn frontends(vips: &Vips) -> (BTreeMap<Frontend, Arc<VipState>>, Option<Instant>) {
+/// Every address, port and protocol that is served, with its VIP: those that VIPs have, then those that they, or VIPs
+/// that are gone, had a moment ago and nobody has now. Also when the first of the latter must be looked at again.
+pub(crate) fn frontends(
+    vips: &Vips,
+    leaving: &mut Leaving,
+) -> (BTreeMap<Frontend, Arc<VipState>>, Option<Instant>) {
     let now = Instant::now();
     let mut served = BTreeMap::new();
     let mut moved = Vec::new();
@@ -321,6 +361,10 @@ pub(crate) fn frontends(vips: &Vips) -> (BTreeMap<Frontend, Arc<VipState>>, Opti
         let control = vip.control();
         served.extend(control.addresses.iter().map(|ip| (vip.frontend(*ip), Arc::clone(vip))));
         moved.extend(control.moved.iter().map(|(ip, until)| (*until, vip.frontend(*ip), vip)));
+    }
+    for (vip, until) in leaving.until(now) {
+        let addresses = vip.control().addresses.clone();
+        moved.extend(addresses.into_iter().map(|ip| (until, vip.frontend(ip), vip)));
     }
     let mut next = None;
     for (until, frontend, vip) in moved {
