@@ -3,8 +3,6 @@
 //! As strict as for requests, because what an endpoint says next on the connection may be for another client (RFC 9112
 //! sections 4 to 6). Statuses beyond 599 are no statuses (RFC 9110 section 15).
 
-use memchr::memchr;
-
 use super::Framing;
 use super::fields::{Field, Name, Seen};
 use super::grammar;
@@ -50,16 +48,19 @@ pub struct Response {
 impl Response {
     /// `head` is whole, with the empty line at its end. `method` is the request's. `fields` is used again.
     pub fn parse(head: &[u8], method: Method, mut fields: Vec<Field>) -> Result<Self, BadResponse> {
-        let line_end = memchr(b'\n', head).ok_or(BadResponse::StatusLine)? - 1;
+        let line_end = grammar::value_len(head);
+        if !head[line_end..].starts_with(b"\r\n") {
+            return Err(BadResponse::StatusLine);
+        }
         let (version, status) = status_line(&head[..line_end])?;
         let mut found = Found::default();
         fields.clear();
         let mut start = line_end + 2;
-        while let Some(length) = memchr(b'\n', &head[start..]).filter(|length| *length > 1) {
-            let field = Field::parse(head, start..start + length - 1).ok_or(BadResponse::Field)?;
+        while !head[start..].starts_with(b"\r\n") {
+            let (field, next) = Field::parse(head, start).ok_or(BadResponse::Field)?;
             found.add(head, &field)?;
             fields.push(field);
-            start += length + 1;
+            start = next;
         }
         let framing = found.framing(version, status, method)?;
         let is_11 = version == Version::Http11;
@@ -108,20 +109,17 @@ impl Response {
     }
 }
 
+/// `line` has no control characters.
 fn status_line(line: &[u8]) -> Result<(Version, u16), BadResponse> {
     let (version, rest) = line.split_at_checked(b"HTTP/1.1".len()).ok_or(BadResponse::StatusLine)?;
     let version = super::request::version(version).map_err(|_| BadResponse::StatusLine)?;
     // Servers exist that leave out the space before an empty reason.
-    let (status, reason) = match rest {
-        [b' ', a, b, c] => ([*a, *b, *c], &[][..]),
-        [b' ', a, b, c, b' ', reason @ ..] => ([*a, *b, *c], reason),
+    let status = match rest {
+        [b' ', a, b, c] | [b' ', a, b, c, b' ', ..] => [*a, *b, *c],
         _ => return Err(BadResponse::StatusLine),
     };
     let number = grammar::length(&status).map(|n| n as u16).filter(|n| (100..600).contains(n));
-    match number {
-        Some(number) if grammar::is_field_value(reason) => Ok((version, number)),
-        _ => Err(BadResponse::StatusLine),
-    }
+    Ok((version, number.ok_or(BadResponse::StatusLine)?))
 }
 
 #[derive(Default)]

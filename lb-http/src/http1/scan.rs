@@ -3,8 +3,7 @@
 //! It knows lines, not what they say: a head is parsed once it is whole. A first line that can be no request is
 //! refused by whoever scans as soon as it is there.
 
-use memchr::memchr;
-
+use super::grammar;
 use super::refusal::Refusal;
 use super::response::BadResponse;
 
@@ -82,7 +81,7 @@ impl Scan {
 
     /// Goes on over `bytes`, which begin at the head's first byte and are at least those of the last call.
     pub fn advance(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Scanned, ScanError> {
-        while let Some(at) = memchr(b'\n', &bytes[self.searched as usize..]) {
+        while let Some(at) = grammar::line_feed(&bytes[self.searched as usize..]) {
             let end = self.searched as usize + at + 1;
             let line = &bytes[self.line_start as usize..end];
             if !line.ends_with(b"\r\n") || line.ends_with(b"\r\r\n") {
