@@ -8,27 +8,32 @@ pub(crate) type RequestId = [u8; 32];
 /// Of one worker: a random half, and a count that begins anywhere.
 #[derive(Debug)]
 pub(crate) struct RequestIds {
-    worker: [u8; 16],
-    n: Cell<u64>,
+    last: Cell<RequestId>,
 }
 
 impl RequestIds {
     pub(crate) fn new() -> Self {
-        Self { worker: digits(rand::random()), n: Cell::new(rand::random()) }
+        let random = rand::random::<u128>();
+        let last = std::array::from_fn(|i| b"0123456789abcdef"[(random >> (124 - 4 * i)) as usize & 15]);
+        Self { last: Cell::new(last) }
     }
 
     pub(crate) fn next(&self) -> RequestId {
-        let n = self.n.get().wrapping_add(1);
-        self.n.set(n);
-        let mut id = [0; 32];
-        id[..16].copy_from_slice(&self.worker);
-        id[16..].copy_from_slice(&digits(n));
+        let mut id = self.last.get();
+        // Counted in its digits: to write a number down for each request would take ten times as long.
+        for digit in id[16..].iter_mut().rev() {
+            *digit = match *digit {
+                b'9' => b'a',
+                b'f' => b'0',
+                other => other + 1,
+            };
+            if *digit != b'0' {
+                break;
+            }
+        }
+        self.last.set(id);
         id
     }
-}
-
-fn digits(number: u64) -> [u8; 16] {
-    std::array::from_fn(|i| b"0123456789abcdef"[(number >> (60 - 4 * i)) as usize & 15])
 }
 
 #[cfg(test)]
@@ -43,5 +48,7 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), 200);
+        let nearly = RequestIds { last: Cell::new(*b"000000000000000000000000000009ff") };
+        assert_eq!(&nearly.next(), b"00000000000000000000000000000a00");
     }
 }
