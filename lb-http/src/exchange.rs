@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use l4_vip::pool::InFlight;
+use l4_vip::proxy_protocol::Ends;
 
 use crate::error::ProxyError;
 use crate::http1::flow::FlowError;
@@ -32,6 +33,9 @@ const MOST_INTERIM: u32 = 16;
 /// A request on its way, whatever protocol it came by.
 pub(crate) trait Front {
     fn method(&self) -> Method;
+
+    /// Of the client's connection, for endpoints that want to be told.
+    fn ends(&self) -> Ends;
 
     /// Sends more of the request; ready when all of it is sent.
     fn poll_send(&mut self, cx: &mut Context<'_>, to: &mut Upstream) -> Poll<Result<(), FlowError>>;
@@ -182,7 +186,7 @@ pub(crate) struct Exchange {
     pub(crate) server: usize,
     pub(crate) in_flight: InFlight,
     pub(crate) _session: Session,
-    pub(crate) upstream: Upstream,
+    pub(crate) upstream: Box<Upstream>,
     pub(crate) response: Response,
     pub(crate) cookie: CookieDue,
 }

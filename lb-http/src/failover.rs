@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use l4_vip::pool::{Choices, InFlight, Pool};
-use l4_vip::proxy_protocol::{self, Ends};
+use l4_vip::proxy_protocol;
 
 use crate::error::ProxyError;
 use crate::exchange::{Call, CookieDue, Exchange, Failure, Front};
@@ -33,8 +33,6 @@ pub(crate) struct Attempt<'a> {
     pub(crate) affinity: Option<u64>,
     /// The value of the sticky cookie that came with the request.
     pub(crate) cookie: Option<&'a [u8]>,
-    /// Of the client's connection, for endpoints that want to be told.
-    pub(crate) ends: Ends,
 }
 
 enum Failed {
@@ -62,17 +60,18 @@ enum Use {
 impl Attempt<'_> {
     pub(crate) async fn send(
         &self,
-        mut backend: Arc<Backend>,
+        backend: &Arc<Backend>,
         front: &mut impl Front,
     ) -> Result<Exchange, ProxyError> {
         let shard = backend.series.of_worker(self.local.index);
         shard.n_sessions.increment();
         shard.n_requests.increment();
-        let series = Arc::clone(&backend.series);
-        let mut session = Some(series.begin());
+        let mut session = Some(backend.series.begin());
         let mut error = ProxyError::NoEndpoint;
+        let mut newer = None;
         for _ in 0..MOST_TABLES {
-            match self.send_to(&backend, front, &mut session).await {
+            let backend = newer.as_ref().unwrap_or(backend);
+            match self.send_to(backend, front, &mut session).await {
                 Ok(exchange) => return Ok(exchange),
                 Err(Failed::Final(last)) => {
                     error = last;
@@ -83,13 +82,12 @@ impl Attempt<'_> {
                     let newest =
                         self.local.with_table(|table| table.backend(&backend.service).map(Arc::clone));
                     match newest {
-                        Some(newest) if !Arc::ptr_eq(&newest, &backend) => backend = newest,
+                        Some(newest) if !Arc::ptr_eq(&newest, backend) => newer = Some(newest),
                         _ => break,
                     }
                 }
             }
         }
-        let shard = series.of_worker(self.local.index);
         match error.status() {
             Some(status) => shard.responded(ResponseClass::of_number(status)),
             None => shard.n_client_aborts.increment(),
@@ -162,7 +160,7 @@ impl Attempt<'_> {
         index: usize,
         front: &mut impl Front,
         which: Use,
-    ) -> Result<(Response, InFlight, Upstream), Failed> {
+    ) -> Result<(Response, InFlight, Box<Upstream>), Failed> {
         let server = &backend.servers[index];
         let in_flight = server.endpoint.begin();
         server.series.saw_current(server.endpoint.n_in_flight());
@@ -184,7 +182,8 @@ impl Attempt<'_> {
                 shards.each(|s| s.n_reuses.increment());
                 (idle, Stale::Yes)
             }
-            None => match self.connect(backend, server, shards).await {
+            // Boxed, because most requests have no need of it.
+            None => match Box::pin(self.connect(backend, server, front, shards)).await {
                 Some(new) => (new, Stale::No),
                 None => return Err(Failed::Unsent { stale: Stale::No, error: ProxyError::Connect }),
             },
@@ -228,12 +227,18 @@ impl Attempt<'_> {
         Err(Failed::Final(error))
     }
 
-    async fn connect(&self, backend: &Backend, server: &Server, shards: Shards<'_>) -> Option<Upstream> {
+    async fn connect(
+        &self,
+        backend: &Backend,
+        server: &Server,
+        front: &impl Front,
+        shards: Shards<'_>,
+    ) -> Option<Box<Upstream>> {
         shards.each(|s| s.n_connects.increment());
         let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
         self.wait.enter(Phase::Connect, limit);
         let version = backend.labels.proxy_protocol.send;
-        let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &self.ends));
+        let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &front.ends()));
         match self.wait.unless_expired(self.local.upstreams.connect(backend, server, &greeting)).await {
             Some(Ok(connection)) => {
                 server.endpoint.connect_succeeded();

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -201,10 +202,11 @@ async fn accept(local: Rc<Local>, listener: Listener, close: CancellationToken) 
             return;
         }
     };
+    let mut closed = pin!(close.cancelled());
     loop {
         tokio::select! {
             biased;
-            () = close.cancelled() => break,
+            () = &mut closed => break,
             accepted = socket.accept() => match accepted {
                 Ok((stream, client)) => from.admit(&local, stream, client),
                 Err(error) => {
@@ -297,10 +299,6 @@ impl From {
             return;
         };
         shard.n_sessions.increment();
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%client, %error, "a client left at once");
-            return;
-        }
         let session = series.begin();
         if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {
             if !backend.labels.admission.lets_in(client.ip()) {

@@ -43,7 +43,13 @@ impl<S: ClientStream> Connection<S> {
     }
 
     /// Says what the balancer itself has to say, after what is left in `out`.
-    pub(super) async fn answer(&mut self, answer: &Answer, about: &About, then: Then, mut out: Vec<u8>) -> Then {
+    pub(super) async fn answer(
+        &mut self,
+        answer: &Answer,
+        about: &About,
+        then: Then,
+        mut out: Vec<u8>,
+    ) -> Then {
         self.side.shard().n_intercepted.increment();
         self.responds(answer.status);
         answer.write(&mut out, about.method, connection_line(then, about.version));

@@ -18,11 +18,7 @@ pub(super) struct HeadReader {
 }
 
 impl HeadReader {
-    pub(super) fn look(
-        &mut self,
-        input: &mut Buffer,
-        limits: &HeadLimits,
-    ) -> Result<Option<usize>, Refusal> {
+    pub(super) fn look(&mut self, input: &mut Buffer, limits: &HeadLimits) -> Result<Option<usize>, Refusal> {
         while self.scan.is_new() {
             match input.filled() {
                 [b'\r', b'\n', ..] if self.n_empty_lines < MOST_EMPTY_LINES => {

@@ -11,13 +11,10 @@ mod prepare;
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-
-use l4_vip::proxy_protocol::Ends;
 
 pub(crate) use answer::{FAREWELL, FAREWELL_BYTES};
 use head::HeadReader;
@@ -50,7 +47,6 @@ struct Connection<S> {
     side: ClientSide<S>,
     entry: Entry,
     origin: edits::Connection,
-    ends: Ends,
     protection: Protection,
     /// What every request is told about the client.
     lines: Box<[u8]>,
@@ -76,16 +72,11 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         Protection::Tls { .. } => "X-Forwarded-Proto: https\r\n",
     };
     let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n{proto}");
-    // Where it came to is not known of a connection that is no socket as it is; its port is.
-    let local_address = stream.plain().and_then(|stream| stream.local_addr().ok());
-    let destination = local_address.unwrap_or_else(|| match address {
-        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, local_port).into(),
-        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, local_port).into(),
-    });
-    let ends = Ends { source: client, destination };
     let side = ClientSide {
         stream,
         input: Buffer::default(),
+        client,
+        local_port,
         frontend: Arc::clone(session.series()),
         worker: local.index,
         has_ended: false,
@@ -97,18 +88,8 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         Protection::Tls { .. } => Scheme::Https,
     };
     let origin = edits::Connection { scheme, client: address, local_port };
-    let mut connection = Connection {
-        local,
-        registered,
-        side,
-        entry,
-        origin,
-        ends,
-        protection,
-        lines,
-        record: None,
-        status: 0,
-    };
+    let mut connection =
+        Connection { local, registered, side, entry, origin, protection, lines, record: None, status: 0 };
     connection.run().await;
     drop((session, permit));
 }
@@ -205,23 +186,24 @@ impl<S: ClientStream> Connection<S> {
         .await
     }
 
-    /// One request and its response. The head is the first `n` bytes of the input.
+    /// One request and its response. The head is the first `n` bytes of the input. What is rare is boxed, so that the
+    /// memory for what is not stays small.
     async fn exchange(&mut self, n: usize) -> Then {
         self.side.shard().n_requests.increment();
         let mut prepared = self.prepare(n, None);
         if let Err(NotPrepared::Unverified(verification)) = prepared {
-            let login = verification.run().await;
+            let login = Box::pin(verification.run()).await;
             prepared = self.prepare(n, Some(login));
         }
         let Prepared { backend, flow, cookie, affinity, about } = match prepared {
             Ok(prepared) => prepared,
             // A login that was decided on is not asked for again.
             Err(NotPrepared::Unverified(_)) => return Then::Close,
-            Err(NotPrepared::Refused(refusal)) => return self.refuse(refusal).await,
+            Err(NotPrepared::Refused(refusal)) => return Box::pin(self.refuse(refusal)).await,
             Err(NotPrepared::Answered(answer, about, framing)) => {
                 let has_body = !matches!(framing, Framing::None | Framing::Length(0));
                 let then = if has_body { Then::Close } else { self.then(&about) };
-                return self.answer(&answer, &about, then, Vec::new()).await;
+                return Box::pin(self.answer(&answer, &about, then, Vec::new())).await;
             }
         };
         let local = Rc::clone(&self.local);
@@ -230,15 +212,16 @@ impl<S: ClientStream> Connection<S> {
         front.passes_interim = about.version == Version::Http11;
         front.expects_continue = about.expects_continue;
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, ends: self.ends };
-        let sent = attempt.send(backend, &mut front).await;
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
+        let sent = attempt.send(&backend, &mut front).await;
         let (flow, interim) = front.into_parts();
         match sent {
             Ok(exchange) => self.deliver(exchange, flow, &about, interim).await,
             Err(error) => {
                 let is_read = flow.has_source_ended();
                 flow.release(&local.means);
-                self.fail(error, &about, if is_read { self.then(&about) } else { Then::Close }, interim).await
+                let then = if is_read { self.then(&about) } else { Then::Close };
+                Box::pin(self.fail(error, &about, then, interim)).await
             }
         }
     }
