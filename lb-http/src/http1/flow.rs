@@ -7,10 +7,10 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::Framing;
-use super::buffer::{BUFFER_BYTES, Buffer, Spare};
+use super::buffer::{Buffer, OUTPUT_BYTES, Spare};
 use super::chunked::{self, Decoder, Piece};
 use super::side::Side;
-use super::splice::{Pipe, Pipes, WORTH_BYTES};
+use super::splice::{Patience, Pipe, Pipes, WORTH_BYTES};
 use crate::wait::Wait;
 
 /// How the sink learns of the body's end.
@@ -60,6 +60,7 @@ pub(crate) struct Flow {
     /// All that was taken from the source is in `out`.
     is_whole: bool,
     pipe: Option<Pipe>,
+    patience: Patience,
 }
 
 impl Flow {
@@ -71,7 +72,16 @@ impl Flow {
             Framing::Chunked => Source::Chunked(Decoder::default()),
             Framing::UntilClose => Source::UntilClose,
         };
-        Self { source, coding, out, n_written: 0, in_trailer: false, is_whole: true, pipe: None }
+        Self {
+            source,
+            coding,
+            out,
+            n_written: 0,
+            in_trailer: false,
+            is_whole: true,
+            pipe: None,
+            patience: Patience::default(),
+        }
     }
 
     /// The source has said everything.
@@ -165,7 +175,11 @@ impl Flow {
         match (&mut self.pipe, from.plain(), to.plain()) {
             (Some(pipe), Some(source), Some(sink)) => {
                 if pipe.is_empty() {
-                    let n = ready!(pipe.poll_fill(cx, source, left)).map_err(FlowError::Read)?;
+                    let Poll::Ready(filled) = pipe.poll_fill(cx, source, left) else {
+                        self.patience.wait(source, left, wait);
+                        return Poll::Pending;
+                    };
+                    let n = filled.map_err(FlowError::Read)?;
                     if n == 0 {
                         return Poll::Ready(Err(FlowError::Cut));
                     }
@@ -176,6 +190,7 @@ impl Flow {
                 to.count_written(n);
                 self.passed(n, wait);
                 if self.has_source_ended() {
+                    self.patience.end(source);
                     self.pipe.take().into_iter().for_each(|pipe| means.pipes.put(pipe));
                 }
                 Poll::Ready(Ok(()))
@@ -218,7 +233,7 @@ impl Flow {
 
     /// Moves a piece from the input into `out`. False: nothing is there, or nothing fits.
     fn pump(&mut self, input: &mut Buffer) -> Result<bool, FlowError> {
-        let room = BUFFER_BYTES.saturating_sub(self.out.len() + chunked::OVERHEAD);
+        let room = OUTPUT_BYTES.saturating_sub(self.out.len() + chunked::OVERHEAD);
         let n = input.len().min(room);
         if n == 0 {
             return Ok(false);

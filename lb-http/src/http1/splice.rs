@@ -11,11 +11,15 @@ use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::wait::Wait;
+
 /// From so many bytes on that are still to come.
-pub(super) const WORTH_BYTES: u64 = 64 * 1024;
+pub(super) const WORTH_BYTES: u64 = 32 * 1024;
 /// Of a pipe, asked of the kernel, which may give less.
-const PIPE_BYTES: usize = 256 * 1024;
+const PIPE_BYTES: usize = 1024 * 1024;
 const MOST_SPARE: usize = 16;
+/// From a source that is quick so many bytes are awaited at once: each wake-up costs as much as moving them.
+const MUCH_BYTES: u64 = 256 * 1024;
 
 /// Empty pipes of one worker.
 #[derive(Debug, Default)]
@@ -104,6 +108,42 @@ fn poll_io(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return Poll::Ready(result),
         }
+    }
+}
+
+/// How many bytes a source must have before its task is woken. What it sends reaches the other side no later than a
+/// long wait is noticed, and from then on at once.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    /// Of the socket; 0: nothing, so it is 1.
+    asked: u64,
+    is_lost: bool,
+}
+
+impl Patience {
+    /// There is nothing to read; `left` bytes are still to come.
+    pub(super) fn wait(&mut self, source: &TcpStream, left: u64, wait: &Wait) {
+        self.is_lost = self.is_lost || wait.is_long();
+        self.ask(source, if self.is_lost { 1 } else { left.min(MUCH_BYTES) });
+    }
+
+    /// The body has ended: what comes next may be short.
+    pub(super) fn end(&mut self, source: &TcpStream) {
+        if self.asked > 1 {
+            self.ask(source, 1);
+        }
+    }
+
+    fn ask(&mut self, source: &TcpStream, n_bytes: u64) {
+        if std::mem::replace(&mut self.asked, n_bytes) == n_bytes {
+            return;
+        }
+        let n_bytes = libc::c_int::try_from(n_bytes).unwrap_or(libc::c_int::MAX);
+        let length = size_of_val(&n_bytes) as libc::socklen_t;
+        let value = (&raw const n_bytes).cast();
+        // SAFETY: the kernel reads an integer that lives until the call returns. That it refuses does not matter: the
+        // task is then woken more often.
+        unsafe { libc::setsockopt(source.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, length) };
     }
 }
 
