@@ -166,7 +166,7 @@ pub fn is_host(host: &[u8]) -> bool {
         let address = std::str::from_utf8(&rest[..end]).ok().and_then(|a| a.parse::<Ipv6Addr>().ok());
         return address.is_some() && is_port(&rest[end + 1..]);
     }
-    let end = memchr::memchr(b':', host).unwrap_or(host.len());
+    let end = host.iter().position(|b| *b == b':').unwrap_or(host.len());
     let (name, port) = host.split_at(end);
     if name.is_empty() || !are_all(name, REG_NAME) || !is_port(port) {
         return false;

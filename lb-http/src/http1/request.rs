@@ -11,6 +11,7 @@ use super::Framing;
 use super::fields::{Field, Name, Seen};
 use super::grammar::{self, TargetKind};
 use super::refusal::Refusal;
+use super::scan::Extent;
 
 /// Longer than any registered method.
 const LONGEST_METHOD: usize = 32;
@@ -62,6 +63,8 @@ pub enum Persistence {
 /// What the first line says.
 #[derive(Clone, Debug)]
 struct RequestLine {
+    /// Without its CR LF.
+    end: usize,
     method_end: usize,
     kind: Method,
     target: Target,
@@ -104,21 +107,29 @@ impl Target {
 }
 
 impl<'b> Request<'b> {
-    /// `head` is whole, with the empty line at its end and none before its begin.
-    pub fn parse(head: &'b [u8], fields: &'b mut Vec<Field>) -> Result<Self, Refusal> {
+    /// `bytes` begin with a whole head; the empty line at its end is looked for, none before its begin. What comes
+    /// after it is not looked at.
+    pub fn parse(bytes: &'b [u8], fields: &'b mut Vec<Field>) -> Result<Self, Refusal> {
         let line_end =
-            grammar::line_feed(head).and_then(|feed| feed.checked_sub(1)).ok_or(Refusal::RequestLine)?;
-        let line = request_line(head, line_end)?;
+            grammar::line_feed(bytes).and_then(|feed| feed.checked_sub(1)).ok_or(Refusal::RequestLine)?;
+        if bytes[line_end] != b'\r' {
+            return Err(Refusal::LineEnd);
+        }
+        let line = request_line(bytes, line_end)?;
         let mut found = Found::default();
         fields.clear();
         let mut start = line_end + 2;
-        while !head[start..].starts_with(b"\r\n") {
-            let (field, next) = Field::parse(head, start).ok_or(Refusal::Field)?;
-            found.add(head, &field, line.version)?;
+        while !bytes[start..].starts_with(b"\r\n") {
+            let (field, next) = Field::parse(bytes, start).ok_or(Refusal::Field)?;
+            found.add(bytes, &field, line.version)?;
             fields.push(field);
             start = next;
         }
-        found.request(head, line, fields)
+        found.request(&bytes[..start + 2], line, fields)
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { line_bytes: self.line.end, head_bytes: self.head.len(), n_fields: self.fields.len() }
     }
 
     pub fn method(&self) -> Method {
@@ -234,7 +245,7 @@ fn request_line(head: &[u8], end: usize) -> Result<RequestLine, Refusal> {
         ([b'/', ..], TargetKind::Plain) => Target::path(method_end + 1..target_end),
         _ => parse_target(target, kind, method_end + 1)?,
     };
-    Ok(RequestLine { method_end, kind, target, version })
+    Ok(RequestLine { end, method_end, kind, target, version })
 }
 
 pub(super) fn version(text: &[u8]) -> Result<Version, Refusal> {

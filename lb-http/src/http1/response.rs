@@ -7,6 +7,7 @@ use super::Framing;
 use super::fields::{Field, Name, Seen};
 use super::grammar;
 use super::request::{MOST_OPTIONS, Method, Options, Persistence, Version};
+use super::scan::Extent;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadResponse {
@@ -46,19 +47,20 @@ pub struct Response {
 }
 
 impl Response {
-    /// `head` is whole, with the empty line at its end. `method` is the request's. `fields` is used again.
-    pub fn parse(head: &[u8], method: Method, mut fields: Vec<Field>) -> Result<Self, BadResponse> {
-        let line_end = grammar::value_len(head);
-        if !head[line_end..].starts_with(b"\r\n") {
+    /// `bytes` begin with a whole head; the empty line at its end is looked for. `method` is the request's. `fields` is
+    /// used again.
+    pub fn parse(bytes: &[u8], method: Method, mut fields: Vec<Field>) -> Result<Self, BadResponse> {
+        let line_end = grammar::value_len(bytes);
+        if !bytes[line_end..].starts_with(b"\r\n") {
             return Err(BadResponse::StatusLine);
         }
-        let (version, status) = status_line(&head[..line_end])?;
+        let (version, status) = status_line(&bytes[..line_end])?;
         let mut found = Found::default();
         fields.clear();
         let mut start = line_end + 2;
-        while !head[start..].starts_with(b"\r\n") {
-            let (field, next) = Field::parse(head, start).ok_or(BadResponse::Field)?;
-            found.add(head, &field)?;
+        while !bytes[start..].starts_with(b"\r\n") {
+            let (field, next) = Field::parse(bytes, start).ok_or(BadResponse::Field)?;
+            found.add(bytes, &field)?;
             fields.push(field);
             start = next;
         }
@@ -72,7 +74,7 @@ impl Response {
             status,
             framing,
             persistence: if keeps { Persistence::Keep } else { Persistence::Close },
-            head_bytes: head.len(),
+            head_bytes: start + 2,
             fields,
             seen: found.seen,
             line_end,
@@ -84,6 +86,11 @@ impl Response {
     /// 1xx: the response proper follows.
     pub fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
+        let (line_bytes, head_bytes) = (self.line_end, self.head_bytes);
+        Extent { line_bytes, head_bytes, n_fields: self.fields.len() }
     }
 
     pub fn switches_to_websocket(&self) -> bool {

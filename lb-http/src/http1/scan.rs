@@ -22,6 +22,23 @@ impl HeadLimits {
     pub fn head_bytes(&self) -> usize {
         self.line_bytes + self.field_bytes + 4
     }
+
+    /// For a head that was not scanned.
+    pub fn admit(&self, extent: &Extent) -> bool {
+        extent.line_bytes <= self.line_bytes
+            && extent.head_bytes - extent.line_bytes <= self.field_bytes + 4
+            && extent.n_fields <= self.n_fields
+    }
+}
+
+/// What a head that has been parsed holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Of the first line, without its end.
+    pub line_bytes: usize,
+    /// Of all of it, with the empty line.
+    pub head_bytes: usize,
+    pub n_fields: usize,
 }
 
 /// How far a head has been looked through.
@@ -75,7 +92,8 @@ impl From<ScanError> for BadResponse {
 }
 
 impl Scan {
-    pub(super) fn is_new(&self) -> bool {
+    /// Nothing has been looked through.
+    pub(crate) fn is_new(&self) -> bool {
         self.searched == 0
     }
 

@@ -56,7 +56,18 @@ struct Connection<S> {
     status: u16,
 }
 
+/// What is waited for of a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Its first bytes: mostly they are all of its head, which is parsed without a search for its end.
+    Anything,
+    /// Line after line, because those were not.
+    Lines,
+}
+
 enum Arrival {
+    /// Some.
+    Bytes,
     /// A whole head of so many bytes.
     Head(usize),
     Refused(Refusal),
@@ -100,13 +111,21 @@ impl<S: ClientStream> Connection<S> {
         // It was in the backlog: its request is served, if there is one.
         let mut is_last_chance = self.registered.is_draining();
         let mut n_in_a_row = 0;
+        let mut reading = Reading::Anything;
         loop {
             let idle = if is_last_chance { LAST_REQUEST } else { self.local.timeouts.client_keepalive };
-            let then = match self.read_head(idle, is_last_chance).await {
-                Arrival::Head(n) => {
+            let then = match self.read_head(reading, idle, is_last_chance).await {
+                arrival @ (Arrival::Bytes | Arrival::Head(_)) => {
+                    let known = if let Arrival::Head(n) = arrival { Some(n) } else { None };
+                    let prepared = self.prepare(known, None);
+                    if let Err(NotPrepared::Unscanned) = prepared {
+                        reading = Reading::Lines;
+                        continue;
+                    }
+                    reading = Reading::Anything;
                     let n_before = self.side.n_written.get();
                     // Boxed: an idle connection, of which there may be many, holds no room for an exchange.
-                    let then = Box::pin(self.exchange(n)).await;
+                    let then = Box::pin(self.exchange(known, prepared)).await;
                     self.log(n_before);
                     then
                 }
@@ -142,7 +161,7 @@ impl<S: ClientStream> Connection<S> {
         self.registered.wait()
     }
 
-    async fn read_head(&mut self, idle: Duration, waits_in_drain: bool) -> Arrival {
+    async fn read_head(&mut self, reading: Reading, idle: Duration, waits_in_drain: bool) -> Arrival {
         let Self { local, registered, side, .. } = self;
         let (limits, timeouts) = (local.limits.head(), &local.timeouts);
         let wait = registered.wait();
@@ -158,6 +177,9 @@ impl<S: ClientStream> Connection<S> {
         let mut head = HeadReader::default();
         poll_fn(|cx| {
             loop {
+                if reading == Reading::Anything && !side.input.is_empty() {
+                    return Poll::Ready(Arrival::Bytes);
+                }
                 match head.look(&mut side.input, &limits) {
                     Ok(Some(n)) => return Poll::Ready(Arrival::Head(n)),
                     Ok(None) => {}
@@ -186,19 +208,18 @@ impl<S: ClientStream> Connection<S> {
         .await
     }
 
-    /// One request and its response. The head is the first `n` bytes of the input. What is rare is boxed, so that the
-    /// memory for what is not stays small.
-    async fn exchange(&mut self, n: usize) -> Then {
+    /// One request and its response. `known` is the head's length, if it has been scanned. What is rare is boxed, so
+    /// that the memory for what is not stays small.
+    async fn exchange(&mut self, known: Option<usize>, mut prepared: Result<Prepared, NotPrepared>) -> Then {
         self.side.shard().n_requests.increment();
-        let mut prepared = self.prepare(n, None);
         if let Err(NotPrepared::Unverified(verification)) = prepared {
             let login = Box::pin(verification.run()).await;
-            prepared = self.prepare(n, Some(login));
+            prepared = self.prepare(known, Some(login));
         }
         let Prepared { backend, flow, cookie, affinity, about } = match prepared {
             Ok(prepared) => prepared,
-            // A login that was decided on is not asked for again.
-            Err(NotPrepared::Unverified(_)) => return Then::Close,
+            // A login that was decided on is not asked for again, and a head that was whole still is.
+            Err(NotPrepared::Unverified(_) | NotPrepared::Unscanned) => return Then::Close,
             Err(NotPrepared::Refused(refusal)) => return Box::pin(self.refuse(refusal)).await,
             Err(NotPrepared::Answered(answer, about, framing)) => {
                 let has_body = !matches!(framing, Framing::None | Framing::Length(0));
