@@ -87,7 +87,8 @@ impl Wait {
 
     pub(crate) fn enter(&self, phase: Phase, limit: Duration) {
         self.phase.set(phase);
-        self.limit_millis.set(limit.as_millis() as u64);
+        // Not `as_millis`, which counts in 128 bits.
+        self.limit_millis.set(limit.as_secs().saturating_mul(1000) + u64::from(limit.subsec_millis()));
         self.since.set(self.clock.now());
         self.expired.set(false);
         self.minds_length.set(false);

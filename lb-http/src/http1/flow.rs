@@ -10,7 +10,7 @@ use super::Framing;
 use super::buffer::{Buffer, OUTPUT_BYTES, Spare};
 use super::chunked::{self, Decoder, Piece};
 use super::side::Side;
-use super::splice::{Patience, Pipe, Pipes, WORTH_BYTES};
+use super::splice::{Pipe, Pipes, WORTH_BYTES};
 use crate::wait::Wait;
 
 /// How the sink learns of the body's end.
@@ -59,8 +59,7 @@ pub(crate) struct Flow {
     in_trailer: bool,
     /// All that was taken from the source is in `out`.
     is_whole: bool,
-    pipe: Option<Pipe>,
-    patience: Patience,
+    pipe: Option<Box<Pipe>>,
 }
 
 impl Flow {
@@ -80,7 +79,6 @@ impl Flow {
             in_trailer: false,
             is_whole: true,
             pipe: None,
-            patience: Patience::default(),
         }
     }
 
@@ -175,11 +173,7 @@ impl Flow {
         match (&mut self.pipe, from.plain(), to.plain()) {
             (Some(pipe), Some(source), Some(sink)) => {
                 if pipe.is_empty() {
-                    let Poll::Ready(filled) = pipe.poll_fill(cx, source, left) else {
-                        self.patience.wait(source, left, wait);
-                        return Poll::Pending;
-                    };
-                    let n = filled.map_err(FlowError::Read)?;
+                    let n = ready!(pipe.poll_fill(cx, source, left, wait)).map_err(FlowError::Read)?;
                     if n == 0 {
                         return Poll::Ready(Err(FlowError::Cut));
                     }
@@ -189,9 +183,11 @@ impl Flow {
                 let n = ready!(pipe.poll_drain(cx, sink)).map_err(FlowError::Write)?;
                 to.count_written(n);
                 self.passed(n, wait);
-                if self.has_source_ended() {
-                    self.patience.end(source);
-                    self.pipe.take().into_iter().for_each(|pipe| means.pipes.put(pipe));
+                if self.has_source_ended()
+                    && let Some(mut pipe) = self.pipe.take()
+                {
+                    pipe.end(source);
+                    means.pipes.put(pipe);
                 }
                 Poll::Ready(Ok(()))
             }
