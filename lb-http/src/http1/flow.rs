@@ -71,15 +71,7 @@ impl Flow {
             Framing::Chunked => Source::Chunked(Decoder::default()),
             Framing::UntilClose => Source::UntilClose,
         };
-        Self {
-            source,
-            coding,
-            out,
-            n_written: 0,
-            in_trailer: false,
-            is_whole: true,
-            pipe: None,
-        }
+        Self { source, coding, out, n_written: 0, in_trailer: false, is_whole: true, pipe: None }
     }
 
     /// The source has said everything.

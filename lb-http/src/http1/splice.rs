@@ -80,9 +80,8 @@ impl Pipe {
         wait: &Wait,
     ) -> Poll<io::Result<usize>> {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(PIPE_BYTES);
-        let filled = poll_io(cx, from, Interest::READABLE, || {
-            splice(from.as_raw_fd(), self.writer.as_raw_fd(), most)
-        });
+        let filled =
+            poll_io(cx, from, Interest::READABLE, || splice(from.as_raw_fd(), self.writer.as_raw_fd(), most));
         if filled.is_pending() {
             self.patience.wait(from, left, wait);
         }

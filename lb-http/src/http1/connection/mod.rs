@@ -65,7 +65,18 @@ enum Reading {
     Lines,
 }
 
+/// How long the next request is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    KeepAlive,
+    /// Not for long: it is waited for elsewhere then.
+    Shortly,
+    /// Even in a drain.
+    LastChance,
+}
+
 enum Arrival {
+    Nothing,
     /// Some.
     Bytes,
     /// A whole head of so many bytes.
@@ -109,38 +120,54 @@ impl<S: ClientStream> Connection<S> {
     async fn run(&mut self) {
         self.registered.wake_this_task().await;
         // It was in the backlog: its request is served, if there is one.
-        let mut is_last_chance = self.registered.is_draining();
-        let mut n_in_a_row = 0;
+        let mut waiting =
+            if self.registered.is_draining() { Waiting::LastChance } else { Waiting::KeepAlive };
         let mut reading = Reading::Anything;
         loop {
-            let idle = if is_last_chance { LAST_REQUEST } else { self.local.timeouts.client_keepalive };
-            let then = match self.read_head(reading, idle, is_last_chance).await {
-                arrival @ (Arrival::Bytes | Arrival::Head(_)) => {
-                    let known = if let Arrival::Head(n) = arrival { Some(n) } else { None };
-                    let prepared = self.prepare(known, None);
-                    if let Err(NotPrepared::Unscanned) = prepared {
-                        reading = Reading::Lines;
-                        continue;
-                    }
-                    reading = Reading::Anything;
-                    let n_before = self.side.n_written.get();
-                    // Boxed: an idle connection, of which there may be many, holds no room for an exchange.
-                    let then = Box::pin(self.exchange(known, prepared)).await;
-                    self.log(n_before);
-                    then
-                }
-                Arrival::Refused(refusal) => Box::pin(self.refuse(refusal)).await,
-                Arrival::Ended => return,
-            };
-            if then == Then::Close {
+            let arrival = self.read_head(reading, waiting).await;
+            if let Arrival::Ended = arrival {
                 return;
             }
-            is_last_chance = false;
+            // Boxed: an idle connection, of which there may be many, holds no room for an exchange. A busy one keeps
+            // it from request to request.
+            match Box::pin(self.serve_while_busy(arrival)).await {
+                Some(next) => reading = next,
+                None => return,
+            }
+            waiting = Waiting::KeepAlive;
+        }
+    }
+
+    /// One request after the other while they come at once. Then says what is to be read next; `None`: nothing.
+    async fn serve_while_busy(&mut self, mut arrival: Arrival) -> Option<Reading> {
+        let mut n_in_a_row = 0;
+        loop {
+            let known = match arrival {
+                Arrival::Bytes => None,
+                Arrival::Head(n) => Some(n),
+                Arrival::Nothing => return Some(Reading::Anything),
+                Arrival::Refused(refusal) => {
+                    Box::pin(self.refuse(refusal)).await;
+                    return None;
+                }
+                Arrival::Ended => return None,
+            };
+            let prepared = self.prepare(known, None);
+            if let Err(NotPrepared::Unscanned) = prepared {
+                return Some(Reading::Lines);
+            }
+            let n_before = self.side.n_written.get();
+            let then = self.exchange(known, prepared).await;
+            self.log(n_before);
+            if then == Then::Close {
+                return None;
+            }
             n_in_a_row = if self.side.input.is_empty() { 0 } else { n_in_a_row + 1 };
             if n_in_a_row == MOST_IN_A_ROW {
                 n_in_a_row = 0;
                 tokio::task::yield_now().await;
             }
+            arrival = self.read_head(Reading::Anything, Waiting::Shortly).await;
         }
     }
 
@@ -161,9 +188,10 @@ impl<S: ClientStream> Connection<S> {
         self.registered.wait()
     }
 
-    async fn read_head(&mut self, reading: Reading, idle: Duration, waits_in_drain: bool) -> Arrival {
+    async fn read_head(&mut self, reading: Reading, waiting: Waiting) -> Arrival {
         let Self { local, registered, side, .. } = self;
         let (limits, timeouts) = (local.limits.head(), &local.timeouts);
+        let idle = if waiting == Waiting::LastChance { LAST_REQUEST } else { timeouts.client_keepalive };
         let wait = registered.wait();
         wait.limit_all(None);
         wait.enter(Phase::Idle, idle);
@@ -196,10 +224,12 @@ impl<S: ClientStream> Connection<S> {
                         return Poll::Ready(Arrival::Refused(Refusal::HeadTime));
                     }
                     Poll::Pending if wait.is_expired() => return Poll::Ready(Arrival::Ended),
-                    Poll::Pending
-                        if registered.is_draining() && !waits_in_drain && wait.phase() == Phase::Idle =>
-                    {
+                    Poll::Pending if wait.phase() != Phase::Idle => return Poll::Pending,
+                    Poll::Pending if registered.is_draining() && waiting != Waiting::LastChance => {
                         return Poll::Ready(Arrival::Ended);
+                    }
+                    Poll::Pending if waiting == Waiting::Shortly && wait.is_long() => {
+                        return Poll::Ready(Arrival::Nothing);
                     }
                     Poll::Pending => return Poll::Pending,
                 }
