@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use event_watcher::catalog::{App, AppId, Delta, Protocol, Snapshot, VipName, VipTarget, Vips};
+use event_watcher::catalog::{App, AppId, Delta, Leaders, Protocol, Snapshot, VipName, VipTarget, Vips};
 use foldhash::fast::FixedState;
 
 use crate::authority::Authority;
@@ -40,7 +40,7 @@ struct Entry {
 }
 
 /// What a snapshot says of one VIP name.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 struct VipFacts {
     addresses: Vec<IpAddr>,
     ports: Vec<(Protocol, u16)>,
@@ -64,6 +64,8 @@ pub(crate) struct Compiler {
     agents_of: HashMap<AppId, BTreeSet<IpAddr>, FixedState>,
     agents: BTreeMap<IpAddr, usize>,
     vips: BTreeMap<VipName, VipFacts>,
+    /// Those that are not in the zone yet as the snapshot has them.
+    new_vips: BTreeSet<VipName>,
     snapshot: Snapshot,
     zone: Zone,
 }
@@ -80,10 +82,11 @@ impl Compiler {
             agents_of: HashMap::default(),
             agents: BTreeMap::new(),
             vips: BTreeMap::new(),
+            new_vips: BTreeSet::new(),
             snapshot: Snapshot::default(),
             zone: Zone::new(Authority::new(config)),
         };
-        compiler.set_cluster("");
+        compiler.set_cluster("", Leaders::default());
         compiler
     }
 
@@ -96,8 +99,8 @@ impl Compiler {
             agents_changed |= self.set_agents(id, BTreeSet::new());
         }
         let renamed = self.snapshot.framework != snapshot.framework;
-        if renamed {
-            self.set_cluster(&snapshot.framework);
+        if renamed || self.snapshot.leaders != snapshot.leaders {
+            self.set_cluster(&snapshot.framework, snapshot.leaders);
         }
         let apps: Vec<&Arc<App>> =
             if renamed { snapshot.apps.values().collect() } else { delta.changed.iter().collect() };
@@ -114,31 +117,33 @@ impl Compiler {
             self.set(Source::Agents, of_agents(&agents));
         }
 
-        let vips_differ = !Arc::ptr_eq(&self.snapshot.vips, &snapshot.vips);
+        let mut names = std::mem::take(&mut self.new_vips);
+        names.extend(snapshot.vips.changed_since(&self.snapshot.vips).filter_map(|key| match &key.target {
+            VipTarget::Named(name) => Some(name.clone()),
+            VipTarget::Ip(_) => None,
+        }));
         self.snapshot = snapshot.clone();
-        if !vips_differ {
-            return NewVips::No;
+        for name in names {
+            match vip_facts(&snapshot.vips, &name) {
+                None => {
+                    self.vips.remove(&name);
+                    self.set(Source::Vip(name), Facts::default());
+                }
+                Some(facts) if self.vips.get(&name) == Some(&facts) => {}
+                Some(_) => {
+                    self.new_vips.insert(name);
+                }
+            }
         }
-        let wanted = vip_facts(&snapshot.vips);
-        let gone: Vec<VipName> =
-            self.vips.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
-        for name in gone {
-            self.vips.remove(&name);
-            self.set(Source::Vip(name), Facts::default());
-        }
-        match wanted.iter().any(|(name, facts)| self.vips.get(name) != Some(facts)) {
-            true => NewVips::Yes,
-            false => NewVips::No,
-        }
+        if self.new_vips.is_empty() { NewVips::No } else { NewVips::Yes }
     }
 
     /// Takes over the new and moved VIPs of the snapshot that was applied last.
     pub fn apply_new_vips(&mut self) {
-        for (name, facts) in vip_facts(&self.snapshot.vips) {
-            if self.vips.get(&name) != Some(&facts) {
-                self.set(Source::Vip(name.clone()), of_vip(&name, &facts.addresses, &facts.ports));
-                self.vips.insert(name, facts);
-            }
+        for name in std::mem::take(&mut self.new_vips) {
+            let Some(facts) = vip_facts(&self.snapshot.vips, &name) else { continue };
+            self.set(Source::Vip(name.clone()), of_vip(&name, &facts.addresses, &facts.ports));
+            self.vips.insert(name, facts);
         }
     }
 
@@ -154,8 +159,8 @@ impl Compiler {
     }
 
     /// Names of the cluster as a whole.
-    fn set_cluster(&mut self, framework: &str) {
-        let mut facts = of_cluster(&self.config, framework);
+    fn set_cluster(&mut self, framework: &str, leaders: Leaders) {
+        let mut facts = of_cluster(&self.config, framework, leaders);
         for apex in &self.zone.authority().apexes {
             facts.exists(&apex.name.to_string());
         }
@@ -276,16 +281,11 @@ impl Compiler {
     }
 }
 
-fn vip_facts(vips: &Vips) -> BTreeMap<VipName, VipFacts> {
-    let mut facts: BTreeMap<VipName, VipFacts> = BTreeMap::new();
-    for vip in vips.iter() {
-        if let VipTarget::Named(name) = &vip.key.target {
-            let of_name = facts.entry(name.clone()).or_default();
-            of_name.addresses.clone_from(&vip.addresses);
-            of_name.ports.push((vip.key.protocol, vip.key.port));
-        }
-    }
-    facts
+/// `None`: there is no such VIP.
+fn vip_facts(vips: &Vips, name: &VipName) -> Option<VipFacts> {
+    let addresses = vips.of_name(name).next()?.addresses.clone();
+    let ports = vips.of_name(name).map(|vip| (vip.key.protocol, vip.key.port)).collect();
+    Some(VipFacts { addresses, ports })
 }
 
 /// Merges what all sources say about a name.

@@ -5,7 +5,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -39,9 +39,20 @@ pub struct Snapshot {
     pub framework: Arc<str>,
     /// With several schedulers: who runs an app. See [`Self::framework_of`].
     pub frameworks: Frameworks,
+    /// As [`Self::framework`], of the first of several schedulers.
+    pub leaders: Leaders,
     pub apps: Apps,
     pub vips: Arc<Vips>,
     pub problems: Arc<[Problem]>,
+}
+
+/// Where a cluster is led from, as far as the scheduler says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaders {
+    /// The leading one of the scheduler's members.
+    pub scheduler: Option<SocketAddr>,
+    /// The leading Mesos master.
+    pub master: Option<SocketAddr>,
 }
 
 impl Snapshot {
@@ -81,6 +92,7 @@ pub struct AppUpdate {
 pub struct Catalog {
     config: CatalogConfig,
     frameworks: Frameworks,
+    leaders: Leaders,
     held: Holding,
     /// Addresses that no VIP may have on this node.
     reserved: Vec<Reserved>,
@@ -100,6 +112,7 @@ impl Catalog {
         Self {
             config,
             frameworks: Frameworks::new(),
+            leaders: Leaders::default(),
             held: Holding::default(),
             reserved: Vec::new(),
             claims: BTreeMap::new(),
@@ -125,6 +138,13 @@ impl Catalog {
     pub fn set_framework(&mut self, framework: &str) {
         if *self.config.framework != *framework {
             self.config.framework = framework.into();
+            self.changed = true;
+        }
+    }
+
+    pub fn set_leaders(&mut self, leaders: Leaders) {
+        if self.leaders != leaders {
+            self.leaders = leaders;
             self.changed = true;
         }
     }
@@ -198,7 +218,7 @@ impl Catalog {
         let mut problems_differ = problems == ProblemsChanged::Yes;
         if self.take_claims(&apps) {
             let (vips, problems) =
-                Vips::allocate(self.claims.values(), &self.config.vip_pools, &self.reserved);
+                Vips::allocate(&self.vips, self.claims.values(), &self.config.vip_pools, &self.reserved);
             problems_differ |= self.vip_problems != problems;
             self.vip_problems = problems;
             if vips != *self.vips {
@@ -214,6 +234,7 @@ impl Catalog {
             generation: self.generation,
             framework: Arc::clone(&self.config.framework),
             frameworks: self.frameworks.clone(),
+            leaders: self.leaders,
             apps: self.held.apps().clone(),
             vips: Arc::clone(&self.vips),
             problems: Arc::clone(&self.problems),

@@ -10,13 +10,14 @@ mod state;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
 pub(crate) use state::Change;
-pub use state::{CheckResult, CheckState, Report};
+pub use state::{CheckResult, CheckState, Judged, Report};
 
 use crate::labels::{CheckSpec, ProxyVersion, ServiceLabels};
 use crate::table::Table;
@@ -79,6 +80,7 @@ impl Checker {
             let Some(spec) = &backend.labels.check else { continue };
             for server in &backend.servers {
                 if let Some(address) = server.check_address {
+                    server.check.set_judged(server.judged);
                     self.watch(&server.check, Subject::of(address, &backend.labels, spec));
                 }
             }
@@ -122,6 +124,7 @@ impl Drop for Checker {
 /// Probes one server for ever. The first time comes anywhere in the interval, so that servers do not come all at once.
 async fn watch(state: Arc<CheckState>, subject: Subject, permits: Arc<Semaphore>, changed: Arc<Notify>) {
     let spec = &subject.spec;
+    let began = Instant::now();
     tokio::time::sleep(spec.interval.mul_f64(rand::random::<f64>())).await;
     let mut turns = tokio::time::interval(spec.interval);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -131,7 +134,7 @@ async fn watch(state: Arc<CheckState>, subject: Subject, permits: Arc<Semaphore>
         let Ok(_permit) = permits.acquire().await else { return };
         let report = probe::run(subject.address, spec, subject.announced).await;
         tracing::trace!(address = %subject.address, result = report.result.word(), "checked");
-        if state.note(report, spec) == Change::Yes {
+        if state.note(report, spec, began.elapsed()) == Change::Yes {
             let verdict = if state.is_down() { "down" } else { "up" };
             tracing::info!(address = %subject.address, verdict, "the balancer's own check");
             changed.notify_one();

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,12 +16,12 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::client::{Base, Client, Found, Leadership, ListAnswer, OpenStream};
+use super::client::{About, Base, Client, Found, HostAndPort, Leadership, ListAnswer, OpenStream};
 use super::events;
 use super::grace::Grace;
-use super::list::{Answer, Entry, Surroundings, Texts};
+use super::list::{Answer, Entry, Kind, Surroundings, Texts};
 use super::stream::{Report, SeenEvent, StreamReader};
-use crate::catalog::{App, AppId, InstanceId, InstanceState};
+use crate::catalog::{App, AppId, InstanceId, InstanceState, Leaders};
 use crate::config::Marathon;
 use crate::error::{ConfigError, FetchError, StreamError, chain};
 use crate::hub::Feed;
@@ -35,8 +36,8 @@ use crate::watcher::{Command, now};
 const MAX_WAITING_SIGNALS: usize = 1024;
 /// Signals that are taken in before a snapshot is published for all of them.
 const SIGNALS_AT_ONCE: usize = 256;
-/// How long the first list waits for the framework's name, which is part of every DNS name.
-const FRAMEWORK_DEADLINE: Duration = Duration::from_secs(3);
+/// How long the first list waits for what the scheduler says about itself: its name is part of every DNS name.
+const ABOUT_DEADLINE: Duration = Duration::from_secs(3);
 /// With fewer instances, that nobody has a result yet is nothing special.
 const MANY_WITHOUT_RESULTS: usize = 3;
 /// What is kept on disk is this much behind what is held.
@@ -60,7 +61,11 @@ pub(crate) struct Watch {
     seen: broadcast::Sender<Arc<SeenEvent>>,
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
     stream: Option<LiveStream>,
-    framework_known: bool,
+    /// What the scheduler says about itself was read since the stream was opened and its leader changed last.
+    about_known: bool,
+    leaders: Leaders,
+    /// Who the last list named as leader.
+    listed_leader: Option<String>,
     grace: Grace,
     keeper: Keeper,
 }
@@ -82,7 +87,7 @@ enum Done {
     Stream(Result<OpenStream, FetchError>),
     List {
         ticket: Ticket,
-        framework: Option<String>,
+        about: Option<Told>,
         leadership: Leadership,
         result: Result<ListAnswer, FetchError>,
     },
@@ -98,10 +103,32 @@ enum Done {
     Kept(std::io::Result<()>),
 }
 
+/// What the scheduler says about itself, with addresses.
+struct Told {
+    framework: Option<String>,
+    leaders: Leaders,
+}
+
+impl Told {
+    async fn of(about: About) -> Self {
+        let (scheduler, master) = tokio::join!(address(about.leader), address(about.master));
+        Self { framework: about.framework, leaders: Leaders { scheduler, master } }
+    }
+}
+
+async fn address(of: Option<HostAndPort>) -> Option<SocketAddr> {
+    let HostAndPort { host, port } = of?;
+    if let Ok(ip) = host.parse() {
+        return Some(SocketAddr::new(ip, port));
+    }
+    let (_, ip) = resolver::look_up(vec![host]).await.pop()?;
+    Some(SocketAddr::new(ip?, port))
+}
+
 /// An answer that waits for the addresses of new hosts.
 enum Waiting {
     List { ticket: Ticket, answer: ListAnswer },
-    App { ticket: Ticket, id: AppId, body: Vec<u8> },
+    App { ticket: Ticket, id: AppId, kind: Kind, body: Vec<u8> },
 }
 
 /// Whether an answer may still wait for addresses.
@@ -138,7 +165,9 @@ impl Watch {
             seen,
             running: FuturesUnordered::new(),
             stream: None,
-            framework_known: false,
+            about_known: false,
+            leaders: Leaders::default(),
+            listed_leader: None,
             grace: Grace::default(),
             keeper: Keeper::default(),
             config,
@@ -218,22 +247,23 @@ impl Watch {
 
     fn fetch_list(&mut self, ticket: Ticket) {
         self.stats.n_list_fetches.add_one();
-        let (client, base, framework_known) = (self.client.clone(), self.base.clone(), self.framework_known);
+        let (client, base, about_known) = (self.client.clone(), self.base.clone(), self.about_known);
         let mut around = self.surroundings();
         self.spawn(async move {
-            let framework = match framework_known {
+            let about = match about_known {
                 true => None,
                 false => {
-                    let asking = tokio::time::timeout(FRAMEWORK_DEADLINE, client.framework(&base));
-                    asking.await.ok().and_then(Result::ok).flatten()
+                    let asking = async { Some(Told::of(client.about(&base).await.ok()?).await) };
+                    tokio::time::timeout(ABOUT_DEADLINE, asking).await.ok().flatten()
                 }
             };
-            if let Some(framework) = framework.as_deref().filter(|name| **name != *around.framework) {
+            let framework = about.as_ref().and_then(|told| told.framework.as_deref());
+            if let Some(framework) = framework.filter(|name| **name != *around.framework) {
                 around.framework = framework.into();
                 around.texts.forget_all();
             }
             let (result, leadership) = tokio::join!(client.list(&base, around), client.leadership(&base));
-            Done::List { ticket, framework, leadership, result }
+            Done::List { ticket, about, leadership, result }
         });
     }
 
@@ -281,10 +311,14 @@ impl Watch {
                 tracing::warn!(source = %self.feed.name(), reason, "cannot open the event stream");
                 self.step(Input::StreamDown { kind: error.kind(), reason }, None);
             }
-            Done::List { ticket, framework, leadership, result } => {
-                if let Some(framework) = framework {
-                    self.framework_known = true;
-                    self.set_framework(&framework);
+            Done::List { ticket, about, leadership, result } => {
+                if let Some(told) = about {
+                    // Without a name it is not done starting: ask again with the next list.
+                    self.about_known = told.framework.is_some();
+                    self.leaders = told.leaders;
+                    if let Some(framework) = told.framework {
+                        self.set_framework(&framework);
+                    }
                 }
                 match (result, leadership) {
                     (Err(error), _) => self.list_failed(&error),
@@ -299,7 +333,7 @@ impl Watch {
                 }
             }
             Done::App { ticket, id, result } => match result {
-                Ok(Found::Body(body)) => self.read_app(ticket, id, &body, Patience::Left),
+                Ok(Found::Body(kind, body)) => self.read_app(ticket, id, kind, &body, Patience::Left),
                 Ok(Found::Gone) => self.step(Input::AppGone { ticket, id }, None),
                 Err(error) => self.app_failed(id, &error),
             },
@@ -315,7 +349,9 @@ impl Watch {
                             }),
                         }
                     }
-                    Waiting::App { ticket, id, body } => self.read_app(ticket, id, &body, Patience::None),
+                    Waiting::App { ticket, id, kind, body } => {
+                        self.read_app(ticket, id, kind, &body, Patience::None);
+                    }
                 }
             }
             Done::Kept(result) => self.kept(result),
@@ -326,7 +362,7 @@ impl Watch {
         self.stats.n_streams_opened.add_one();
         tracing::info!(source = %self.feed.name(), host = base.host(), "the event stream is open");
         self.read_from(base);
-        self.framework_known = false;
+        self.about_known = false;
         let (sender, reports) = mpsc::channel(MAX_WAITING_SIGNALS);
         let reader = StreamReader {
             deadline: self.config.stream_deadline,
@@ -363,6 +399,10 @@ impl Watch {
             let hosts = std::mem::take(&mut answer.answer.unasked_hosts);
             return self.look_up(hosts, Waiting::List { ticket, answer });
         }
+        if self.listed_leader.as_ref().is_some_and(|known| *known != answer.leader) {
+            self.about_known = false;
+        }
+        self.listed_leader = Some(answer.leader.clone());
         let ids = answer.answer.entries.iter().map(|entry| entry.id().clone()).collect();
         let survey = self.survey(&answer);
         self.step(Input::ListFetched { ticket, ids, survey }, Some(answer.answer));
@@ -419,15 +459,15 @@ impl Watch {
         self.step(Input::AppFailed { id }, None);
     }
 
-    fn read_app(&mut self, ticket: Ticket, id: AppId, body: &[u8], patience: Patience) {
+    fn read_app(&mut self, ticket: Ticket, id: AppId, kind: Kind, body: &[u8], patience: Patience) {
         let malformed = |this: &Self, error: serde_json::Error| FetchError::Malformed {
             host: this.base.host(),
             source: error.into(),
         };
-        match self.surroundings().single(body) {
+        match self.surroundings().single(kind, body) {
             Ok(mut answer) if patience == Patience::Left && !answer.unasked_hosts.is_empty() => {
                 let hosts = std::mem::take(&mut answer.unasked_hosts);
-                self.look_up(hosts, Waiting::App { ticket, id, body: body.to_vec() });
+                self.look_up(hosts, Waiting::App { ticket, id, kind, body: body.to_vec() });
             }
             Ok(answer) if answer.entries.iter().all(|entry| *entry.id() == id) => {
                 self.feed.saw_answer();
@@ -526,7 +566,8 @@ impl Watch {
     }
 
     fn commit(&mut self) {
-        if self.feed.commit(self.reconcile.state(), Some(&self.framework)) == crate::hub::Changed::Yes
+        if self.feed.commit(self.reconcile.state(), Some(&self.framework), self.leaders)
+            == crate::hub::Changed::Yes
             && self.config.state_file.is_some()
             && self.keeper.due.is_none()
         {
