@@ -9,6 +9,7 @@ mod balancing;
 mod checks;
 mod differential;
 mod failover;
+mod http2_cases;
 mod http_cases;
 mod limits;
 mod protocol;

@@ -396,7 +396,11 @@ impl Client {
     }
 
     pub async fn send(&mut self, text: &str) {
-        soon("send", self.stream.write_all(text.as_bytes())).await.unwrap();
+        self.send_bytes(text.as_bytes()).await;
+    }
+
+    pub async fn send_bytes(&mut self, bytes: &[u8]) {
+        soon("send", self.stream.write_all(bytes)).await.unwrap();
     }
 
     pub async fn response(&mut self) -> Response {
