@@ -339,6 +339,17 @@ async fn read_body(
             }
             let end = buffer.windows(2).position(|w| w == b"\r\n").unwrap();
             let size = usize::from_str_radix(std::str::from_utf8(&buffer[..end]).unwrap(), 16).unwrap();
+            if size == 0 {
+                // A trailer, or none: up to an empty line.
+                while !buffer[end..].windows(4).any(|w| w == b"\r\n\r\n") {
+                    if stream.read_buf(buffer).await? == 0 {
+                        return Err(std::io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                let last = end + buffer[end..].windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+                buffer.drain(..last + 4);
+                return Ok(body);
+            }
             while buffer.len() < end + 2 + size + 2 {
                 if stream.read_buf(buffer).await? == 0 {
                     return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -346,9 +357,6 @@ async fn read_body(
             }
             body.extend_from_slice(&buffer[end + 2..end + 2 + size]);
             buffer.drain(..end + 2 + size + 2);
-            if size == 0 {
-                return Ok(body);
-            }
         }
     }
     if side == Side::Response && field("connection").as_deref() == Some("close") {
