@@ -333,8 +333,8 @@ fn raise_descriptor_limit() {
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0 }
     };
     let is_default = (LEAST_DEFAULT_LIMIT..WANTED_DESCRIPTORS).contains(&limit.rlim_max);
-    let is_raised = is_default && set(WANTED_DESCRIPTORS) || set(limit.rlim_max);
-    if !is_raised {
+    let went_beyond = is_default && set(WANTED_DESCRIPTORS);
+    if !went_beyond && !set(limit.rlim_max) {
         tracing::warn!("the limit of open files could not be raised");
     }
 }
