@@ -179,7 +179,7 @@ impl Flow {
                     && let Some(mut pipe) = self.pipe.take()
                 {
                     pipe.end(source);
-                    means.pipes.put(pipe);
+                    means.pipes.put(*pipe);
                 }
                 Poll::Ready(Ok(()))
             }
@@ -287,6 +287,6 @@ impl Flow {
     /// Gives memory back for the next.
     pub(crate) fn release(self, means: &Means) {
         means.spare.put_output(self.out);
-        self.pipe.into_iter().for_each(|pipe| means.pipes.put(pipe));
+        self.pipe.into_iter().for_each(|pipe| means.pipes.put(*pipe));
     }
 }

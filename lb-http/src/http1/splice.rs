@@ -35,10 +35,10 @@ impl Pipes {
     }
 
     /// One that still holds bytes is closed.
-    pub(super) fn put(&self, pipe: Box<Pipe>) {
+    pub(super) fn put(&self, pipe: Pipe) {
         let mut spare = self.0.borrow_mut();
         if pipe.n_held == 0 && spare.len() < MOST_SPARE {
-            spare.push(Pipe { patience: Patience::default(), ..*pipe });
+            spare.push(Pipe { patience: Patience::default(), ..pipe });
         }
     }
 }
