@@ -16,6 +16,7 @@ mod error;
 pub mod forward;
 pub mod kernel;
 mod labels;
+pub mod netlink;
 mod plane;
 pub mod policy;
 pub mod pool;
