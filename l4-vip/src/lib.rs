@@ -17,6 +17,7 @@ pub mod forward;
 pub mod kernel;
 mod labels;
 mod leaving;
+pub mod netlink;
 mod plane;
 pub mod policy;
 pub mod pool;

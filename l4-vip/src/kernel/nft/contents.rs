@@ -11,10 +11,10 @@ use super::edits::{COUNTING, Edits};
 use super::elements::{frontend_key, read_backend, read_frontend, read_slot, slot_key};
 use super::entry::Entry;
 use super::family::{Family, SetKind};
-use super::message::{Attributes, be, text};
 use super::pick::Pick;
-use super::socket::{Socket, netfilter_attributes, netfilter_header};
 use crate::kernel::Frontend;
+use crate::netlink::{Attributes, be, text};
+use crate::netlink::{Socket, netfilter_attributes, netfilter_header};
 
 /// The label of the table, if there is the table; empty if it has none.
 pub(super) fn label(socket: &mut Socket) -> io::Result<Option<String>> {

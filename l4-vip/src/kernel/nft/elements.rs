@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use event_watcher::catalog::Protocol;
 
 use super::family::Family;
-use super::message::be;
 use crate::kernel::Frontend;
+use crate::netlink::be;
 
 pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::message::Writer;
+use crate::netlink::Writer;
 
 /// One of the 16 registers of 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

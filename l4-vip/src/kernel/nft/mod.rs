@@ -3,8 +3,7 @@
 //!
 //! Reading order: `ruleset` (what happens to a packet), `pick`, `entry` and `edits` (a service as elements of sets),
 //! `batch` (one transaction), `contents` (reading it back), `flows` (connections to backends that are gone), `routes`, and
-//! [`Nft`], which puts them together. `message` and `socket` speak netlink; nothing is written as text, and nft(8) is
-//! not needed.
+//! [`Nft`], which puts them together. All of it speaks netlink; nothing is written as text, and nft(8) is not needed.
 //!
 //! It follows no snapshot and chooses no addresses. What a container needs beside it, forwarding and hairpin mode on
 //! its bridge, belongs to the container runtime.
@@ -17,18 +16,11 @@ mod entry;
 mod expression;
 mod family;
 mod flows;
-pub(in crate::kernel) mod message;
 mod monitor;
 mod pick;
 mod routes;
 mod ruleset;
-mod socket;
 mod sweeper;
-
-/// For what else speaks netlink in the kernel planes.
-pub(in crate::kernel) mod netlink {
-    pub(in crate::kernel) use super::socket::Socket;
-}
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -38,6 +30,7 @@ use std::time::Duration;
 use event_watcher::catalog::VipPool;
 
 use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, OpenError, Service};
+use crate::netlink::Socket;
 use crate::stats::PlaneKind;
 use batch::{Batch, Rejected, TABLE};
 use contents::Contents;
@@ -48,7 +41,6 @@ use flows::Members;
 use monitor::Monitor;
 use pick::{Lifetime, Pick};
 use routes::Routes;
-use socket::Socket;
 use sweeper::Sweeper;
 
 /// Whether other programs may change our table while we run.
