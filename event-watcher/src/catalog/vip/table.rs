@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
 use serde::Serialize;
 
 use super::allocation::settle;
-use super::{VipKey, VipName, VipPool, VipTarget};
+use super::{Protocol, VipKey, VipName, VipPool, VipTarget};
 use crate::catalog::app::{App, ServiceId};
 use crate::catalog::problem::Problem;
 
@@ -50,10 +51,10 @@ pub struct Vip {
     pub services: Vec<ServiceId>,
 }
 
-/// All VIPs of a snapshot.
+/// All VIPs of a snapshot. Those that did not change are the same in the next one.
 #[derive(Debug, Default, PartialEq)]
 pub struct Vips {
-    vips: BTreeMap<VipKey, Vip>,
+    vips: imbl::OrdMap<VipKey, Arc<Vip>>,
     names: BTreeMap<VipName, Vec<IpAddr>>,
 }
 
@@ -83,8 +84,28 @@ impl Claims {
         !self.services.is_empty()
     }
 
+    /// The same services have the same VIPs; which families their endpoints have is another matter.
     pub(in crate::catalog) fn same_services(&self, other: &Self) -> bool {
-        self.services == other.services
+        let named = |claims: &Self| -> Vec<(ServiceId, Vec<VipKey>)> {
+            claims.services.iter().map(|(id, keys, _)| (id.clone(), keys.clone())).collect()
+        };
+        named(self) == named(other)
+    }
+
+    /// The families that its endpoints have, for each VIP that they feed.
+    pub(in crate::catalog) fn families(&self) -> Vec<(VipTarget, Family)> {
+        let mut found = Vec::new();
+        for (_, keys, families) in &self.services {
+            let targets: BTreeSet<&VipTarget> = keys.iter().map(|key| &key.target).collect();
+            for target in targets {
+                found.extend(families.iter().map(|family| (target.clone(), *family)));
+            }
+        }
+        found
+    }
+
+    pub(in crate::catalog) fn targets(&self) -> impl Iterator<Item = &VipTarget> {
+        self.services.iter().flat_map(|(_, keys, _)| keys).map(|key| &key.target)
     }
 
     /// The addresses that it names as VIPs, each once.
@@ -104,11 +125,26 @@ impl Claims {
 
 impl Vips {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Vip> {
-        self.vips.values()
+        self.vips.iter().map(|(_, vip)| &**vip)
     }
 
     pub fn get(&self, key: &VipKey) -> Option<&Vip> {
-        self.vips.get(key)
+        self.vips.get(key).map(|vip| &**vip)
+    }
+
+    /// All of one name, one for each protocol and port.
+    pub fn of_name(&self, name: &VipName) -> impl Iterator<Item = &Vip> {
+        let target = VipTarget::Named(name.clone());
+        let first = VipKey { target: target.clone(), protocol: Protocol::Tcp, port: 0 };
+        self.vips.range(first..).map(|(_, vip)| &**vip).take_while(move |vip| vip.key.target == target)
+    }
+
+    /// Those that came, went or differ in `new`, in order. Costs what differs.
+    pub fn changed<'a>(&'a self, new: &'a Self) -> impl Iterator<Item = &'a VipKey> {
+        self.vips.diff(&new.vips).filter_map(|item| match item {
+            DiffItem::Add(key, _) | DiffItem::Remove(key, _) => Some(key),
+            DiffItem::Update { old: (_, old), new: (key, new) } => (!Arc::ptr_eq(old, new)).then_some(key),
+        })
     }
 
     /// Every VIP name with its addresses.
@@ -121,7 +157,9 @@ impl Vips {
     }
 
     /// Allocates addresses for all VIPs that `claims` name. What cannot be served is left out and is a problem.
+    /// What is as in `previous` is shared with it.
     pub(in crate::catalog) fn allocate<'a>(
+        previous: &Self,
         claims: impl Iterator<Item = &'a Claims> + Clone,
         pools: &[VipPool],
         reserved: &[Reserved],
@@ -167,8 +205,7 @@ impl Vips {
                 names.entry(name).or_default().push(address);
             }
         }
-        // What a name has until its endpoints say otherwise.
-        let before_endpoints = if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 };
+        let before_endpoints = before_endpoints(pools);
         vips.retain(|key, vip| {
             let of_endpoints = families.get(&key.target).filter(|families| !families.is_empty());
             let (all, hint) = match &key.target {
@@ -225,8 +262,22 @@ impl Vips {
                 VipTarget::Ip(_) => None,
             })
             .collect();
-        (Self { vips, names }, problems)
+        let mut shared = previous.vips.clone();
+        for gone in previous.vips.keys().filter(|key| !vips.contains_key(*key)) {
+            shared.remove(gone);
+        }
+        for (key, vip) in vips {
+            if shared.get(&key).is_none_or(|known| **known != vip) {
+                shared.insert(key, Arc::new(vip));
+            }
+        }
+        (Self { vips: shared, names }, problems)
     }
+}
+
+/// The family of a name's addresses until its endpoints say otherwise.
+pub(in crate::catalog) fn before_endpoints(pools: &[VipPool]) -> Family {
+    if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 }
 }
 
 /// Why an address that somebody chose for a VIP must not be served.
@@ -279,7 +330,7 @@ mod tests {
         ];
         let reserved =
             reserved.map(|(ip, what)| Reserved { address: ip.parse().unwrap(), what: what.into() });
-        let (vips, problems) = Vips::allocate(claims.iter(), &pools, &reserved);
+        let (vips, problems) = Vips::allocate(&Vips::default(), claims.iter(), &pools, &reserved);
         let vips = vips.iter().map(|vip| {
             let services: Vec<String> = vip.services.iter().map(ToString::to_string).collect();
             format!("{}:{} {:?} {}", vip.key.target, vip.key.port, vip.addresses, services.join(" "))
