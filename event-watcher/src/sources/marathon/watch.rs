@@ -20,6 +20,7 @@ use super::events;
 use super::grace::Grace;
 use super::list::{Answer, Entry, Surroundings, Texts};
 use super::stream::{Report, SeenEvent, StreamReader};
+use super::words::Words;
 use crate::catalog::{App, AppId, InstanceId, InstanceState};
 use crate::config::Marathon;
 use crate::error::{ConfigError, FetchError, StreamError, chain};
@@ -41,8 +42,10 @@ const FRAMEWORK_DEADLINE: Duration = Duration::from_secs(3);
 const MANY_WITHOUT_RESULTS: usize = 3;
 /// What is kept on disk is this much behind what is held.
 const KEEP_AFTER: Duration = Duration::from_secs(1);
-/// Keeping takes at most this share of the time.
-const KEEP_SHARE: u32 = 20;
+/// Keeping takes at most this share of the time: what is kept of a small cluster is a moment old.
+const KEEP_SHARE: u32 = 100;
+/// What is kept of a large cluster is never older than this.
+const KEEP_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 pub(crate) struct Watch {
     config: Marathon,
@@ -424,7 +427,8 @@ impl Watch {
             host: this.base.host(),
             source: error.into(),
         };
-        match self.surroundings().single(body) {
+        let answer = self.surroundings().single(body);
+        match answer {
             Ok(mut answer) if patience == Patience::Left && !answer.unasked_hosts.is_empty() => {
                 let hosts = std::mem::take(&mut answer.unasked_hosts);
                 self.look_up(hosts, Waiting::App { ticket, id, body: body.to_vec() });
@@ -553,7 +557,7 @@ impl Watch {
     fn kept(&mut self, result: std::io::Result<()>) {
         let now = now();
         if let Some(since) = self.keeper.busy_since.take() {
-            self.keeper.not_before = Some(now + (now - since) * KEEP_SHARE);
+            self.keeper.not_before = Some(now + ((now - since) * KEEP_SHARE).min(KEEP_AT_LEAST_EVERY));
         }
         if let Err(error) = result {
             if self.stats.n_keep_failures.value() == 0 {
@@ -570,7 +574,9 @@ impl Watch {
         match keep::load(&path, self.feed.name()) {
             Ok(Some(kept)) => {
                 self.framework = kept.framework.as_str().into();
-                for app in kept.apps {
+                let mut words = Words::default();
+                for mut app in kept.apps {
+                    words.share(Arc::make_mut(&mut app));
                     self.feed.held.put(app, Vec::new());
                 }
                 let minutes = kept.age.as_secs() / 60;
