@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use event_watcher::catalog::{Problem, Snapshot};
-use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
+use event_watcher::publish::{Applied, AppliedMark, Retired, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -126,6 +126,7 @@ pub async fn start(
         mark,
         names,
         newest,
+        retired: Retired::default(),
     };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
@@ -148,6 +149,7 @@ struct Follower {
     mark: AppliedMark,
     names: StaticNames,
     newest: Snapshot,
+    retired: Retired<Table>,
 }
 
 impl Follower {
@@ -166,6 +168,7 @@ impl Follower {
                     Err(_) => return cancel.cancelled().await,
                 },
                 _ = looks.tick() => {
+                    self.retired.free();
                     let table = self.shared.table.load_full();
                     let has_news = self.tls.look();
                     if self.listeners.has_failed() {
@@ -200,9 +203,10 @@ impl Follower {
         let table = Arc::new(self.compiler.compile(&self.newest, Instant::now()));
         let before = self.shared.table.swap(Arc::clone(&table));
         self.names.want(&table.unknown_names);
-        self.checker.follow(&table);
+        self.checker.follow(&table.probed);
         let same =
             Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
+        self.retired.keep(before);
         if !same || self.listeners.has_failed() {
             self.listen(&table).await;
         }
@@ -239,6 +243,9 @@ async fn sample(shared: Arc<Shared>, cancel: CancellationToken) {
         shared.appid_in.sample(second);
         for backend in &shared.table.load().backends {
             backend.frontend.sample(second);
+            if !backend.is_used() {
+                continue;
+            }
             backend.series.sample(second);
             backend.servers.iter().for_each(|server| server.series.sample(second));
         }

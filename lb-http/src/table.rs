@@ -34,9 +34,13 @@ pub struct Table {
     pub routes: Arc<Routes>,
     /// What is wrong with labels and routes, by app.
     pub problems: Arc<[Problem]>,
+    /// Backends whose servers the balancer probes itself.
+    pub(crate) probed: Probed,
     /// Host names of static servers that nobody here knows: to be looked up.
     pub(crate) unknown_names: BTreeSet<Arc<str>>,
 }
+
+pub(crate) type Probed = imbl::OrdMap<ServiceId, Arc<Backend>>;
 
 /// Addresses of host names that were looked up.
 pub(crate) type Names = BTreeMap<Arc<str>, IpAddr>;
@@ -96,14 +100,22 @@ pub struct Backend {
     pub n_healthy: usize,
 }
 
+/// A compiled backend equals only itself: another one of the same service was compiled from something else.
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Backend {}
+
 #[derive(Clone, Debug)]
 pub struct Server {
     pub name: Arc<str>,
     /// HAProxy's `sid`.
     pub id: u16,
-    /// The value of the sticky cookie.
-    pub cookie: Arc<str>,
-    pub set_cookie: HeaderValue,
+    /// Where the service has session affinity.
+    pub cookie: Option<Arc<ServerCookie>>,
     pub host: Arc<str>,
     pub endpoint: Arc<EndpointState>,
     pub series: Arc<Series>,
@@ -113,6 +125,14 @@ pub struct Server {
     /// Who is asked. `None`: nobody.
     pub check_address: Option<SocketAddr>,
     pub standing: Standing,
+}
+
+/// The sticky cookie that leads to a server.
+#[derive(Debug)]
+pub struct ServerCookie {
+    pub value: String,
+    /// Of the header that gives it to a client.
+    pub set: HeaderValue,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +186,11 @@ impl Backend {
         self.labels.affinity == Affinity::Cookie && self.labels.mode == Mode::Http
     }
 
+    /// It may have been given something.
+    pub fn is_used(&self) -> bool {
+        self.series.is_used() || self.tcp.n_connections.value() > 0
+    }
+
     pub fn totals(&self) -> Totals {
         let totals = self.series.totals();
         if self.labels.mode == Mode::Http {
@@ -214,7 +239,8 @@ impl Backend {
 
     /// The usable server that a cookie names.
     pub fn server_of_cookie(&self, value: &[u8]) -> Option<usize> {
-        self.servers.iter().position(|s| s.cookie.as_bytes() == value && s.endpoint.is_usable())
+        let is_named = |s: &Server| s.cookie.as_ref().is_some_and(|c| c.value.as_bytes() == value);
+        self.servers.iter().position(|s| is_named(s) && s.endpoint.is_usable())
     }
 }
 
@@ -230,6 +256,9 @@ pub struct Compiler {
     routes: Arc<Routes>,
     backends: Vector<Arc<Backend>>,
     problems: Arc<[Problem]>,
+    probed: Probed,
+    /// Units with a static server.
+    with_static: BTreeSet<UnitId>,
     names: Names,
     names_hold: NamesHold,
     checks_hold: ChecksHold,
@@ -281,6 +310,8 @@ impl Compiler {
             routes: Arc::default(),
             backends: Vector::new(),
             problems: Arc::default(),
+            probed: Probed::new(),
+            with_static: BTreeSet::new(),
             names: Names::new(),
             names_hold: NamesHold::Yes,
             checks_hold: ChecksHold::Yes,
@@ -309,10 +340,12 @@ impl Compiler {
             let known_problems = previous.as_ref().map_or(&[][..], |p| &p.problems);
             if sources.is_empty() {
                 known.iter().for_each(|b| retire(b));
+                self.note(&id, known, &[]);
                 (routes_hold, problems_hold) = (false, false);
                 continue;
             }
             let mut compiled = self.compile_unit(&id, &sources, previous.as_ref(), now);
+            self.note(&id, known, &compiled.backends);
             if same_claims(known, &compiled.backends) {
                 compiled.at = previous.as_ref().map_or(0, |p| p.at);
                 for (index, backend) in compiled.backends.iter().enumerate() {
@@ -342,6 +375,7 @@ impl Compiler {
             generation: snapshot.generation,
             problems: Arc::clone(&self.problems),
             routes: Arc::clone(&self.routes),
+            probed: self.probed.clone(),
             unknown_names: self.unknown_names(),
             backends: self.backends.clone(),
         }
@@ -369,16 +403,29 @@ impl Compiler {
             touched.insert(unit(&app.id, after));
         }
         if self.names_hold == NamesHold::No || delta.vips_changed == VipsChanged::Yes {
-            let is_static =
-                |unit: &CompiledUnit| unit.backends.iter().any(|b| b.labels.static_server.is_some());
-            touched.extend(self.units.iter().filter(|(_, unit)| is_static(unit)).map(|(id, _)| id.clone()));
+            touched.extend(self.with_static.iter().cloned());
         }
         if self.checks_hold == ChecksHold::No {
-            let is_overtaken = |unit: &CompiledUnit| unit.backends.iter().any(|b| b.is_overtaken());
-            touched
-                .extend(self.units.iter().filter(|(_, unit)| is_overtaken(unit)).map(|(id, _)| id.clone()));
+            let overtaken = self.probed.values().filter(|b| b.is_overtaken()).map(|b| &b.service.app);
+            let unit_of =
+                |app: &AppId| [UnitKind::App, UnitKind::Group].map(|kind| UnitId { id: app.clone(), kind });
+            touched.extend(overtaken.flat_map(unit_of).filter(|id| self.units.contains_key(id)));
         }
         touched
+    }
+
+    /// Keeps account of a unit whose backends need more than their apps.
+    fn note(&mut self, id: &UnitId, before: &[Arc<Backend>], now: &[Arc<Backend>]) {
+        for backend in before.iter().filter(|b| b.labels.check.is_some()) {
+            self.probed.remove(&backend.service);
+        }
+        for backend in now.iter().filter(|b| b.labels.check.is_some()) {
+            self.probed.insert(backend.service.clone(), Arc::clone(backend));
+        }
+        match now.iter().any(|b| b.labels.static_server.is_some()) {
+            true => self.with_static.insert(id.clone()),
+            false => self.with_static.remove(id),
+        };
     }
 
     /// The apps that a unit is compiled from.
@@ -392,7 +439,8 @@ impl Compiler {
     }
 
     fn unknown_names(&self) -> BTreeSet<Arc<str>> {
-        let names = self.backends.iter().filter_map(|b| b.labels.static_server.as_ref().map(|s| &s.host));
+        let backends = self.with_static.iter().filter_map(|id| self.units.get(id)).flat_map(|u| &u.backends);
+        let names = backends.filter_map(|b| b.labels.static_server.as_ref().map(|s| &s.host));
         names.filter(|name| own_address(name, &self.snapshot).is_none()).cloned().collect()
     }
 
@@ -648,7 +696,9 @@ impl CompileBackend<'_> {
         others: &[Server],
     ) -> Server {
         let known = self.previous.and_then(|p| p.servers.iter().find(|s| Arc::ptr_eq(&s.endpoint, endpoint)));
-        let same_cookie = self.previous.is_some_and(|p| p.labels.cookie == labels.cookie);
+        let same_cookie = self
+            .previous
+            .is_some_and(|p| p.labels.cookie == labels.cookie && p.labels.affinity == labels.affinity);
         if let Some(known) = known.filter(|_| same_cookie) {
             return Server { standing: known.standing.next(is_up, self.now), ..known.clone() };
         }
@@ -659,10 +709,12 @@ impl CompileBackend<'_> {
         };
         let known_ids = self.previous.map_or(&[][..], |p| &p.servers);
         let is_taken = |id| others.iter().chain(known_ids).any(|s| s.id == id && *s.name != *name);
-        let cookie: Arc<str> = names::cookie_value(&name).into();
+        let cookie = (labels.affinity == Affinity::Cookie).then(|| {
+            let value = names::cookie_value(&name);
+            Arc::new(ServerCookie { set: labels.cookie.set(&value), value })
+        });
         Server {
             id: names::server_id(&name, is_taken),
-            set_cookie: labels.cookie.set(&cookie),
             cookie,
             name: name.into(),
             host,

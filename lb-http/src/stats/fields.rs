@@ -270,8 +270,8 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
     row.number(Column::weight, 1_u64);
     row.number(Column::act, u64::from(server.endpoint.is_usable()));
     row.word(Column::addr, server.endpoint.address.to_string());
-    if backend.is_sticky() {
-        row.word(Column::cookie, Arc::clone(&server.cookie));
+    if let Some(cookie) = server.cookie.as_ref().filter(|_| backend.is_sticky()) {
+        row.word(Column::cookie, cookie.value.clone());
     }
     if let Some(spec) = backend.labels.check.as_ref().filter(|_| server.check_address.is_some()) {
         row.check(&server.check, spec);
