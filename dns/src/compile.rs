@@ -3,6 +3,7 @@
 //!
 //! It does not wait for anybody: `follow` decides what is applied when.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -194,7 +195,8 @@ impl Compiler {
             None => (self.new_number(), Box::default()),
         };
         let mut facts = facts.0;
-        facts.sort_by(|a, b| a.name.cmp(&b.name));
+        // Those of an app's own names are mostly the same object.
+        facts.sort_by(|a, b| if a.name.is_same(&b.name) { Ordering::Equal } else { a.name.cmp(&b.name) });
         let mut names = Vec::new();
         // The names of an instance have mostly the same records.
         let mut known = HashSet::<Arc<Records>, FixedState>::default();

@@ -58,6 +58,11 @@ impl WireName {
         Self(wire.into())
     }
 
+    /// One copy of the same name. Two copies may be equal.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -40,7 +40,8 @@ pub struct Table {
     pub(crate) unknown_names: BTreeSet<Arc<str>>,
 }
 
-pub(crate) type Probed = imbl::OrdMap<ServiceId, Arc<Backend>>;
+/// By unit and port index.
+pub(crate) type Probed = imbl::OrdMap<(UnitId, usize), Arc<Backend>>;
 
 /// Addresses of host names that were looked up.
 pub(crate) type Names = BTreeMap<Arc<str>, IpAddr>;
@@ -278,13 +279,13 @@ enum NamesHold {
 
 /// An app, or a deployment group, which may have the name of an app.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct UnitId {
+pub(crate) struct UnitId {
     id: AppId,
     kind: UnitKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum UnitKind {
+pub(crate) enum UnitKind {
     App,
     Group,
 }
@@ -406,10 +407,8 @@ impl Compiler {
             touched.extend(self.with_static.iter().cloned());
         }
         if self.checks_hold == ChecksHold::No {
-            let overtaken = self.probed.values().filter(|b| b.is_overtaken()).map(|b| &b.service.app);
-            let unit_of =
-                |app: &AppId| [UnitKind::App, UnitKind::Group].map(|kind| UnitId { id: app.clone(), kind });
-            touched.extend(overtaken.flat_map(unit_of).filter(|id| self.units.contains_key(id)));
+            let overtaken = self.probed.iter().filter(|(_, backend)| backend.is_overtaken());
+            touched.extend(overtaken.map(|((unit, _), _)| unit.clone()));
         }
         touched
     }
@@ -417,10 +416,10 @@ impl Compiler {
     /// Keeps account of a unit whose backends need more than their apps.
     fn note(&mut self, id: &UnitId, before: &[Arc<Backend>], now: &[Arc<Backend>]) {
         for backend in before.iter().filter(|b| b.labels.check.is_some()) {
-            self.probed.remove(&backend.service);
+            self.probed.remove(&(id.clone(), backend.service.port_index));
         }
         for backend in now.iter().filter(|b| b.labels.check.is_some()) {
-            self.probed.insert(backend.service.clone(), Arc::clone(backend));
+            self.probed.insert((id.clone(), backend.service.port_index), Arc::clone(backend));
         }
         match now.iter().any(|b| b.labels.static_server.is_some()) {
             true => self.with_static.insert(id.clone()),
@@ -568,28 +567,26 @@ impl CompileBackend<'_> {
             _ => Arc::new(labels),
         };
         let mut members = self.members(&labels);
-        let n_healthy = members.iter().filter(|m| m.rotation == Rotation::In).count();
-        let healthy: BTreeSet<InstanceId> =
-            members.iter().filter(|m| m.rotation == Rotation::In).map(|m| m.id.clone()).collect();
-        let failing: BTreeSet<InstanceId> =
-            members.iter().filter(|m| m.checked == Checked::Down).map(|m| m.id.clone()).collect();
+        // As a pool has them.
+        members.sort_by(|a, b| (a.address, &a.id).cmp(&(b.address, &b.id)));
+        members.dedup_by(|a, b| a.address == b.address && a.id == b.id);
+        let healthy: Vec<bool> = members.iter().map(|m| m.rotation == Rotation::In).collect();
+        let n_healthy = healthy.iter().filter(|is_up| **is_up).count();
         if n_healthy == 0 && labels.panic == Panic::UseAll {
             self.use_what_runs(&mut members);
         }
-        let instances: BTreeMap<&InstanceId, &Instance> =
-            members.iter().filter_map(|m| Some((&m.id, m.instance?))).collect();
         let of_pool = members.iter().map(|m| (m.id.clone(), m.address, m.rotation));
         let pool = Pool::new(labels.balance, of_pool, previous.map(|p| &p.pool));
         let mut servers: Vec<Server> = Vec::with_capacity(pool.endpoints().len());
-        for endpoint in pool.endpoints() {
-            let instance = instances.get(&endpoint.instance).copied();
-            let is_up = healthy.contains(&endpoint.instance);
-            let status = match failing.contains(&endpoint.instance) {
-                true => ServerStatus::Failing,
-                false => self.status(endpoint, instance),
+        let in_pool = members.iter().zip(healthy).filter(|(m, _)| m.rotation != Rotation::Out);
+        for (endpoint, (member, is_up)) in pool.endpoints().iter().zip(in_pool) {
+            debug_assert_eq!((endpoint.address, &endpoint.instance), (member.address, &member.id));
+            let status = match member.checked {
+                Checked::Down => ServerStatus::Failing,
+                Checked::Up => self.status(endpoint, member.instance),
             };
-            let check_address = check_address(endpoint, instance, &labels);
-            let server = self.server(endpoint, instance, is_up, &labels, &servers);
+            let check_address = check_address(endpoint, member.instance, &labels);
+            let server = self.server(endpoint, member.instance, is_up, &labels, &servers);
             servers.push(Server { status, check_address, ..server });
         }
         // A backend without any endpoint has just not been scaled up yet: that is down, but not a downtime.

@@ -71,7 +71,7 @@ fn contents(table: &Table) -> Vec<String> {
         .flat_map(|app| (0..2).map(move |n| format!("{app}{n}.test")))
         .map(|name| format!("{name} {:?}", table.routes.of_host(&name, "/")));
     let apps = (0..N_APPS).map(|app| format!("{app} {:?}", table.routes.of_app(&format!("/{app}"))));
-    let probed = table.probed.keys().map(|service| format!("probed {service}"));
+    let probed = table.probed.keys().map(|key| format!("probed {key:?}"));
     let others = [format!("{:?} {:?}", table.problems, table.unknown_names)];
     backends.chain(ports).chain(hosts).chain(apps).chain(probed).chain(others).collect()
 }
