@@ -56,6 +56,8 @@ pub enum Command {
     Status(ListArgs),
     /// Have everything read again from the schedulers, now
     Sync(SyncArgs),
+    /// Watch instances, VIPs and changes live (one look when not on a terminal)
+    Top(ListArgs),
     /// Follow what changes, one line per event
     Events(ListArgs),
     /// Run a command inside the cluster: its DNS is Waymark's (needs root)
@@ -591,12 +593,34 @@ pub struct BluegreenArgs {
     /// Instances of the new version to begin with
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub initial_instances: u64,
+    /// Grow the new version by this many instances in each step, instead of by half
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub linear_increase: u64,
+    /// Let each step rest for so long before the next one
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub step_delay: Duration,
     /// Give up on a step after this long
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     pub max_wait: Duration,
+    /// Split the traffic: stop when the new version has N instances and the old one the rest
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub new_instances: Option<u64>,
+    /// Run before old instances are stopped, with three JSON arguments: the old app, the ids of the instances, the new
+    /// app. Unless it succeeds nothing is stopped
+    #[arg(long, value_name = "PROGRAM")]
+    pub pre_kill_hook: Option<PathBuf>,
+    /// End a split: all instances become the new version's
+    #[arg(long, group = "ending")]
+    pub complete_cur: bool,
+    /// End a split: all instances become the previous version's
+    #[arg(long, group = "ending")]
+    pub complete_prev: bool,
     /// Go back: restore the old version and remove the new one
-    #[arg(long)]
+    #[arg(long, group = "ending")]
     pub abort: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -671,6 +695,8 @@ mod tests {
             "serve --marathon http://a:8080 --compat mesos-dns --dns-http-listen 127.0.0.1:0 --dns-dcos-listen 127.0.0.1:0 \
              --dns-upstreams 10.0.0.1 --dns-upstreams corp.example=10.0.0.2 --dns-install",
             "status --json",
+            "top",
+            "top --json",
             "events",
             "sync",
             "sync --accept --json",

@@ -97,6 +97,9 @@ pub struct Http {
     pub listen: SocketAddr,
     /// Plain connections may begin with HTTP/2 (prior knowledge); over TLS it is always on offer.
     pub h2c: bool,
+    /// Connections to the addresses of virtual hosts (plain and TLS) begin with a PROXY protocol header: a balancer of
+    /// layer 4 stands in front.
+    pub accept_proxy: bool,
     pub timeouts: HttpTimeouts,
     pub limits: HttpLimits,
     pub access_log: HttpAccessLog,
@@ -111,8 +114,10 @@ pub struct HttpAccessLog {
     pub file: Option<PathBuf>,
     /// Of so many requests one is logged; 1: all.
     pub one_in: u32,
-    /// The ids of the apps whose requests are logged; empty: all.
+    /// The ids of the apps whose requests are logged; empty: all. A service's own label `ACCESS_LOG` has the last word.
     pub apps: Vec<String>,
+    /// Only services whose label says so are logged.
+    pub labelled_only: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +131,7 @@ pub enum AccessLogFormat {
 impl Default for HttpAccessLog {
     fn default() -> Self {
         // Whoever wants it says where to; a log that nobody reads fills a disk.
-        Self { format: AccessLogFormat::Off, file: None, one_in: 1, apps: Vec::new() }
+        Self { format: AccessLogFormat::Off, file: None, one_in: 1, apps: Vec::new(), labelled_only: false }
     }
 }
 
@@ -161,6 +166,9 @@ pub struct HttpTimeouts {
     /// From a request's first byte to the last of its response; `0s`: no limit.
     #[serde(with = "humantime_text")]
     pub request: Duration,
+    /// For room at an instance, where its requests are limited: 503.
+    #[serde(with = "humantime_text")]
+    pub queue: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,6 +179,10 @@ pub struct HttpLimits {
     pub header_count: usize,
     pub connections_per_listener: usize,
     pub connections_per_client: usize,
+    /// In flight at one instance, unless a label says otherwise; 0: as many as come.
+    pub requests_per_instance: u32,
+    /// Of one service, waiting for room at an instance.
+    pub queue_per_service: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -389,6 +401,7 @@ impl Config {
             http: Http {
                 listen: SocketAddr::new(address, http_port),
                 h2c: false,
+                accept_proxy: false,
                 timeouts: HttpTimeouts::default(),
                 limits: HttpLimits::default(),
                 access_log: HttpAccessLog::default(),
@@ -585,6 +598,7 @@ impl Default for HttpTimeouts {
             server_body_idle: Duration::from_secs(30),
             tunnel_idle: Duration::from_secs(3600),
             request: Duration::ZERO,
+            queue: lb_http::labels::Capacity::default().queue_timeout,
         }
     }
 }
@@ -598,6 +612,8 @@ impl Default for HttpLimits {
             header_count: 100,
             connections_per_listener: 20_000,
             connections_per_client: 512,
+            requests_per_instance: 0,
+            queue_per_service: lb_http::labels::Capacity::default().queue,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use event_watcher::catalog::{Problem, VipKey};
 use event_watcher::publish::Applied;
+use lb_http::stats::{Series, Servers};
 use serde::Serialize;
 
 use crate::admin::{EndpointSample, Haproxy, Plane, VipPlane, Which};
@@ -59,16 +60,20 @@ impl Plane for Http {
 }
 
 impl Haproxy for Http {
-    fn page(&self) -> String {
-        self.0.stats_page()
+    fn page(&self, servers: Servers) -> String {
+        self.0.stats_page(servers)
     }
 
-    fn csv(&self) -> String {
-        self.0.stats_csv()
+    fn csv(&self, servers: Servers) -> String {
+        self.0.stats_csv(servers)
     }
 
-    fn json(&self) -> String {
-        self.0.stats_json()
+    fn json(&self, servers: Servers) -> String {
+        self.0.stats_json(servers)
+    }
+
+    fn stats_series(&self) -> &Arc<Series> {
+        self.0.stats_series()
     }
 
     fn vhost_map(&self) -> String {
@@ -97,6 +102,10 @@ impl Haproxy for Http {
             None => url.path().to_owned(),
         };
         let explanation = self.0.explain(&lb_http::explain::Question {
+            scheme: match url.scheme() {
+                "https" => lb_http::access::Scheme::Https,
+                _ => lb_http::access::Scheme::Http,
+            },
             host: url.host_str().unwrap_or_default(),
             port: url.port_or_known_default(),
             target: &target,

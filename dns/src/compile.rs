@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use event_watcher::catalog::{App, AppId, Delta, Protocol, Snapshot, VipKey, VipName, VipTarget, Vips};
+use event_watcher::catalog::{App, AppId, Delta, Leaders, Protocol, Snapshot, VipName, VipTarget, Vips};
 use foldhash::fast::FixedState;
 
 use crate::authority::Authority;
@@ -36,19 +36,10 @@ struct Contribution {
 }
 
 /// What a snapshot says of one VIP name.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 struct VipFacts {
     addresses: Vec<IpAddr>,
     ports: Vec<(Protocol, u16)>,
-}
-
-impl VipFacts {
-    /// `None`: there is no such VIP.
-    fn of(name: &VipName, vips: &Vips) -> Option<Self> {
-        let mut of_name = vips.of_name(name).peekable();
-        let addresses = of_name.peek()?.addresses.clone();
-        Some(Self { addresses, ports: of_name.map(|vip| (vip.key.protocol, vip.key.port)).collect() })
-    }
 }
 
 /// Whether a snapshot has VIPs that must not be answered before the VIP plane serves them.
@@ -72,8 +63,8 @@ pub(crate) struct Compiler {
     agents_of: HashMap<AppId, BTreeSet<IpAddr>, FixedState>,
     agents: BTreeMap<IpAddr, usize>,
     vips: BTreeMap<VipName, VipFacts>,
-    /// New and moved ones of the snapshot, which are not applied yet.
-    new_vips: Vec<(VipName, VipFacts)>,
+    /// Those that are not in the zone yet as the snapshot has them.
+    new_vips: BTreeSet<VipName>,
     snapshot: Snapshot,
     zone: Zone,
 }
@@ -91,11 +82,11 @@ impl Compiler {
             agents_of: HashMap::default(),
             agents: BTreeMap::new(),
             vips: BTreeMap::new(),
-            new_vips: Vec::new(),
+            new_vips: BTreeSet::new(),
             snapshot: Snapshot::default(),
             zone: Zone::new(Authority::new(config)),
         };
-        let facts = compiler.of_cluster("");
+        let facts = compiler.of_cluster("", Leaders::default());
         compiler.set(Source::Cluster, facts);
         compiler
     }
@@ -109,8 +100,8 @@ impl Compiler {
             agents_changed |= self.set_agents(id, BTreeSet::new());
         }
         let renamed = self.snapshot.framework != snapshot.framework;
-        if renamed {
-            let facts = self.of_cluster(&snapshot.framework);
+        if renamed || self.snapshot.leaders != snapshot.leaders {
+            let facts = self.of_cluster(&snapshot.framework, snapshot.leaders);
             self.set(Source::Cluster, facts);
         }
         let apps: Vec<&Arc<App>> =
@@ -128,20 +119,22 @@ impl Compiler {
             self.set(Source::Agents, of_agents(&agents));
         }
 
-        let before = std::mem::replace(&mut self.snapshot, snapshot.clone());
-        let named = |key: &VipKey| match &key.target {
+        let mut names = std::mem::take(&mut self.new_vips);
+        names.extend(snapshot.vips.changed_since(&self.snapshot.vips).filter_map(|key| match &key.target {
             VipTarget::Named(name) => Some(name.clone()),
             VipTarget::Ip(_) => None,
-        };
-        let changed: BTreeSet<VipName> = before.vips.changed(&snapshot.vips).filter_map(named).collect();
-        for name in changed {
-            match VipFacts::of(&name, &snapshot.vips) {
+        }));
+        self.snapshot = snapshot.clone();
+        for name in names {
+            match vip_facts(&snapshot.vips, &name) {
                 None => {
                     self.vips.remove(&name);
                     self.set(Source::Vip(name), Facts::default());
                 }
-                Some(facts) if self.vips.get(&name) != Some(&facts) => self.new_vips.push((name, facts)),
-                Some(_) => {}
+                Some(facts) if self.vips.get(&name) == Some(&facts) => {}
+                Some(_) => {
+                    self.new_vips.insert(name);
+                }
             }
         }
         if self.new_vips.is_empty() { NewVips::No } else { NewVips::Yes }
@@ -149,7 +142,8 @@ impl Compiler {
 
     /// Takes over the new and moved VIPs of the snapshot that was applied last.
     pub fn apply_new_vips(&mut self) {
-        for (name, facts) in std::mem::take(&mut self.new_vips) {
+        for name in std::mem::take(&mut self.new_vips) {
+            let Some(facts) = vip_facts(&self.snapshot.vips, &name) else { continue };
             self.set(Source::Vip(name.clone()), of_vip(&name, &facts.addresses, &facts.ports));
             self.vips.insert(name, facts);
         }
@@ -165,8 +159,8 @@ impl Compiler {
     }
 
     /// Names of the cluster as a whole.
-    fn of_cluster(&self, framework: &str) -> Facts {
-        let mut facts = of_cluster(&self.config, framework);
+    fn of_cluster(&self, framework: &str, leaders: Leaders) -> Facts {
+        let mut facts = of_cluster(&self.config, framework, leaders);
         for apex in &self.zone.authority().apexes {
             facts.exists(&apex.name);
         }
@@ -184,7 +178,7 @@ impl Compiler {
                 .get(name)
                 .map_or_else(Facts::default, |vip| of_vip(name, &vip.addresses, &vip.ports)),
             Source::Agents => of_agents(&self.agents.keys().copied().collect::<Vec<_>>()),
-            Source::Cluster => self.of_cluster(&self.snapshot.framework),
+            Source::Cluster => self.of_cluster(&self.snapshot.framework, self.snapshot.leaders),
         }
     }
 
@@ -376,6 +370,13 @@ impl Compiler {
         }
         changed
     }
+}
+
+/// `None`: there is no such VIP.
+fn vip_facts(vips: &Vips, name: &VipName) -> Option<VipFacts> {
+    let addresses = vips.of_name(name).next()?.addresses.clone();
+    let ports = vips.of_name(name).map(|vip| (vip.key.protocol, vip.key.port)).collect();
+    Some(VipFacts { addresses, ports })
 }
 
 /// Merges all that is said about a name.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use event_watcher::catalog::{Problem, Snapshot};
+use event_watcher::catalog::{Problem, Protocol, Snapshot};
 use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -60,7 +60,8 @@ struct State {
 /// An address that is listened on.
 #[derive(Clone, Debug)]
 struct Open {
-    vip: Arc<VipState>,
+    /// Whom connections and clients come to. Workers look at it for each connection.
+    vip: Arc<ArcSwap<VipState>>,
     stop: CancellationToken,
 }
 
@@ -326,13 +327,19 @@ impl Follower {
         self.closed = false;
         let mut problems = Vec::new();
         for (frontend, vip) in self.frontends.clone() {
-            if let Some(known) = self.state.open.get(&frontend).filter(|o| Arc::ptr_eq(&o.vip, &vip)) {
-                open.insert(frontend, known.clone());
-                continue;
+            if let Some(known) = self.state.open.get(&frontend) {
+                let is_same = Arc::ptr_eq(&known.vip.load(), &vip);
+                // An address that changed hands keeps its sockets: closing one resets what connects at that moment. Of
+                // datagrams there are clients with flows to the VIP before, which end with their socket.
+                if is_same || frontend.protocol == Protocol::Tcp {
+                    known.vip.store(vip);
+                    open.insert(frontend, known.clone());
+                    continue;
+                }
             }
             match Socket::open(frontend, self.workers.len()) {
                 Ok(sockets) => {
-                    let stop = self.cancel.child_token();
+                    let (vip, stop) = (Arc::new(ArcSwap::new(vip)), self.cancel.child_token());
                     for (socket, worker) in sockets.into_iter().zip(&self.workers) {
                         let listen = Listen { socket, vip: Arc::clone(&vip), stop: stop.clone() };
                         // A worker that has stopped takes nothing any more; the plane is stopping with it.
@@ -353,7 +360,7 @@ impl Follower {
             }
         }
         for (frontend, old) in self.state.open.iter() {
-            if !open.get(frontend).is_some_and(|new| Arc::ptr_eq(&new.vip, &old.vip)) {
+            if !open.get(frontend).is_some_and(|new: &Open| Arc::ptr_eq(&new.vip, &old.vip)) {
                 old.stop.cancel();
             }
         }

@@ -321,7 +321,7 @@ pub(crate) fn compile(
     outcome.differs = true;
     let mut vips = Vips::clone(known);
     let of_services = delta.changed.iter().flat_map(|app| &app.services).flat_map(|service| &service.vips);
-    let touched: BTreeSet<&VipKey> = old.vips.changed(&new.vips).chain(of_services).collect();
+    let touched: BTreeSet<&VipKey> = new.vips.changed_since(&old.vips).chain(of_services).collect();
     for key in touched {
         let Some(vip) = new.vips.get(key) else {
             vips.remove(key);

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Instant, SystemTime};
 
-use event_watcher::catalog::AppId;
 use serde::Serialize;
 
-use crate::config::{AccessLogConfig, LogFormat};
+use crate::config::{AccessLogConfig, LogFormat, LoggedApps};
 use crate::error::StartError;
 use crate::http1::fields::Name;
 use crate::http1::request::{Request, Version};
+use crate::labels::Logged;
 use crate::table::Backend;
 
 /// Lines that wait for the disk; at 300 bytes each some 2 MiB.
@@ -27,7 +27,7 @@ const MOST_WAITING: usize = 8192;
 pub(crate) struct AccessLog {
     format: LogFormat,
     one_in: u32,
-    apps: Vec<AppId>,
+    apps: LoggedApps,
     n_seen: AtomicU32,
     n_dropped: AtomicU64,
     lines: SyncSender<String>,
@@ -112,8 +112,7 @@ impl AccessLog {
         backend: Option<&Backend>,
         request_id: &[u8],
     ) -> Option<Box<Record>> {
-        let is_wanted = self.apps.is_empty() || backend.is_some_and(|b| self.apps.contains(&b.service.app));
-        if !is_wanted || !self.n_seen.fetch_add(1, Relaxed).is_multiple_of(self.one_in) {
+        if !self.is_wanted(backend) {
             return None;
         }
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -134,6 +133,23 @@ impl AccessLog {
             backend: backend.map(|b| b.name.to_string()),
             server: None,
         }))
+    }
+
+    /// A service's own label has the last word.
+    fn is_wanted(&self, backend: Option<&Backend>) -> bool {
+        let is_sampled = || self.n_seen.fetch_add(1, Relaxed).is_multiple_of(self.one_in);
+        match backend.and_then(|b| b.labels.access_log) {
+            Some(Logged::No) => false,
+            Some(Logged::Yes) => is_sampled(),
+            Some(Logged::OneIn(n)) => rand::random_range(0..n.get()) == 0,
+            None => match &self.apps {
+                LoggedApps::All => is_sampled(),
+                LoggedApps::These(apps) => {
+                    backend.is_some_and(|b| apps.contains(&b.service.app)) && is_sampled()
+                }
+                LoggedApps::None => false,
+            },
+        }
     }
 
     pub(crate) fn write(&self, record: Record, outcome: Outcome) {

@@ -69,6 +69,10 @@ pub(crate) enum ProxyError {
     Connect,
     #[error("the app has no instance in rotation")]
     NoEndpoint,
+    #[error("every instance is busy, and as many requests wait as may")]
+    QueueFull,
+    #[error("every instance was busy for too long")]
+    QueueTimeout,
     #[error("the endpoint closed the connection without a response")]
     NoResponse,
     #[error("the endpoint sent an invalid response: {0}")]
@@ -85,7 +89,7 @@ impl ProxyError {
     /// `None`: there is nobody to tell.
     pub(crate) fn status(self) -> Option<u16> {
         Some(match self {
-            Self::Connect | Self::NoEndpoint => 503,
+            Self::Connect | Self::NoEndpoint | Self::QueueFull | Self::QueueTimeout => 503,
             Self::NoResponse | Self::BadResponse(_) => 502,
             Self::ServerTimeout => 504,
             Self::Refused(refusal) => refusal.status(),
@@ -98,6 +102,8 @@ impl ProxyError {
         match self {
             Self::Connect => "connect-failed",
             Self::NoEndpoint => "no-endpoint",
+            Self::QueueFull => "queue-full",
+            Self::QueueTimeout => "queue-timeout",
             Self::NoResponse => "no-response",
             Self::BadResponse(_) => "bad-response",
             Self::ServerTimeout => "response-timeout",

@@ -11,7 +11,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::StatusCode;
-use l4_vip::pool::InFlight;
 
 use crate::error::ProxyError;
 use crate::http1::flow::FlowError;
@@ -20,6 +19,7 @@ use crate::http1::request::{Method, Persistence};
 use crate::http1::response::{BadResponse, Response};
 use crate::http1::scan::{Scan, Scanned};
 use crate::http1::side::Side;
+use crate::queue::Place;
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::table::{Backend, Server};
 use crate::upstream::Upstream;
@@ -180,7 +180,7 @@ pub(crate) struct Exchange {
     pub(crate) local: Rc<Local>,
     pub(crate) backend: Arc<Backend>,
     pub(crate) server: usize,
-    pub(crate) in_flight: InFlight,
+    pub(crate) place: Place,
     pub(crate) _session: Session,
     pub(crate) upstream: Upstream,
     pub(crate) response: Response,
@@ -233,7 +233,7 @@ impl Exchange {
     /// Request and response have ended as they should.
     pub(crate) fn ended(self) {
         if self.response.persistence == Persistence::Keep {
-            let endpoint = self.in_flight.endpoint();
+            let endpoint = self.place.endpoint();
             self.local.upstreams.give_back(endpoint, self.upstream, &self.local.means.spare);
         }
     }

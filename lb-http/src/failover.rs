@@ -6,15 +6,18 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
-use l4_vip::pool::{Choices, InFlight, Pool};
+use l4_vip::pool::{Choices, Pool};
 use l4_vip::proxy_protocol::{self, Ends};
 
 use crate::error::ProxyError;
 use crate::exchange::{Call, CookieDue, Exchange, Failure, Front};
 use crate::http1::response::Response;
 use crate::http1::scan::Scan;
+use crate::labels::WhenFull;
+use crate::queue::{Full, Place};
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::table::{Backend, Server};
 use crate::upstream::{Certainty, Upstream};
@@ -25,6 +28,9 @@ use crate::worker::Local;
 const MOST_CONNECT_TIMEOUTS: u32 = 3;
 /// A table that changed while all endpoints failed may have better ones; that is looked at this often.
 const MOST_TABLES: usize = 3;
+
+/// A request that waited, and whose endpoint then failed it, waits this often.
+const MOST_WAITS: usize = 3;
 
 pub(crate) struct Attempt<'a> {
     pub(crate) local: &'a Rc<Local>,
@@ -53,6 +59,13 @@ enum Stale {
     Yes,
 }
 
+/// Whether an endpoint was passed over because it had as many requests as it may.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rooms {
+    Free,
+    Full,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
     IdleOrNew,
@@ -71,8 +84,10 @@ impl Attempt<'_> {
         let series = Arc::clone(&backend.series);
         let mut session = Some(series.begin());
         let mut error = ProxyError::NoEndpoint;
+        // Given to it while the table changed.
+        let mut granted = None;
         for _ in 0..MOST_TABLES {
-            match self.send_to(&backend, front, &mut session).await {
+            match self.send_to(&backend, front, &mut session, &mut granted).await {
                 Ok(exchange) => return Ok(exchange),
                 Err(Failed::Final(last)) => {
                     error = last;
@@ -102,6 +117,7 @@ impl Attempt<'_> {
         backend: &Arc<Backend>,
         front: &mut impl Front,
         session: &mut Option<Session>,
+        granted: &mut Option<Place>,
     ) -> Result<Exchange, Failed> {
         let wanted = self.cookie.and_then(|cookie| backend.server_of_cookie(cookie));
         let of_cookie = wanted.filter(|i| !backend.servers[*i].endpoint.is_ejected());
@@ -114,17 +130,53 @@ impl Attempt<'_> {
         };
         let shard = backend.series.of_worker(self.local.index);
         let mut failures = Failures::default();
+        let mut n_waits = 0;
+        let mut rooms = Rooms::Free;
         loop {
-            let failed_idle = failures.again.take();
-            let again = failed_idle.is_some();
-            let Some(index) =
-                failed_idle.or_else(|| candidates.next()).or_else(|| failures.last_resort.take())
-            else {
-                break;
+            let mut again = false;
+            let (index, place) = match granted.take() {
+                Some(place) => match backend.server_of(place.endpoint()) {
+                    Some(index) if place.endpoint().is_usable() => (index, place),
+                    Some(_) => continue,
+                    None => {
+                        *granted = Some(place);
+                        break;
+                    }
+                },
+                None => {
+                    let failed_idle = failures.again.take();
+                    again = failed_idle.is_some();
+                    let next =
+                        failed_idle.or_else(|| candidates.next()).or_else(|| failures.last_resort.take());
+                    let Some(index) = next else {
+                        if rooms == Rooms::Free || n_waits == MOST_WAITS || failures.is_too_late(self.local) {
+                            break;
+                        }
+                        n_waits += 1;
+                        *granted = self.wait_for_room(backend, None, front).await?;
+                        if granted.is_none() {
+                            break;
+                        }
+                        continue;
+                    };
+                    let endpoint = &backend.servers[index].endpoint;
+                    if !endpoint.is_usable() || failures.is_too_late(self.local) {
+                        continue;
+                    }
+                    let capacity = &backend.labels.capacity;
+                    if capacity.per_endpoint.is_none() {
+                        (index, Place::begin(endpoint))
+                    } else if let Some(place) = backend.queue.enter(endpoint) {
+                        (index, place)
+                    } else {
+                        rooms = Rooms::Full;
+                        if of_cookie == Some(index) && capacity.when_full == WhenFull::Wait {
+                            *granted = self.wait_for_room(backend, Some(index), front).await?;
+                        }
+                        continue;
+                    }
+                }
             };
-            if !backend.servers[index].endpoint.is_usable() || failures.is_too_late(self.local) {
-                continue;
-            }
             if let Some(first) = failures.first {
                 shard.n_retries.increment();
                 backend.servers[index].series.of_worker(self.local.index).n_retries.increment();
@@ -135,14 +187,14 @@ impl Attempt<'_> {
             }
             // After one idle connection turned out to be dead others may be, too.
             let which = if again || failures.first.is_some() { Use::New } else { Use::IdleOrNew };
-            match self.try_server(backend, index, front, which).await {
-                Ok((response, in_flight, upstream)) => {
+            match self.try_server(backend, index, place, front, which).await {
+                Ok((response, place, upstream)) => {
                     let due = backend.is_sticky() && wanted != Some(index);
                     return Ok(Exchange {
                         local: Rc::clone(self.local),
                         backend: Arc::clone(backend),
                         server: index,
-                        in_flight,
+                        place,
                         _session: session.take().unwrap_or_else(|| backend.series.begin()),
                         upstream,
                         response,
@@ -156,15 +208,61 @@ impl Attempt<'_> {
         Err(Failed::Unsent { stale: Stale::No, error: failures.error.unwrap_or(ProxyError::NoEndpoint) })
     }
 
+    /// `None`: there is no room to wait for that endpoint, or nothing to wait for any more.
+    async fn wait_for_room(
+        &self,
+        backend: &Backend,
+        wanted: Option<usize>,
+        front: &mut impl Front,
+    ) -> Result<Option<Place>, Failed> {
+        let capacity = &backend.labels.capacity;
+        let shard = backend.series.of_worker(self.local.index);
+        let wanted = wanted.map(|index| &backend.servers[index]);
+        // As in HAProxy: a server's own line, or that of the backend.
+        let counted = wanted.map_or(&backend.series, |server| &server.series).wait();
+        let endpoint = wanted.map(|server| &server.endpoint);
+        let mut turn = match backend.queue.wait(&backend.pool, endpoint, capacity.queue, counted) {
+            Ok(turn) => turn,
+            Err(Full) if wanted.is_some() => return Ok(None),
+            Err(Full) => {
+                shard.n_queue_refusals.increment();
+                return Err(Failed::Final(ProxyError::QueueFull));
+            }
+        };
+        let began = Instant::now();
+        self.wait.enter(Phase::Queue, capacity.queue_timeout);
+        let waited = poll_fn(|cx| {
+            if let Poll::Ready(place) = turn.poll(cx) {
+                return Poll::Ready(Ok(place));
+            }
+            if let Poll::Ready(Err(_)) = front.poll_client(cx) {
+                return Poll::Ready(Err(ProxyError::ClientGone));
+            }
+            if self.wait.is_expired() { Poll::Ready(Err(ProxyError::QueueTimeout)) } else { Poll::Pending }
+        });
+        let waited = waited.await;
+        let shards = [Some(shard), wanted.map(|server| server.series.of_worker(self.local.index))];
+        for shard in shards.into_iter().flatten() {
+            shard.n_queued.increment();
+            shard.queue_micros.add(began.elapsed().as_micros() as u64);
+            if matches!(waited, Err(ProxyError::QueueTimeout)) {
+                shard.n_queue_timeouts.increment();
+                // HAProxy counts it there.
+                shard.n_connect_errors.increment();
+            }
+        }
+        waited.map_err(Failed::Final)
+    }
+
     async fn try_server(
         &self,
         backend: &Backend,
         index: usize,
+        place: Place,
         front: &mut impl Front,
         which: Use,
-    ) -> Result<(Response, InFlight, Upstream), Failed> {
+    ) -> Result<(Response, Place, Upstream), Failed> {
         let server = &backend.servers[index];
-        let in_flight = server.endpoint.begin();
         server.series.saw_current(server.endpoint.n_in_flight());
         let shards = Shards::of(backend, server, self.local.index);
         shards.server.n_sessions.increment();
@@ -204,7 +302,7 @@ impl Attempt<'_> {
         let failure = match poll_fn(|cx| call.poll(cx)).await {
             Ok(response) => {
                 shards.server.n_requests.increment();
-                return Ok((response, in_flight, upstream));
+                return Ok((response, place, upstream));
             }
             Err(failure) => failure,
         };

@@ -16,12 +16,13 @@ use event_watcher::catalog::{
 use http::HeaderValue;
 use imbl::Vector;
 use l4_vip::pool::{self, EndpointState, Pool};
-use l4_vip::stats::Counters;
+use l4_vip::stats::{Counters, CountersView};
 
 use crate::deployment::{self, Unit};
-use crate::health::CheckState;
+use crate::health::{CheckState, Judged};
 use crate::labels::{self, Affinity, CheckPort, HostPattern, Mode, Panic, Reading, ServiceLabels};
 use crate::names;
+use crate::queue::Queue;
 use crate::route::Routes;
 use crate::stats::{Series, Totals};
 use crate::tls::{HostPolicy, Policies};
@@ -38,6 +39,8 @@ pub struct Table {
     pub(crate) probed: Probed,
     /// Host names of static servers that nobody here knows: to be looked up.
     pub(crate) unknown_names: BTreeSet<Arc<str>>,
+    /// Backends whose endpoints or maximum may be others than before, where requests may wait for them.
+    pub(crate) awaited: Vec<Arc<Backend>>,
 }
 
 /// By unit and port index.
@@ -52,6 +55,9 @@ impl Table {
         let mut policies = Policies::default();
         for (index, backend) in self.backends.iter().enumerate() {
             let labels = &backend.labels;
+            if !labels.tls.certificates.is_empty() && self.routes.of_port(labels.port) == Some(index) {
+                policies.of_ports.insert(labels.port, labels.tls.clone());
+            }
             if labels.mode != Mode::Http || labels.tls == HostPolicy::default() {
                 continue;
             }
@@ -67,9 +73,6 @@ impl Table {
                 if policy.client_auth.is_none() && labels.tls.client_auth.is_some() {
                     policy.clone_from(&labels.tls);
                 }
-            }
-            if !labels.tls.certificates.is_empty() && self.routes.of_port(labels.port) == Some(index) {
-                policies.of_ports.insert(labels.port, labels.tls.clone());
             }
         }
         policies
@@ -95,7 +98,9 @@ pub struct Backend {
     /// The series of the service port's frontend.
     pub frontend: Arc<Series>,
     /// What the forwarder counts of it in mode tcp.
-    pub tcp: Arc<Counters>,
+    pub tcp: Arc<TcpCounters>,
+    /// Requests that wait for room, where an endpoint's are limited.
+    pub(crate) queue: Arc<Queue>,
     pub standing: Standing,
     /// Endpoints that are in rotation for their own sake, not because no other is.
     pub n_healthy: usize,
@@ -110,6 +115,14 @@ impl PartialEq for Backend {
 
 impl Eq for Backend {}
 
+/// In mode tcp, by the way that connections take.
+#[derive(Debug, Default)]
+pub struct TcpCounters {
+    pub of_port: Counters,
+    /// By the server name of their TLS, which is not ended here.
+    pub of_names: Counters,
+}
+
 #[derive(Clone, Debug)]
 pub struct Server {
     pub name: Arc<str>,
@@ -123,6 +136,8 @@ pub struct Server {
     pub status: ServerStatus,
     /// What the balancer's own checks say of it, where the service has one.
     pub check: Arc<CheckState>,
+    /// Whether the scheduler's checks say something, too.
+    pub judged: Judged,
     /// Who is asked. `None`: nobody.
     pub check_address: Option<SocketAddr>,
     pub standing: Standing,
@@ -189,7 +204,8 @@ impl Backend {
 
     /// It may have been given something.
     pub fn is_used(&self) -> bool {
-        self.series.is_used() || self.tcp.n_connections.value() > 0
+        let tcp = [&self.tcp.of_port, &self.tcp.of_names];
+        self.series.is_used() || tcp.iter().any(|counters| counters.n_connections.value() > 0)
     }
 
     pub fn totals(&self) -> Totals {
@@ -197,12 +213,13 @@ impl Backend {
         if self.labels.mode == Mode::Http {
             return totals;
         }
-        let tcp = self.tcp.view();
+        let ways = [self.tcp.of_port.view(), self.tcp.of_names.view()];
+        let sum = |count: fn(&CountersView) -> u64| ways.iter().map(count).sum();
         Totals {
-            bytes_in: tcp.bytes_in,
-            bytes_out: tcp.bytes_out,
-            n_connect_errors: tcp.n_connect_failures + tcp.n_local_failures,
-            n_server_aborts: tcp.n_resets,
+            bytes_in: sum(|w| w.bytes_in),
+            bytes_out: sum(|w| w.bytes_out),
+            n_connect_errors: sum(|w| w.n_connect_failures + w.n_local_failures),
+            n_server_aborts: sum(|w| w.n_resets),
             ..totals
         }
     }
@@ -228,14 +245,23 @@ impl Backend {
         if self.labels.mode == Mode::Http {
             return totals;
         }
-        let tcp = self.tcp.view();
+        let tcp = self.tcp.of_port.view();
         Totals { bytes_in: tcp.bytes_in, bytes_out: tcp.bytes_out, ..totals }
+    }
+
+    /// Requests may wait, or do so, for its endpoints.
+    fn is_awaited(&self) -> bool {
+        self.labels.capacity.per_endpoint.is_some() || self.queue.n_waiting() > 0
     }
 
     /// A verdict of the balancer's own checks is another one than that it was compiled with.
     fn is_overtaken(&self) -> bool {
         let is_down = |s: &Server| s.check_address.is_some() && s.check.is_down();
         self.servers.iter().any(|s| is_down(s) != (s.status == ServerStatus::Failing))
+    }
+
+    pub(crate) fn server_of(&self, endpoint: &Arc<EndpointState>) -> Option<usize> {
+        self.servers.iter().position(|s| Arc::ptr_eq(&s.endpoint, endpoint))
     }
 
     /// The usable server that a cookie names.
@@ -334,6 +360,7 @@ impl Compiler {
         let delta = Delta::between(&self.snapshot, snapshot);
         self.snapshot = snapshot.clone();
         let (mut routes_hold, mut problems_hold) = (true, true);
+        let mut awaited = Vec::new();
         for id in self.touched(&delta) {
             let sources = self.sources(&id);
             let previous = self.units.remove(&id);
@@ -355,6 +382,7 @@ impl Compiler {
             } else {
                 routes_hold = false;
             }
+            awaited.extend(compiled.backends.iter().filter(|b| b.is_awaited()).map(Arc::clone));
             problems_hold &= known_problems == compiled.problems;
             self.units.insert(id, compiled);
         }
@@ -379,6 +407,7 @@ impl Compiler {
             probed: self.probed.clone(),
             unknown_names: self.unknown_names(),
             backends: self.backends.clone(),
+            awaited,
         }
     }
 
@@ -531,7 +560,8 @@ fn own_address(host: &str, snapshot: &Snapshot) -> Option<IpAddr> {
 
 /// Takes the endpoints of a backend that is gone out of rotation, for the workers that still hold connections to them.
 fn retire(backend: &Backend) {
-    Pool::new(backend.labels.balance, None::<pool::Member>, Some(&backend.pool));
+    let none = Pool::new(backend.labels.balance, None::<pool::Member>, Some(&backend.pool));
+    backend.queue.follow(&none);
 }
 
 struct CompileBackend<'a> {
@@ -566,6 +596,8 @@ impl CompileBackend<'_> {
             Some(previous) if *previous.labels == labels => Arc::clone(&previous.labels),
             _ => Arc::new(labels),
         };
+        let queue = previous.map_or_else(Arc::default, |p| Arc::clone(&p.queue));
+        queue.set_maximum(labels.capacity.per_endpoint);
         let mut members = self.members(&labels);
         // As a pool has them.
         members.sort_by(|a, b| (a.address, &a.id).cmp(&(b.address, &b.id)));
@@ -587,7 +619,11 @@ impl CompileBackend<'_> {
             };
             let check_address = check_address(endpoint, member.instance, &labels);
             let server = self.server(endpoint, member.instance, is_up, &labels, &servers);
-            servers.push(Server { status, check_address, ..server });
+            let judged = match member.instance.map(|i| i.health) {
+                Some(Health::Unknown) => Judged::NotYet,
+                _ => Judged::Yes,
+            };
+            servers.push(Server { status, judged, check_address, ..server });
         }
         // A backend without any endpoint has just not been scaled up yet: that is down, but not a downtime.
         let is_up = n_healthy > 0;
@@ -602,6 +638,7 @@ impl CompileBackend<'_> {
             n_healthy,
             pool,
             servers: servers.into(),
+            queue,
             series: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.series)),
             frontend: same_name.map_or_else(|| Series::new(self.n_workers), |p| Arc::clone(&p.frontend)),
             tcp: same_name.map_or_else(Arc::default, |p| Arc::clone(&p.tcp)),
@@ -719,6 +756,7 @@ impl CompileBackend<'_> {
             series: known.map_or_else(|| Series::new(self.n_workers), |k| Arc::clone(&k.series)),
             status: ServerStatus::Unknown,
             check: known.map_or_else(Arc::default, |k| Arc::clone(&k.check)),
+            judged: Judged::Yes,
             check_address: None,
             standing: known
                 .map_or_else(|| Standing::new(is_up, self.now), |k| k.standing.next(is_up, self.now)),

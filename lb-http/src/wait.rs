@@ -42,6 +42,8 @@ pub(crate) enum Phase {
     Idle,
     /// The rest of a request's head.
     Head,
+    /// Room at an endpoint.
+    Queue,
     /// An endpoint to accept.
     Connect,
     /// More of a request's body.

@@ -106,6 +106,7 @@ fn reading(args: &CheckArgs) -> Reading {
             true => Compat::MarathonLb,
             false => Compat::None,
         },
+        ..Reading::default()
     }
 }
 
@@ -158,6 +159,9 @@ fn service(backend: &Backend, index: usize, table: &Table, assigned: bool) -> Se
     for (host, rule) in table.routes.rules().iter().filter(|(_, rule)| rule.backend == index) {
         let path = rule.path.as_ref().map_or("", |p| &p.prefix);
         reached_by.push(format!("{host}{path}"));
+    }
+    for (host, _) in table.routes.passed_hosts().iter().filter(|(_, passed)| *passed == index) {
+        reached_by.push(format!("{host} (its TLS, passed on as it is)"));
     }
     let mut costs = Vec::new();
     if labels.admission.login.is_some() {

@@ -10,6 +10,10 @@ use super::edns::Opt;
 use super::query::Head;
 
 const CLASS_IN: u8 = 1;
+/// Of a record: owner (a compression pointer), type, class, TTL and length of the data.
+const RECORD_HEADER: usize = 12;
+/// Room that most replies need behind the question.
+const USUAL_RECORDS_BYTES: usize = 256;
 
 /// The record did not fit; nothing of it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,7 @@ impl<'o> Reply<'o> {
     /// Begins the reply to a query: NOERROR, not authoritative. `limit` is the size that it may have in the end.
     pub fn new(head: Head<'_>, out: &'o mut Vec<u8>, limit: usize, opt: Option<Opt>) -> Self {
         let start = out.len();
+        out.reserve(HEADER + head.question.len() + USUAL_RECORDS_BYTES);
         let mut header = [0; HEADER];
         header[..2].copy_from_slice(&head.id.to_be_bytes());
         header[2] = 0x80 | u8::from(head.recursion_desired);
@@ -73,40 +78,76 @@ impl<'o> Reply<'o> {
         ttl: u32,
         data: &[&[u8]],
     ) -> Result<(), Full> {
-        // A compression pointer has 14 bits, which only additional records of a long TCP answer can exceed.
-        if owner >= 0x4000 {
-            return Err(Full);
-        }
-        let owner = (0xc000 | owner as u16).to_be_bytes();
         let data_bytes: usize = data.iter().map(|part| part.len()).sum();
-        if self.len() + owner.len() + 10 + data_bytes > self.limit {
+        if self.len() + RECORD_HEADER + data_bytes > self.limit {
             return Err(Full);
         }
-        let mut fixed = [0; 10];
-        fixed[..2].copy_from_slice(&u16::from(record_type).to_be_bytes());
-        fixed[3] = CLASS_IN;
-        fixed[4..8].copy_from_slice(&ttl.to_be_bytes());
-        fixed[8..].copy_from_slice(&(data_bytes as u16).to_be_bytes());
-        self.out.extend_from_slice(&owner);
-        self.out.extend_from_slice(&fixed);
+        self.out.extend_from_slice(&record_header(owner, record_type, ttl, data_bytes)?);
         for part in data {
             self.out.extend_from_slice(part);
         }
-        let count = self.start + section as usize;
-        let n = u16::from_be_bytes([self.out[count], self.out[count + 1]]) + 1;
-        self.out[count..count + 2].copy_from_slice(&n.to_be_bytes());
+        self.count(section, 1);
         Ok(())
     }
 
-    /// Completes the message with its code, and the OPT record if the query had one.
-    pub fn finish(self, code: ResponseCode) {
-        self.out[self.start + 3] |= code.low();
-        let Some(opt) = self.opt else { return };
-        opt.write(code, self.out);
-        let count = self.start + Section::Additional as usize;
-        let n = u16::from_be_bytes([self.out[count], self.out[count + 1]]) + 1;
+    /// Writes records that differ only in their data, of `N` bytes each, as far as they fit.
+    pub fn records_of<const N: usize>(
+        &mut self,
+        section: Section,
+        owner: usize,
+        record_type: RecordType,
+        ttl: u32,
+        data: impl Iterator<Item = [u8; N]>,
+    ) -> Result<(), Full> {
+        let header = record_header(owner, record_type, ttl, N)?;
+        let mut n = 0;
+        let mut written = Ok(());
+        for data in data {
+            if self.len() + RECORD_HEADER + N > self.limit {
+                written = Err(Full);
+                break;
+            }
+            self.out.extend_from_slice(&header);
+            self.out.extend_from_slice(&data);
+            n += 1;
+        }
+        self.count(section, n);
+        written
+    }
+
+    fn count(&mut self, section: Section, n_more: u16) {
+        let count = self.start + section as usize;
+        let n = u16::from_be_bytes([self.out[count], self.out[count + 1]]) + n_more;
         self.out[count..count + 2].copy_from_slice(&n.to_be_bytes());
     }
+
+    /// Completes the message with its code, and the OPT record if the query had one.
+    pub fn finish(mut self, code: ResponseCode) {
+        self.out[self.start + 3] |= code.low();
+        if let Some(opt) = &self.opt {
+            opt.write(code, self.out);
+            self.count(Section::Additional, 1);
+        }
+    }
+}
+
+fn record_header(
+    owner: usize,
+    record_type: RecordType,
+    ttl: u32,
+    data_bytes: usize,
+) -> Result<[u8; RECORD_HEADER], Full> {
+    // A compression pointer has 14 bits, which only additional records of a long TCP answer can exceed.
+    if owner >= 0x4000 {
+        return Err(Full);
+    }
+    let mut header = [0; RECORD_HEADER];
+    header[..2].copy_from_slice(&(0xc000 | owner as u16).to_be_bytes());
+    header[2..4].copy_from_slice(&u16::from(record_type).to_be_bytes());
+    header[5] = CLASS_IN;
+    header[6..10].copy_from_slice(&ttl.to_be_bytes());
+    header[10..].copy_from_slice(&(data_bytes as u16).to_be_bytes());
+    Ok(header)
 }
 
 /// Refuses a packet whose question is not to be repeated: a header alone.

@@ -5,7 +5,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -39,11 +39,22 @@ pub struct Snapshot {
     pub framework: Arc<str>,
     /// With several schedulers: who runs an app. See [`Self::framework_of`].
     pub frameworks: Frameworks,
+    /// As [`Self::framework`], of the first of several schedulers.
+    pub leaders: Leaders,
     pub apps: Apps,
     /// Of all apps.
     pub n_instances: usize,
     pub vips: Arc<Vips>,
     pub problems: Arc<[Problem]>,
+}
+
+/// Where a cluster is led from, as far as the scheduler says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaders {
+    /// The leading one of the scheduler's members.
+    pub scheduler: Option<SocketAddr>,
+    /// The leading Mesos master.
+    pub master: Option<SocketAddr>,
 }
 
 impl Snapshot {
@@ -83,6 +94,7 @@ pub struct AppUpdate {
 pub struct Catalog {
     config: CatalogConfig,
     frameworks: Frameworks,
+    leaders: Leaders,
     held: Holding,
     /// Addresses that no VIP may have on this node.
     reserved: Vec<Reserved>,
@@ -104,6 +116,7 @@ impl Catalog {
         Self {
             config,
             frameworks: Frameworks::new(),
+            leaders: Leaders::default(),
             held: Holding::default(),
             reserved: Vec::new(),
             claims: BTreeMap::new(),
@@ -130,6 +143,13 @@ impl Catalog {
     pub fn set_framework(&mut self, framework: &str) {
         if *self.config.framework != *framework {
             self.config.framework = framework.into();
+            self.changed = true;
+        }
+    }
+
+    pub fn set_leaders(&mut self, leaders: Leaders) {
+        if self.leaders != leaders {
+            self.leaders = leaders;
             self.changed = true;
         }
     }
@@ -219,6 +239,7 @@ impl Catalog {
             generation: self.generation,
             framework: Arc::clone(&self.config.framework),
             frameworks: self.frameworks.clone(),
+            leaders: self.leaders,
             apps: self.held.apps().clone(),
             n_instances: self.held.n_instances(),
             vips: Arc::clone(&self.vips),

@@ -113,7 +113,7 @@ proptest! {
             prop_assert_eq!(&snapshot.vips, &fresh.vips);
             prop_assert_eq!(&snapshot.problems, &fresh.problems);
             prop_assert_eq!(snapshot.n_instances, fresh.n_instances);
-            let differing: Vec<&VipKey> = before.vips.changed(&snapshot.vips).collect();
+            let differing: Vec<&VipKey> = snapshot.vips.changed_since(&before.vips).collect();
             let differ = |key: &VipKey| before.vips.get(key) != snapshot.vips.get(key);
             prop_assert!(differing.iter().all(|key| differ(key)));
             let all = before.vips.iter().chain(snapshot.vips.iter()).map(|vip| &vip.key);

@@ -131,6 +131,13 @@ impl EndpointState {
         InFlight(Arc::clone(self))
     }
 
+    /// The same when fewer than `most` are in flight.
+    pub fn begin_below(self: &Arc<Self>, most: u32) -> Option<InFlight> {
+        self.n_in_flight.fetch_update(Relaxed, Relaxed, |n| (n < most).then_some(n + 1)).ok()?;
+        self.n_picked.fetch_add(1, Relaxed);
+        Some(InFlight(Arc::clone(self)))
+    }
+
     pub fn connect_failed(&self) {
         self.n_connect_failures.fetch_add(1, Relaxed);
         if self.is_ejected() {

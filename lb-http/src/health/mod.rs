@@ -10,6 +10,7 @@ mod state;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use imbl::ordmap::DiffItem;
 use tokio::sync::{Notify, Semaphore};
@@ -17,7 +18,7 @@ use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
 pub(crate) use state::Change;
-pub use state::{CheckResult, CheckState, Report};
+pub use state::{CheckResult, CheckState, Judged, Report};
 
 use crate::labels::{CheckSpec, ProxyVersion, ServiceLabels};
 use crate::table::{Backend, Probed};
@@ -89,6 +90,9 @@ impl Checker {
             gone.extend(old.into_iter().flat_map(|backend| keys(backend)));
             news.extend(new);
         }
+        for server in news.iter().flat_map(|backend| &backend.servers) {
+            server.check.set_judged(server.judged);
+        }
         for (state, subject) in news.iter().flat_map(|backend| subjects(backend)) {
             gone.remove(&Arc::as_ptr(state).addr());
             self.watch(state, subject);
@@ -134,6 +138,7 @@ impl Drop for Checker {
 /// Probes one server for ever. The first time comes anywhere in the interval, so that servers do not come all at once.
 async fn watch(state: Arc<CheckState>, subject: Subject, permits: Arc<Semaphore>, changed: Arc<Notify>) {
     let spec = &subject.spec;
+    let began = Instant::now();
     tokio::time::sleep(spec.interval.mul_f64(rand::random::<f64>())).await;
     let mut turns = tokio::time::interval(spec.interval);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -143,7 +148,7 @@ async fn watch(state: Arc<CheckState>, subject: Subject, permits: Arc<Semaphore>
         let Ok(_permit) = permits.acquire().await else { return };
         let report = probe::run(subject.address, spec, subject.announced).await;
         tracing::trace!(address = %subject.address, result = report.result.word(), "checked");
-        if state.note(report, spec) == Change::Yes {
+        if state.note(report, spec, began.elapsed()) == Change::Yes {
             let verdict = if state.is_down() { "down" } else { "up" };
             tracing::info!(address = %subject.address, verdict, "the balancer's own check");
             changed.notify_one();

@@ -8,6 +8,7 @@
 
 mod access;
 mod balance;
+mod capacity;
 mod check;
 mod hosts;
 mod reader;
@@ -16,6 +17,7 @@ mod templates;
 pub mod vocabulary;
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,11 +31,12 @@ use serde::Serialize;
 use crate::access::Admission;
 use crate::edits::HeadEdits;
 use crate::sticky::CookieStyle;
-use crate::tls::{ClientAuth, HostPolicy, Need};
+use crate::tls::{Alpn, ClientAuth, HostPolicy, Need};
 use reader::Reader;
 
 pub use balance::HashOn;
 pub(crate) use balance::static_instance;
+pub use capacity::{Capacity, WhenFull};
 pub use check::{CheckKind, CheckPort, CheckSpec};
 pub use hosts::{Case, HostExpression, HostPattern, PathPrefix};
 
@@ -44,6 +47,8 @@ pub struct Reading {
     pub groups: Vec<String>,
     pub unlabelled: Unlabelled,
     pub compat: Compat,
+    /// Of services whose labels say nothing else.
+    pub capacity: Capacity,
 }
 
 /// Services without an `ENABLED` label.
@@ -66,7 +71,12 @@ pub enum Compat {
 
 impl Default for Reading {
     fn default() -> Self {
-        Self { groups: vec!["*".to_owned()], unlabelled: Unlabelled::Served, compat: Compat::None }
+        Self {
+            groups: vec!["*".to_owned()],
+            unlabelled: Unlabelled::Served,
+            compat: Compat::None,
+            capacity: Capacity::default(),
+        }
     }
 }
 
@@ -142,6 +152,16 @@ pub enum Panic {
     UseNone,
 }
 
+/// Whether the access log has lines of a service's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logged {
+    No,
+    /// As often as the log was started with.
+    Yes,
+    /// Of so many requests one; 1: all.
+    OneIn(NonZeroU32),
+}
+
 /// `None`: what the balancer was started with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceTimeouts {
@@ -187,21 +207,24 @@ pub struct ServiceLabels {
     pub hash_on: HashOn,
     pub affinity: Affinity,
     pub cookie: CookieStyle,
-    /// Each once.
+    /// Each once. In mode tcp their TLS is passed on.
     pub vhosts: Vec<HostPattern>,
-    /// Empty: every path. Only looked at for virtual hosts.
+    /// Empty: every path. Only looked at for virtual hosts; none in mode tcp.
     pub paths: Vec<PathPrefix>,
     /// Rules of higher weight are tried first.
     pub weight: i32,
     pub admission: Admission,
     pub edits: HeadEdits,
     pub timeouts: ServiceTimeouts,
+    pub capacity: Capacity,
+    /// `None`: what the log was started with.
+    pub access_log: Option<Logged>,
     pub require: Require,
     pub panic: Panic,
     /// What the balancer probes itself. `None`: nothing.
     pub check: Option<CheckSpec>,
     pub proxy_protocol: ProxyProtocol,
-    /// Of its virtual hosts over TLS; with a certificate, of its service port, too.
+    /// Of its virtual hosts over TLS; with a certificate, of its service port, too. In mode tcp of the latter alone.
     pub tls: HostPolicy,
     pub static_server: Option<StaticServer>,
 }
@@ -220,9 +243,16 @@ pub fn read(
         text.parse::<u16>().ok().filter(|port| *port > 0)
     });
     let port = port.or(service.service_port);
-    let (vhosts, paths) = hosts_and_paths(&mut reader);
+    let (mut vhosts, mut paths) = hosts_and_paths(&mut reader);
     let (check, check_port) = check::borrowed(&mut reader);
     let mode = mode(&mut reader, check.as_ref(), !vhosts.is_empty());
+    if mode == Mode::Tcp && !paths.is_empty() && !vhosts.is_empty() {
+        let what = "paths need mode http; this service is mode tcp".to_owned();
+        reader.problem("PATH", what, "TLS of its virtual hosts is passed on to it whatever the path");
+        paths.clear();
+        // A path alone is a rule for every host; without paths there is no rule.
+        vhosts.retain(|_| reader.find("VHOST").is_some());
+    }
     let (balance, hash_on) = reader
         .parsed(
             "BALANCE",
@@ -260,6 +290,8 @@ pub fn read(
         paths,
         weight,
         timeouts: timeouts(&mut reader),
+        capacity: capacity::read(&mut reader, mode),
+        access_log: access_log(&mut reader),
         require: require(&mut reader),
         panic: if reader.boolean("PANIC", true) { Panic::UseAll } else { Panic::UseNone },
         check: check
@@ -267,7 +299,7 @@ pub fn read(
             .filter(|_| reader.boolean("CHECK", true))
             .and_then(|check| check::spec(check, check_port, mode)),
         proxy_protocol: proxy_protocol(&mut reader),
-        tls: tls(&mut reader),
+        tls: tls(&mut reader, mode),
         static_server: None,
     };
     templates::apply(&mut reader, &mut labels);
@@ -275,7 +307,7 @@ pub fn read(
 }
 
 /// `SSL_CERT`, `WAYMARK_{n}_CLIENT_CA` and `TLS_MIN`; `BIND_OPTIONS` says more.
-fn tls(reader: &mut Reader<'_>) -> HostPolicy {
+fn tls(reader: &mut Reader<'_>, mode: Mode) -> HostPolicy {
     let certificates =
         reader.text("SSL_CERT").map(|paths| paths.split(',').map(|path| path.trim().into()).collect());
     let client_ca = reader.text("CLIENT_CA").map(|path| path.trim().into());
@@ -283,7 +315,10 @@ fn tls(reader: &mut Reader<'_>) -> HostPolicy {
         certificates: certificates.unwrap_or_default(),
         client_auth: client_ca.map(|ca| ClientAuth { ca, need: Need::Required }),
         min_version: reader.parsed("TLS_MIN", "1.2 or 1.3", |text| text.parse().ok()),
-        without_http2: false,
+        alpn: match mode {
+            Mode::Http => Alpn::Http2,
+            Mode::Tcp => Alpn::Silent,
+        },
     }
 }
 
@@ -339,6 +374,15 @@ fn timeouts(reader: &mut Reader<'_>) -> ServiceTimeouts {
         server: reader.duration("TIMEOUT_SERVER"),
         tunnel: reader.duration("TIMEOUT_TUNNEL"),
     }
+}
+
+/// `off`, `on` (as often as the log's own sampling says) or `1/N`.
+fn access_log(reader: &mut Reader<'_>) -> Option<Logged> {
+    reader.parsed("ACCESS_LOG", "on, off or 1/N", |text| match &*text.to_ascii_lowercase() {
+        "on" | "true" | "t" | "yes" | "y" | "1" => Some(Logged::Yes),
+        "off" | "false" | "f" | "no" | "n" | "0" => Some(Logged::No),
+        text => text.strip_prefix("1/")?.parse().ok().map(Logged::OneIn),
+    })
 }
 
 fn require(reader: &mut Reader<'_>) -> Require {

@@ -131,7 +131,7 @@ fn groups_strict_mode_and_enabled_decide_who_is_served() {
         (&[("WAYMARK_0_ENABLED", "on")], &["*"], Unlabelled::Ignored, Compat::MarathonLb, true),
     ] {
         let groups = groups.iter().map(|g| (*g).to_owned()).collect();
-        let reading = Reading { groups, unlabelled, compat };
+        let reading = Reading { groups, unlabelled, compat, ..Reading::default() };
         let is_served = read_with(labels, vec![], &reading).0.is_some();
         assert_eq!(is_served, expect, "{labels:?} {reading:?}");
     }
@@ -308,4 +308,38 @@ fn names_that_say_nothing_are_told() {
     let explained = vocabulary::explain(&app, &Reading::default());
     assert_eq!(explained.len(), 5, "OTHER is nobody's");
     assert_eq!(explained.iter().filter(|e| e.heeded == vocabulary::Heeded::Yes).count(), 2);
+}
+
+#[test]
+fn a_maximum_comes_from_labels_or_else_from_the_start_and_is_for_requests() {
+    let started_with = Capacity { per_endpoint: NonZeroU32::new(7), queue: 9, ..Capacity::default() };
+    let reading = Reading { capacity: started_with, ..Reading::default() };
+    let http = ("HAPROXY_0_MODE", "http");
+    for (labels, expect, n_problems) in [
+        (vec![http], started_with, 0),
+        (
+            vec![http, ("WAYMARK_MAXCONN_INSTANCE", "2"), ("WAYMARK_0_QUEUE", "0")],
+            Capacity { per_endpoint: NonZeroU32::new(2), queue: 0, ..started_with },
+            0,
+        ),
+        (vec![http, ("HAPROXY_0_MAXCONN_INSTANCE", "0")], Capacity { per_endpoint: None, ..started_with }, 0),
+        (
+            vec![http, ("WAYMARK_0_STICKY_WHEN_FULL", "redispatch"), ("WAYMARK_0_TIMEOUT_QUEUE", "2")],
+            Capacity {
+                when_full: WhenFull::Redispatch,
+                queue_timeout: Duration::from_secs(2),
+                ..started_with
+            },
+            0,
+        ),
+        (vec![http, ("WAYMARK_0_MAXCONN_INSTANCE", "many")], started_with, 1),
+        (
+            vec![("WAYMARK_0_MAXCONN_INSTANCE", "3")],
+            Capacity { per_endpoint: NonZeroU32::new(3), ..started_with },
+            1,
+        ),
+    ] {
+        let (read, problems) = read_with(&labels, vec![], &reading);
+        assert_eq!((read.unwrap().capacity, problems.len()), (expect, n_problems), "{labels:?}");
+    }
 }

@@ -23,6 +23,10 @@ const fn gauge(name: &'static str, column: Column, help: &'static str) -> Metric
 
 /// For frontends, backends and servers alike; a row without the field is left out.
 const METRICS: &[Metric] = &[
+    gauge("current_queue", Column::qcur, "Requests that wait for room."),
+    gauge("max_queue", Column::qmax, "Most requests that waited at once."),
+    gauge("queue_limit", Column::qlimit, "Requests that may wait."),
+    gauge("queue_time_average_seconds", Column::qtime, "Mean time of those that had to wait."),
     gauge("current_sessions", Column::scur, "Number of current sessions."),
     gauge("max_sessions", Column::smax, "Highest number of current sessions."),
     gauge("limit_sessions", Column::slim, "Limit of sessions."),
@@ -30,6 +34,7 @@ const METRICS: &[Metric] = &[
     counter("bytes_in_total", Column::bin, "Bytes from clients."),
     counter("bytes_out_total", Column::bout, "Bytes to clients."),
     counter("connections_total", Column::conn_tot, "Connections since the start."),
+    counter("denied_connections_total", Column::dcon, "Connections refused by a limit."),
     counter("requests_denied_total", Column::dreq, "Requests refused by a rule."),
     counter("request_errors_total", Column::ereq, "Malformed or late requests."),
     counter("connection_errors_total", Column::econ, "Failed connects to servers."),
@@ -105,8 +110,8 @@ impl Section<'_> {
         let (prefix, name) = (self.prefix, metric.name);
         for (labels, row) in rows {
             match row.count(metric.column) {
-                // HAProxy keeps it in milliseconds.
-                Some(millis) if metric.column == Column::rtime => {
+                // HAProxy keeps times in milliseconds.
+                Some(millis) if matches!(metric.column, Column::rtime | Column::qtime) => {
                     let seconds = millis as f64 / 1000.0;
                     self.write(format_args!("haproxy_{prefix}_{name}{{{labels}}} {seconds}\n"));
                 }

@@ -12,10 +12,11 @@ mod series;
 mod views;
 
 pub(crate) use csv::{csv, json};
+pub use fields::Servers;
 pub(crate) use fields::rows;
 pub(crate) use metrics::metrics;
 pub(crate) use page::page;
 pub(crate) use refusals::own_metrics;
-pub use series::{ResponseClass, Series, Session, Shard, Totals};
+pub use series::{ResponseClass, Series, Session, Shard, Totals, Waiting};
 pub use views::{BackendView, RouteFrom, RouteView, ServerView};
 pub(crate) use views::{app_map, backends, routes, vhost_map};

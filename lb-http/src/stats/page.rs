@@ -30,14 +30,14 @@ impl PageRow {
     fn new(row: &Row) -> Self {
         use Column::{
             act, bin, bout, cli_abrt, downtime, econ, ereq, eresp, hrsp_2xx, hrsp_3xx, hrsp_4xx, hrsp_5xx,
-            lastchg, lastsess, rate, rate_max, req_tot, rtime, scur, slim, smax, srv_abrt, status, stot,
-            wredis, wretr,
+            lastchg, lastsess, qcur, qlimit, qmax, rate, rate_max, req_tot, rtime, scur, slim, smax,
+            srv_abrt, status, stot, wredis, wretr,
         };
         // In the order of the page's columns.
         let columns = [
-            status, lastchg, act, scur, smax, slim, stot, lastsess, rate, rate_max, req_tot, rtime, hrsp_2xx,
-            hrsp_3xx, hrsp_4xx, hrsp_5xx, bin, bout, ereq, econ, eresp, cli_abrt, srv_abrt, wretr, wredis,
-            downtime,
+            status, lastchg, act, qcur, qmax, qlimit, scur, smax, slim, stot, lastsess, rate, rate_max,
+            req_tot, rtime, hrsp_2xx, hrsp_3xx, hrsp_4xx, hrsp_5xx, bin, bout, ereq, econ, eresp, cli_abrt,
+            srv_abrt, wretr, wredis, downtime,
         ];
         Self {
             name: match row.kind {

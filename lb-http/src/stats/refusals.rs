@@ -1,42 +1,81 @@
-//! Refused requests by reason, and latency quantiles, as Prometheus text: what HAProxy's exporter has no names for.
+//! Refused requests by reason, handshakes, queues and latency quantiles, as Prometheus text: what HAProxy's exporter has
+//! no names for.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::series::Totals;
 use crate::http1::refusal::Refusal;
-use crate::names::{APPID_FRONTEND, HTTP_FRONTEND};
+use crate::names::{APPID_FRONTEND, HTTP_FRONTEND, HTTPS_FRONTEND};
 use crate::plane::Shared;
 
 const QUANTILES: [&str; 4] = ["0.5", "0.9", "0.99", "0.999"];
 
+type Counter = (&'static str, &'static str, fn(&Totals) -> u64);
+
+/// Of frontends.
+const COUNTERS_IN: [Counter; 1] = [(
+    "waymark_http_tls_failures_total",
+    "Connections whose TLS handshake failed or took too long.",
+    |totals| totals.n_handshake_failures,
+)];
+
+/// Of backends.
+const COUNTERS_OUT: [Counter; 3] = [
+    ("waymark_http_queued_requests_total", "Requests that had to wait for room at an instance.", |totals| {
+        totals.n_queued
+    }),
+    ("waymark_http_queue_timeouts_total", "Requests that waited for room too long: 503.", |totals| {
+        totals.n_queue_timeouts
+    }),
+    ("waymark_http_queue_refusals_total", "Requests that found the queue full: 503.", |totals| {
+        totals.n_queue_refusals
+    }),
+];
+
 pub fn own_metrics(shared: &Shared, text: &mut String) {
     let table = shared.table.load();
-    let fixed = [(HTTP_FRONTEND, shared.http_in.totals()), (APPID_FRONTEND, shared.appid_in.totals())];
-    let fixed = fixed.map(|(name, totals)| (name.to_owned(), totals));
+    let https = shared.serves_https().then_some((HTTPS_FRONTEND, &shared.https_in));
+    let fixed =
+        [(HTTP_FRONTEND, &shared.http_in), (APPID_FRONTEND, &shared.appid_in)].into_iter().chain(https);
+    let fixed = fixed.map(|(name, series)| (name.to_owned(), series.totals()));
     let of_ports = table.backends.iter().map(|b| (b.name.to_string(), b.frontend_totals()));
-    text.push_str(
-        "# HELP waymark_http_refused_requests_total Requests refused by the balancer, by reason.\n",
-    );
-    text.push_str("# TYPE waymark_http_refused_requests_total counter\n");
-    for (name, totals) in fixed.into_iter().chain(of_ports) {
-        for (word, n) in by_word(&totals) {
-            line(text, "waymark_http_refused_requests_total", &name, &format!("reason=\"{word}\""), n as f64);
+    let frontends: Vec<(String, Totals)> = fixed.chain(of_ports).collect();
+    let backends: Vec<(String, Totals)> =
+        table.backends.iter().map(|b| (b.name.to_string(), b.totals())).collect();
+    for (counters, proxies) in [(&COUNTERS_IN[..], &frontends), (&COUNTERS_OUT, &backends)] {
+        for (metric, help, count) in counters {
+            head(text, metric, "counter", help);
+            proxies.iter().for_each(|(name, totals)| line(text, metric, name, "", count(totals) as f64));
         }
     }
-    text.push_str(
-        "# HELP waymark_http_response_seconds Time from a request's arrival to its response's head.\n",
+    head(
+        text,
+        "waymark_http_refused_requests_total",
+        "counter",
+        "Requests refused by the balancer, by reason.",
     );
-    text.push_str("# TYPE waymark_http_response_seconds summary\n");
-    for backend in &table.backends {
-        let totals = backend.totals();
+    for (name, totals) in &frontends {
+        for (word, n) in by_word(totals) {
+            let label = format!(",reason=\"{word}\"");
+            line(text, "waymark_http_refused_requests_total", name, &label, n as f64);
+        }
+    }
+    let help = "Time from a request's arrival to its response's head.";
+    head(text, "waymark_http_response_seconds", "summary", help);
+    for (name, totals) in &backends {
         for (quantile, time) in QUANTILES.iter().zip(totals.quantiles()) {
             if let Some(time) = time {
-                let label = format!("quantile=\"{quantile}\"");
-                line(text, "waymark_http_response_seconds", &backend.name, &label, time.as_secs_f64());
+                let label = format!(",quantile=\"{quantile}\"");
+                line(text, "waymark_http_response_seconds", name, &label, time.as_secs_f64());
             }
         }
     }
+}
+
+fn head(text: &mut String, metric: &str, kind: &str, help: &str) {
+    // Writing to a string cannot fail.
+    let _ = write!(text, "# HELP {metric} {help}\n# TYPE {metric} {kind}\n");
 }
 
 /// Reasons that share a word are one to whoever reads it; only what has happened.
@@ -48,8 +87,9 @@ fn by_word(totals: &Totals) -> BTreeMap<&'static str, u64> {
     sums
 }
 
+/// `label`: nothing, or one with its comma.
 fn line(text: &mut String, metric: &str, proxy: &str, label: &str, value: f64) {
     let proxy = proxy.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "{metric}{{proxy=\"{proxy}\",{label}}} {value}");
+    let _ = writeln!(text, "{metric}{{proxy=\"{proxy}\"{label}}} {value}");
 }

@@ -118,9 +118,21 @@ shard! {
     /// Answered by the balancer itself.
     n_intercepted,
     response_micros,
+    /// Requests that had to wait for room at an endpoint, and how long they did.
+    n_queued,
+    queue_micros,
+    /// Requests that waited too long.
+    n_queue_timeouts,
+    /// Requests that found as many waiting as may.
+    n_queue_refusals,
 }
 
 impl Totals {
+    /// Of the requests that had to wait for room.
+    pub fn mean_queue_time(&self) -> Option<Duration> {
+        self.queue_micros.checked_div(self.n_queued).map(Duration::from_micros)
+    }
+
     /// 50, 90, 99 and 99.9 %.
     pub fn quantiles(&self) -> [Option<Duration>; 4] {
         [self.p50, self.p90, self.p99, self.p999]
@@ -178,6 +190,8 @@ pub struct Series {
     shards: OnceLock<Box<[Shard]>>,
     n_current: AtomicU32,
     most_current: AtomicU32,
+    n_waiting: AtomicU32,
+    most_waiting: AtomicU32,
     rates: Rates,
 }
 
@@ -202,6 +216,8 @@ impl Series {
             shards: OnceLock::new(),
             n_current: AtomicU32::new(0),
             most_current: AtomicU32::new(0),
+            n_waiting: AtomicU32::new(0),
+            most_waiting: AtomicU32::new(0),
             rates: Rates::default(),
         })
     }
@@ -223,6 +239,12 @@ impl Series {
         Session(Arc::clone(self))
     }
 
+    /// Counts a request as waiting for room until the guard is dropped.
+    pub fn wait(self: &Arc<Self>) -> Waiting {
+        self.most_waiting.fetch_max(self.n_waiting.fetch_add(1, Relaxed) + 1, Relaxed);
+        Waiting(Arc::clone(self))
+    }
+
     /// For a series whose current sessions somebody else counts (a server's are its endpoint's requests in flight).
     pub fn saw_current(&self, current: u32) {
         if current > self.most_current.load(Relaxed) {
@@ -240,6 +262,14 @@ impl Series {
 
     pub fn most_current(&self) -> u32 {
         self.most_current.load(Relaxed)
+    }
+
+    pub fn n_waiting(&self) -> u32 {
+        self.n_waiting.load(Relaxed)
+    }
+
+    pub fn most_waiting(&self) -> u32 {
+        self.most_waiting.load(Relaxed)
     }
 
     /// Called once a second by one task; `second` counts the calls.
@@ -300,6 +330,16 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.0.n_current.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A request that waits for room.
+#[derive(Debug)]
+pub struct Waiting(Arc<Series>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.n_waiting.fetch_sub(1, Relaxed);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use lb_http::{AccessLogConfig, LogFormat};
+use event_watcher::catalog::AppId;
+use lb_http::{AccessLogConfig, LogFormat, LoggedApps};
 
 use crate::support::*;
 
@@ -20,8 +21,7 @@ async fn lines(path: &Path, n: usize) -> Vec<String> {
     soon("lines of the log", read).await
 }
 
-async fn logging(path: &Path, format: LogFormat, one_in: u32, apps: &[&str]) -> Cluster {
-    let apps = apps.iter().map(|id| event_watcher::catalog::AppId::new(id)).collect();
+async fn logging(path: &Path, format: LogFormat, one_in: u32, apps: LoggedApps) -> Cluster {
     let config = AccessLogConfig { file: Some(path.to_owned()), format, one_in, apps };
     Cluster::with(|c| c.access_log = Some(config)).await
 }
@@ -30,7 +30,7 @@ async fn logging(path: &Path, format: LogFormat, one_in: u32, apps: &[&str]) -> 
 async fn a_json_line_tells_who_asked_what_and_what_came_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
-    let mut cluster = logging(&path, LogFormat::Json, 1, &[]).await;
+    let mut cluster = logging(&path, LogFormat::Json, 1, LoggedApps::All).await;
     let backend = Backend::named().await;
     let app = AppSpec::new("/a").instance(backend.port);
     cluster.put(&app).await;
@@ -63,7 +63,7 @@ async fn a_json_line_tells_who_asked_what_and_what_came_of_it() {
 async fn common_lines_of_one_app_and_of_some_requests() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
-    let mut cluster = logging(&path, LogFormat::Common, 2, &["/a"]).await;
+    let mut cluster = logging(&path, LogFormat::Common, 2, LoggedApps::These(vec![AppId::new("/a")])).await;
     let backend = Backend::named().await;
     let (a, b) = (AppSpec::new("/a").instance(backend.port), AppSpec::new("/b").instance(backend.port));
     cluster.put(&a).await;
@@ -80,4 +80,47 @@ async fn common_lines_of_one_app_and_of_some_requests() {
         assert!(end.starts_with("\"GET / HTTP/1.1\" 200 "), "{line}");
     }
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_label_turns_the_log_of_a_service_on_or_off() {
+    let folder = tempfile::tempdir().unwrap();
+    for (default, labels, expect) in [
+        (LoggedApps::All, ["off", "1/1", "true"], [false, true, true]),
+        (LoggedApps::None, ["on", "", "1/4000000000"], [true, false, false]),
+        (LoggedApps::These(vec![AppId::new("/a")]), ["", "", "maybe"], [true, false, false]),
+    ] {
+        let path = folder.path().join("access.log");
+        std::fs::write(&path, "").unwrap();
+        let mut cluster = logging(&path, LogFormat::Json, 1, default.clone()).await;
+        let backend = Backend::named().await;
+        let ids = ["/a", "/b", "/c"];
+        let mut apps = Vec::new();
+        for (id, label) in ids.into_iter().zip(labels) {
+            let app = AppSpec::new(id).instance(backend.port);
+            let app = if label.is_empty() { app } else { app.label("WAYMARK_0_ACCESS_LOG", label) };
+            cluster.put(&app).await;
+            get(app.address(), "").await;
+            apps.push(app);
+        }
+        // Last, and logged: what is not there by then never will be.
+        let last = AppSpec::new("/z").instance(backend.port).label("WAYMARK_0_ACCESS_LOG", "on");
+        cluster.put(&last).await;
+        get(last.address(), "").await;
+        let n_expected = expect.iter().filter(|logged| **logged).count() + 1;
+        let lines = lines(&path, n_expected).await;
+        assert_eq!(lines.len(), n_expected, "{default:?} {labels:?}: {lines:?}");
+        for (app, is_logged) in apps.iter().zip(expect) {
+            let name = format!("\"{}_{}\"", &app.id[1..], app.port);
+            assert_eq!(
+                lines.iter().any(|l| l.contains(&name)),
+                is_logged,
+                "{default:?} {labels:?} {}",
+                app.id
+            );
+        }
+        let n_problems = cluster.plane.problems().iter().filter(|p| p.at.ends_with("ACCESS_LOG")).count();
+        assert_eq!(n_problems, labels.iter().filter(|l| **l == "maybe").count());
+        cluster.stop().await;
+    }
 }

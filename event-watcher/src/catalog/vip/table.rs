@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use serde::Serialize;
 
@@ -51,11 +52,11 @@ pub struct Vip {
     pub services: Vec<ServiceId>,
 }
 
-/// All VIPs of a snapshot. Those that did not change are the same in the next one.
+/// All VIPs of a snapshot. What did not change is shared with the table before, so comparing two costs what differs.
 #[derive(Debug, Default, PartialEq)]
 pub struct Vips {
-    vips: imbl::OrdMap<VipKey, Arc<Vip>>,
-    names: BTreeMap<VipName, Vec<IpAddr>>,
+    vips: OrdMap<VipKey, Vip>,
+    names: OrdMap<VipName, Vec<IpAddr>>,
 }
 
 /// What of an app the table depends on.
@@ -125,26 +126,24 @@ impl Claims {
 
 impl Vips {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Vip> {
-        self.vips.iter().map(|(_, vip)| &**vip)
+        self.vips.values()
+    }
+
+    /// The VIPs that a name has: one for each protocol and port.
+    pub fn of_name(&self, name: &VipName) -> impl Iterator<Item = &Vip> {
+        let at = |protocol, port| VipKey { target: VipTarget::Named(name.clone()), protocol, port };
+        self.vips.range(at(Protocol::Tcp, 0)..=at(Protocol::Udp, u16::MAX)).map(|(_, vip)| vip)
+    }
+
+    /// The VIPs that came, went or differ between two tables, in key order.
+    pub fn changed_since<'a>(&'a self, old: &'a Self) -> impl Iterator<Item = &'a VipKey> {
+        old.vips.diff(&self.vips).map(|item| match item {
+            DiffItem::Add(key, _) | DiffItem::Update { new: (key, _), .. } | DiffItem::Remove(key, _) => key,
+        })
     }
 
     pub fn get(&self, key: &VipKey) -> Option<&Vip> {
-        self.vips.get(key).map(|vip| &**vip)
-    }
-
-    /// All of one name, one for each protocol and port.
-    pub fn of_name(&self, name: &VipName) -> impl Iterator<Item = &Vip> {
-        let target = VipTarget::Named(name.clone());
-        let first = VipKey { target: target.clone(), protocol: Protocol::Tcp, port: 0 };
-        self.vips.range(first..).map(|(_, vip)| &**vip).take_while(move |vip| vip.key.target == target)
-    }
-
-    /// Those that came, went or differ in `new`, in order. Costs what differs.
-    pub fn changed<'a>(&'a self, new: &'a Self) -> impl Iterator<Item = &'a VipKey> {
-        self.vips.diff(&new.vips).filter_map(|item| match item {
-            DiffItem::Add(key, _) | DiffItem::Remove(key, _) => Some(key),
-            DiffItem::Update { old: (_, old), new: (key, new) } => (!Arc::ptr_eq(old, new)).then_some(key),
-        })
+        self.vips.get(key)
     }
 
     /// Every VIP name with its addresses.
@@ -156,8 +155,8 @@ impl Vips {
         self.names.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// Allocates addresses for all VIPs that `claims` name. What cannot be served is left out and is a problem.
-    /// What is as in `previous` is shared with it.
+    /// Allocates addresses for all VIPs that `claims` name. What cannot be served is left out and is a problem. The
+    /// outcome is the same whatever `previous` is, with which it shares what it can.
     pub(in crate::catalog) fn allocate<'a>(
         previous: &Self,
         claims: impl Iterator<Item = &'a Claims> + Clone,
@@ -255,29 +254,41 @@ impl Vips {
             problems.extend(vip.services.first().map(|s| refused(s, key, reason, hint)));
             vip.addresses.retain(|ip| reserved.iter().all(|r| r.address != *ip));
         }
-        let names = vips
+        let names: BTreeMap<VipName, Vec<IpAddr>> = vips
             .values()
             .filter_map(|vip| match &vip.key.target {
                 VipTarget::Named(name) => Some((name.clone(), vip.addresses.clone())),
                 VipTarget::Ip(_) => None,
             })
             .collect();
-        let mut shared = previous.vips.clone();
-        for gone in previous.vips.keys().filter(|key| !vips.contains_key(*key)) {
-            shared.remove(gone);
-        }
-        for (key, vip) in vips {
-            if shared.get(&key).is_none_or(|known| **known != vip) {
-                shared.insert(key, Arc::new(vip));
-            }
-        }
-        (Self { vips: shared, names }, problems)
+        (Self { vips: share(&previous.vips, vips), names: share(&previous.names, names) }, problems)
     }
 }
 
 /// The family of a name's addresses until its endpoints say otherwise.
 pub(in crate::catalog) fn before_endpoints(pools: &[VipPool]) -> Family {
     if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 }
+}
+
+/// `now`, sharing with `previous` what is equal.
+fn share<K: Ord + Clone, V: PartialEq + Clone>(previous: &OrdMap<K, V>, now: BTreeMap<K, V>) -> OrdMap<K, V> {
+    let mut shared = previous.clone();
+    let mut before = previous.iter().peekable();
+    for (key, value) in now {
+        while let Some((gone, _)) = before.next_if(|(known, _)| **known < key) {
+            shared.remove(gone);
+        }
+        match before.next_if(|(known, _)| **known == key) {
+            Some((_, known)) if *known == value => {}
+            _ => {
+                shared.insert(key, value);
+            }
+        }
+    }
+    for (gone, _) in before {
+        shared.remove(gone);
+    }
+    shared
 }
 
 /// Why an address that somebody chose for a VIP must not be served.
@@ -309,7 +320,7 @@ fn refused(service: &ServiceId, key: &VipKey, what: String, hint: &str) -> Probl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{AppId, Protocol, VipLabel};
+    use crate::catalog::{AppId, VipLabel};
 
     /// An app with one TCP VIP, and the families of its endpoints.
     fn claims(app: &str, label: &str, families: &[Family]) -> Claims {
@@ -401,6 +412,30 @@ mod tests {
         let (vips, problems) = allocate(&[claims("/acme", "acme:80", &[Ipv4])], &["11.0.0.0/8"]);
         assert_eq!(vips, ["acme.marathon:80 [] /acme#0"], "a name whose address is this host's");
         assert!(problems[0].contains("an address of this host"), "{problems:?}");
+    }
+
+    #[test]
+    fn tables_differ_by_what_changed_whatever_was_before() {
+        let label = |i: u32, port: u16| claims(&format!("/a{i}"), &format!("a{i}:{port}"), &[Family::Ipv4]);
+        let pools: Vec<VipPool> = vec!["11.0.0.0/8".parse().unwrap()];
+        let table =
+            |previous: &Vips, claims: &[Claims]| Vips::allocate(previous, claims.iter(), &pools, &[]).0;
+        let mut claims: Vec<Claims> = (0..300).map(|i| label(i, 80)).collect();
+        let first = table(&Vips::default(), &claims);
+        claims[7] = label(7, 81);
+        claims.remove(100);
+        claims.push(label(300, 80));
+        let second = table(&first, &claims);
+        assert_eq!(second, table(&Vips::default(), &claims));
+        let told = |keys: &mut dyn Iterator<Item = &VipKey>| {
+            keys.map(|key| format!("{}:{}", key.target, key.port)).collect::<Vec<_>>()
+        };
+        let expect =
+            ["a100.marathon:80", "a300.marathon:80", "a7.marathon:80", "a7.marathon:81"].map(String::from);
+        assert_eq!(told(&mut second.changed_since(&first)), expect);
+        assert_eq!(told(&mut second.changed_since(&second)), [""; 0]);
+        let VipTarget::Named(name) = &first.iter().next().unwrap().key.target else { unreachable!() };
+        assert_eq!(told(&mut first.of_name(name).map(|vip| &vip.key)), ["a0.marathon:80"]);
     }
 
     #[test]

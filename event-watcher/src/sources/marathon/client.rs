@@ -16,16 +16,19 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use reqwest::{Response, StatusCode, redirect};
+use serde::de::Error as _;
 use url::{Origin, Url};
 
 use self::requests::refusal;
 use super::auth::Auth;
-use super::list::{Answer, Surroundings};
+use super::list::{Answer, Kind, Surroundings};
 use super::wire;
 use crate::catalog::AppId;
 use crate::config::{Credentials, Marathon};
 use crate::error::{ConfigError, FetchError};
 
+/// Who leads is asked of all members at once, and who does not know at once does not count.
+const LEADER_DEADLINE: Duration = Duration::from_secs(1);
 /// Who a member says leads it.
 const LEADER_HEADER: &str = "x-marathon-leader";
 const MAX_REDIRECTS: usize = 3;
@@ -86,6 +89,31 @@ pub(crate) struct ListAnswer {
     pub leader: String,
 }
 
+/// What a scheduler says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct About {
+    pub framework: Option<String>,
+    pub leader: Option<HostAndPort>,
+    /// The leading Mesos master.
+    pub master: Option<HostAndPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostAndPort {
+    pub host: String,
+    pub port: u16,
+}
+
+impl HostAndPort {
+    /// Of a URL; `None`: it names no host, or `leader.mesos`, which is what this is to find out.
+    fn parse(url: &str) -> Option<Self> {
+        let url = Url::parse(url).ok()?;
+        let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        let is_own = host.ends_with(".mesos") || host.ends_with(".thisdcos.directory");
+        (!is_own).then_some(Self { host, port: url.port_or_known_default()? })
+    }
+}
+
 /// What the members say about who leads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Leadership {
@@ -97,10 +125,10 @@ pub(crate) enum Leadership {
     Split(Vec<String>),
 }
 
-/// What a read of one app brought.
+/// What a read of one app or pod brought.
 #[derive(Debug)]
 pub(crate) enum Found {
-    Body(Vec<u8>),
+    Body(Kind, Vec<u8>),
     Gone,
 }
 
@@ -238,8 +266,22 @@ impl Client {
         Ok(OpenStream { response, base })
     }
 
-    /// The whole list of apps.
+    /// The whole list of apps, and of pods.
     pub(crate) async fn list(&self, base: &Base, around: Surroundings) -> Result<ListAnswer, FetchError> {
+        let (list, pods) = tokio::join!(self.list_apps(base, around.clone()), self.pods(base));
+        let mut list = list?;
+        let Some(pods) = pods? else { return Ok(list) };
+        let malformed = |source| FetchError::Malformed { host: base.host(), source };
+        // Like the list, on a thread of its own.
+        let reading =
+            tokio::task::spawn_blocking(move || list.answer.add_pods(&pods, &around).map(|()| list));
+        match reading.await {
+            Ok(read) => read.map_err(malformed),
+            Err(_) => Err(malformed(serde_json::Error::custom("the reading thread broke off").into())),
+        }
+    }
+
+    async fn list_apps(&self, base: &Base, around: Surroundings) -> Result<ListAnswer, FetchError> {
         let query = "embed=apps.tasks&embed=apps.deployments&embed=apps.readiness";
         let (response, host) =
             self.read(base, &["v2", "apps"], Some(query), self.shared.list_head_deadline).await?;
@@ -257,19 +299,35 @@ impl Client {
         }
     }
 
+    /// All pods with their instances. `None`: this scheduler knows none, as before 1.4 or when only apps are let through.
+    pub(crate) async fn pods(&self, base: &Base) -> Result<Option<Vec<u8>>, FetchError> {
+        let (response, host) =
+            self.read(base, &["v2", "pods", "::status"], None, self.shared.list_head_deadline).await?;
+        match response.status() {
+            StatusCode::OK => {
+                refuse_compressed(&host, &response)?;
+                self.body(response, host, self.shared.max_answer_bytes).await.map(Some)
+            }
+            status if has_no_pods(status) => Ok(None),
+            _ => Err(refusal(host, response).await),
+        }
+    }
+
+    /// The app of this id, or the pod.
     pub(crate) async fn app(&self, base: &Base, id: &AppId) -> Result<Found, FetchError> {
         let path: Vec<&str> = ["v2", "apps"].into_iter().chain(id.segments()).collect();
         let (response, host) = self.read(base, &path, Some("embed=app.readiness"), APP_HEAD_DEADLINE).await?;
         match response.status() {
             StatusCode::OK => {
                 refuse_compressed(&host, &response)?;
-                self.body(response, host, self.shared.max_answer_bytes).await.map(Found::Body)
+                let body = self.body(response, host, self.shared.max_answer_bytes).await?;
+                Ok(Found::Body(Kind::App, body))
             }
             StatusCode::NOT_FOUND => {
                 // Marathon's own 404 has a message; a proxy's page must not remove an app.
                 let body = self.body(response, host.clone(), MAX_ERROR_BYTES).await?;
                 match serde_json::from_slice::<wire::ErrorMessage>(&body) {
-                    Ok(_) => Ok(Found::Gone),
+                    Ok(_) => self.pod(base, id).await,
                     Err(error) => Err(FetchError::Malformed { host, source: error.into() }),
                 }
             }
@@ -277,8 +335,23 @@ impl Client {
         }
     }
 
-    /// The framework's name, when the scheduler tells one.
-    pub(crate) async fn framework(&self, base: &Base) -> Result<Option<String>, FetchError> {
+    async fn pod(&self, base: &Base, id: &AppId) -> Result<Found, FetchError> {
+        let id = format!("{}::status", id.as_str().trim_start_matches('/'));
+        let path = ["v2", "pods"].into_iter().chain(id.split('/')).collect::<Vec<_>>();
+        let (response, host) = self.read(base, &path, None, APP_HEAD_DEADLINE).await?;
+        match response.status() {
+            StatusCode::OK => {
+                refuse_compressed(&host, &response)?;
+                let body = self.body(response, host, self.shared.max_answer_bytes).await?;
+                Ok(Found::Body(Kind::Pod, body))
+            }
+            status if has_no_pods(status) => Ok(Found::Gone),
+            _ => Err(refusal(host, response).await),
+        }
+    }
+
+    /// What the scheduler says about itself.
+    pub(crate) async fn about(&self, base: &Base) -> Result<About, FetchError> {
         let (response, host) = self.read(base, &["v2", "info"], None, APP_HEAD_DEADLINE).await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(host, response).await);
@@ -286,8 +359,39 @@ impl Client {
         let body = self.body(response, host.clone(), self.shared.max_answer_bytes).await?;
         let info: wire::Info =
             serde_json::from_slice(&body).map_err(|e| FetchError::Malformed { host, source: e.into() })?;
-        Ok(info.marathon_config.and_then(|c| c.framework_name))
+        let config = info.marathon_config.unwrap_or_default();
+        let leader = match info.leader {
+            Some(leader) => Some(leader),
+            None => self.leader(base).await,
+        };
+        Ok(About {
+            framework: config.framework_name,
+            leader: leader.and_then(|leader| HostAndPort::parse(&format!("http://{leader}"))),
+            master: config.mesos_leader_ui_url.and_then(|url| HostAndPort::parse(&url)),
+        })
     }
+
+    /// Old versions name their leader only here.
+    async fn leader(&self, base: &Base) -> Option<String> {
+        let (response, host) = self.read(base, &["v2", "leader"], None, LEADER_DEADLINE).await.ok()?;
+        if response.status() != StatusCode::OK {
+            return None;
+        }
+        let body = self.body(response, host, MAX_ERROR_BYTES).await.ok()?;
+        serde_json::from_slice::<wire::Leader>(&body).ok().map(|answer| answer.leader)
+    }
+}
+
+/// Answers of schedulers before 1.4, and of proxies that let only apps through, beside Marathon's own.
+fn has_no_pods(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::NOT_ACCEPTABLE
+            | StatusCode::NOT_IMPLEMENTED
+    )
 }
 
 fn no_credentials(url: &Url, error: super::auth::AuthError) -> FetchError {

@@ -6,6 +6,7 @@ mod answers;
 mod keeping;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,13 +18,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::keeping::Keeper;
-use super::client::{Base, Client, Found, Leadership, ListAnswer, OpenStream};
+use super::client::{About, Base, Client, Found, HostAndPort, Leadership, ListAnswer, OpenStream};
 use super::events;
 use super::grace::Grace;
-use super::list::{Answer, Entry, Surroundings, Texts};
+use super::list::{Answer, Entry, Kind, Surroundings, Texts};
 use super::stream::{Report, SeenEvent, StreamReader};
 use super::words::Words;
-use crate::catalog::AppId;
+use crate::catalog::{AppId, Leaders};
 use crate::config::Marathon;
 use crate::error::{ConfigError, FetchError, StreamError, chain};
 use crate::hub::Feed;
@@ -36,8 +37,8 @@ use crate::watcher::{Command, now};
 const MAX_WAITING_SIGNALS: usize = 1024;
 /// Signals that are taken in before a snapshot is published for all of them.
 const SIGNALS_AT_ONCE: usize = 256;
-/// How long the first list waits for the framework's name, which is part of every DNS name.
-const FRAMEWORK_DEADLINE: Duration = Duration::from_secs(3);
+/// How long the first list waits for what the scheduler says about itself: its name is part of every DNS name.
+const ABOUT_DEADLINE: Duration = Duration::from_secs(3);
 
 pub(crate) struct Watch {
     config: Marathon,
@@ -55,7 +56,11 @@ pub(crate) struct Watch {
     seen: broadcast::Sender<Arc<SeenEvent>>,
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
     stream: Option<LiveStream>,
-    framework_known: bool,
+    /// What the scheduler says about itself was read since the stream was opened and its leader changed last.
+    about_known: bool,
+    leaders: Leaders,
+    /// Who the last list named as leader.
+    listed_leader: Option<String>,
     grace: Grace,
     keeper: Keeper,
 }
@@ -69,7 +74,7 @@ enum Done {
     Stream(Result<OpenStream, FetchError>),
     List {
         ticket: Ticket,
-        framework: Option<String>,
+        about: Option<Told>,
         leadership: Leadership,
         result: Result<ListAnswer, FetchError>,
     },
@@ -85,10 +90,32 @@ enum Done {
     Kept(std::io::Result<()>),
 }
 
+/// What the scheduler says about itself, with addresses.
+struct Told {
+    framework: Option<String>,
+    leaders: Leaders,
+}
+
+impl Told {
+    async fn of(about: About) -> Self {
+        let (scheduler, master) = tokio::join!(address(about.leader), address(about.master));
+        Self { framework: about.framework, leaders: Leaders { scheduler, master } }
+    }
+}
+
+async fn address(of: Option<HostAndPort>) -> Option<SocketAddr> {
+    let HostAndPort { host, port } = of?;
+    if let Ok(ip) = host.parse() {
+        return Some(SocketAddr::new(ip, port));
+    }
+    let (_, ip) = resolver::look_up(vec![host]).await.pop()?;
+    Some(SocketAddr::new(ip?, port))
+}
+
 /// An answer that waits for the addresses of new hosts.
 enum Waiting {
     List { ticket: Ticket, answer: ListAnswer },
-    App { ticket: Ticket, id: AppId, body: Vec<u8> },
+    App { ticket: Ticket, id: AppId, kind: Kind, body: Vec<u8> },
 }
 
 /// Whether an answer may still wait for addresses.
@@ -125,7 +152,9 @@ impl Watch {
             seen,
             running: FuturesUnordered::new(),
             stream: None,
-            framework_known: false,
+            about_known: false,
+            leaders: Leaders::default(),
+            listed_leader: None,
             grace: Grace::default(),
             keeper: Keeper::default(),
             config,
@@ -205,22 +234,23 @@ impl Watch {
 
     fn fetch_list(&mut self, ticket: Ticket) {
         self.stats.n_list_fetches.add_one();
-        let (client, base, framework_known) = (self.client.clone(), self.base.clone(), self.framework_known);
+        let (client, base, about_known) = (self.client.clone(), self.base.clone(), self.about_known);
         let mut around = self.surroundings();
         self.spawn(async move {
-            let framework = match framework_known {
+            let about = match about_known {
                 true => None,
                 false => {
-                    let asking = tokio::time::timeout(FRAMEWORK_DEADLINE, client.framework(&base));
-                    asking.await.ok().and_then(Result::ok).flatten()
+                    let asking = async { Some(Told::of(client.about(&base).await.ok()?).await) };
+                    tokio::time::timeout(ABOUT_DEADLINE, asking).await.ok().flatten()
                 }
             };
-            if let Some(framework) = framework.as_deref().filter(|name| **name != *around.framework) {
+            let framework = about.as_ref().and_then(|told| told.framework.as_deref());
+            if let Some(framework) = framework.filter(|name| **name != *around.framework) {
                 around.framework = framework.into();
                 around.texts.forget_all();
             }
             let (result, leadership) = tokio::join!(client.list(&base, around), client.leadership(&base));
-            Done::List { ticket, framework, leadership, result }
+            Done::List { ticket, about, leadership, result }
         });
     }
 
@@ -268,10 +298,14 @@ impl Watch {
                 tracing::warn!(source = %self.feed.name(), reason, "cannot open the event stream");
                 self.step(Input::StreamDown { kind: error.kind(), reason }, None);
             }
-            Done::List { ticket, framework, leadership, result } => {
-                if let Some(framework) = framework {
-                    self.framework_known = true;
-                    self.set_framework(&framework);
+            Done::List { ticket, about, leadership, result } => {
+                if let Some(told) = about {
+                    // Without a name it is not done starting: ask again with the next list.
+                    self.about_known = told.framework.is_some();
+                    self.leaders = told.leaders;
+                    if let Some(framework) = told.framework {
+                        self.set_framework(&framework);
+                    }
                 }
                 match (result, leadership) {
                     (Err(error), _) => self.list_failed(&error),
@@ -286,7 +320,7 @@ impl Watch {
                 }
             }
             Done::App { ticket, id, result } => match result {
-                Ok(Found::Body(body)) => self.read_app(ticket, id, &body, Patience::Left),
+                Ok(Found::Body(kind, body)) => self.read_app(ticket, id, kind, &body, Patience::Left),
                 Ok(Found::Gone) => self.step(Input::AppGone { ticket, id }, None),
                 Err(error) => self.app_failed(id, &error),
             },
@@ -302,7 +336,9 @@ impl Watch {
                             }),
                         }
                     }
-                    Waiting::App { ticket, id, body } => self.read_app(ticket, id, &body, Patience::None),
+                    Waiting::App { ticket, id, kind, body } => {
+                        self.read_app(ticket, id, kind, &body, Patience::None);
+                    }
                 }
             }
             Done::Kept(result) => self.kept(result),
@@ -313,7 +349,7 @@ impl Watch {
         self.stats.n_streams_opened.add_one();
         tracing::info!(source = %self.feed.name(), host = base.host(), "the event stream is open");
         self.read_from(base);
-        self.framework_known = false;
+        self.about_known = false;
         let (sender, reports) = mpsc::channel(MAX_WAITING_SIGNALS);
         let reader = StreamReader {
             deadline: self.config.stream_deadline,

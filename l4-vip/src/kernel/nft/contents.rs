@@ -7,8 +7,9 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::batch::{DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, TABLE, TABLE_NAME, TABLE_USERDATA, kind};
+use super::edits::{COUNTING, Edits};
 use super::elements::{frontend_key, read_backend, read_frontend, slot_key};
-use super::entry::{COUNTING, Edits, Entry};
+use super::entry::Entry;
 use super::family::{Family, SetKind};
 use super::message::{Attributes, be, text};
 use super::pick::Pick;
@@ -116,7 +117,7 @@ impl Contents {
         if let Some(pick) = found.pick
             && is_dense
             && self.picks.contains(&(family, pick))
-            && usize::from(pick.n_slots()) == slots.len()
+            && usize::from(pick.n_slots()) <= slots.len()
             && found.is_listed.iter().all(|is| *is)
         {
             self.entries.insert(frontend, Entry { pick, slots });

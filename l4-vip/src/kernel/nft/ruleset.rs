@@ -104,10 +104,18 @@ pub(super) fn write_pick(batch: &mut Batch, family: Family, pick: Pick) {
         E::Map { map: family.set(SetKind::Slots), key: R(0), to: backend },
         E::Dnat { family: family.number(), address: backend, port: family.after_address(backend) },
     ]);
-    batch.chain(&pick.chain(family));
-    batch.rule(&pick.chain(family), &rule);
+    let chain_name = pick.chain(family);
+    batch.chain(&chain_name);
+    // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second one does not.
+    batch.rule(&chain_name, &rule);
+    batch.rule(&chain_name, &rule);
+    // The frontend lost its last backend since its number of slots was read.
+    batch.rule(&chain_name, &[E::Goto { chain: &chain("refuse", family) }]);
     write_way(batch, family, pick);
 }
+
+/// What [`write_pick`] makes.
+pub(super) const RULES_OF_A_PICK: usize = 3;
 
 /// From a frontend's pick to the chain that does it.
 fn write_way(batch: &mut Batch, family: Family, pick: Pick) {

@@ -2,6 +2,7 @@
 //!
 //! Each line is understood as a whole or not at all.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -82,9 +83,10 @@ fn timeout(which: &str, value: &str, labels: &mut ServiceLabels) -> Option<()> {
         "client" => timeouts.client = Some(value),
         "server" => timeouts.server = Some(value),
         "tunnel" => timeouts.tunnel = Some(value),
+        "queue" => labels.capacity.queue_timeout = value,
         "check" => return with_check(labels, |check| check.timeout = value),
         // Others bound what has bounds of its own here.
-        "http-request" | "http-keep-alive" | "queue" | "tarpit" | "client-fin" | "server-fin" => {}
+        "http-request" | "http-keep-alive" | "tarpit" | "client-fin" | "server-fin" => {}
         _ => return None,
     }
     Some(())
@@ -291,7 +293,11 @@ fn server(name: &str, address: &str, options: &[&str], labels: &mut ServiceLabel
     while let Some(option) = options.next() {
         match option {
             "check" => {}
-            "inter" | "fall" | "rise" | "weight" | "maxconn" | "id" | "port" | "cookie" | "resolvers" => {
+            // 0: none.
+            "maxconn" => labels.capacity.per_endpoint = NonZeroU32::new(options.next()?.parse().ok()?),
+            // For each server in HAProxy; here for all of the service, as what waits is one line.
+            "maxqueue" => labels.capacity.queue = options.next()?.parse().ok()?,
+            "inter" | "fall" | "rise" | "weight" | "id" | "port" | "cookie" | "resolvers" => {
                 options.next()?;
             }
             _ => return None,

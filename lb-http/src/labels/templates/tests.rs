@@ -30,13 +30,14 @@ fn text(text: &str) -> Value {
 fn time_outs_and_balance() {
     let labels = read(&[(
         "HAPROXY_0_BACKEND_HEAD",
-        "\nbackend {backend}\n  balance {balance}\n  mode {mode}\n  timeout server 30m\n  timeout client 30m\n  timeout connect 500\n  timeout tunnel 2h\n  balance leastconn\n",
+        "\nbackend {backend}\n  balance {balance}\n  mode {mode}\n  timeout server 30m\n  timeout client 30m\n  timeout connect 500\n  timeout tunnel 2h\n  timeout queue 5s\n  balance leastconn\n",
     )]);
     let timeouts = labels.timeouts;
     assert_eq!(timeouts.server, Some(Duration::from_secs(1800)));
     assert_eq!(timeouts.client, Some(Duration::from_secs(1800)));
     assert_eq!(timeouts.connect, Some(Duration::from_millis(500)));
     assert_eq!(timeouts.tunnel, Some(Duration::from_secs(7200)));
+    assert_eq!(labels.capacity.queue_timeout, Duration::from_secs(5));
     assert_eq!(labels.balance, l4_vip::policy::Policy::LeastConn);
 }
 
@@ -135,7 +136,7 @@ fn hosts_by_their_end_and_by_expressions() {
         (
             "HAPROXY_0_HTTPS_FRONTEND_ACL",
             "  use_backend {backend} if {{ ssl_fc_sni -m end .{hostname} }}",
-            &["*.a.test"],
+            &["a.test", "*.a.test"],
             &[],
         ),
         (

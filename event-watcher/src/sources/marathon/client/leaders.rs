@@ -1,14 +1,9 @@
 //! Who leads: every member is asked, and a majority is believed.
 
-use std::time::Duration;
-
 use reqwest::{StatusCode, Url};
 
-use super::{Base, Client, Leadership, MAX_ERROR_BYTES, endpoint, host};
+use super::{Base, Client, LEADER_DEADLINE, Leadership, MAX_ERROR_BYTES, endpoint, host};
 use crate::sources::marathon::wire;
-
-/// Who leads is asked of all members at once, and who does not know at once does not count.
-const LEADER_DEADLINE: Duration = Duration::from_secs(1);
 
 impl Client {
     /// Asks all members who leads. A cluster of one has nobody to ask, and members that cannot tell do not count.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Answer, Entry, ListAnswer, Patience, Waiting, Watch};
+use super::{Answer, Entry, Kind, ListAnswer, Patience, Waiting, Watch};
 use crate::catalog::{App, AppId, InstanceId, InstanceState};
 use crate::error::{FetchError, chain};
 use crate::reconcile::{Contents, Input, Survey, Ticket};
@@ -20,6 +20,10 @@ impl Watch {
             let hosts = std::mem::take(&mut answer.answer.unasked_hosts);
             return self.look_up(hosts, Waiting::List { ticket, answer });
         }
+        if self.listed_leader.as_ref().is_some_and(|known| *known != answer.leader) {
+            self.about_known = false;
+        }
+        self.listed_leader = Some(answer.leader.clone());
         let ids = answer.answer.entries.iter().map(|entry| entry.id().clone()).collect();
         let survey = self.survey(&answer);
         self.step(Input::ListFetched { ticket, ids, survey }, Some(answer.answer));
@@ -76,16 +80,23 @@ impl Watch {
         self.step(Input::AppFailed { id }, None);
     }
 
-    pub(super) fn read_app(&mut self, ticket: Ticket, id: AppId, body: &[u8], patience: Patience) {
+    pub(super) fn read_app(
+        &mut self,
+        ticket: Ticket,
+        id: AppId,
+        kind: Kind,
+        body: &[u8],
+        patience: Patience,
+    ) {
         let malformed = |this: &Self, error: serde_json::Error| FetchError::Malformed {
             host: this.base.host(),
             source: error.into(),
         };
-        let answer = self.surroundings().single(body);
+        let answer = self.surroundings().single(kind, body);
         match answer {
             Ok(mut answer) if patience == Patience::Left && !answer.unasked_hosts.is_empty() => {
                 let hosts = std::mem::take(&mut answer.unasked_hosts);
-                self.look_up(hosts, Waiting::App { ticket, id, body: body.to_vec() });
+                self.look_up(hosts, Waiting::App { ticket, id, kind, body: body.to_vec() });
             }
             Ok(answer) if answer.entries.iter().all(|entry| *entry.id() == id) => {
                 self.feed.saw_answer();

@@ -28,7 +28,8 @@ pub(super) struct Keeper {
 
 impl Watch {
     pub(super) fn commit(&mut self) {
-        if self.feed.commit(self.reconcile.state(), Some(&self.framework)) == crate::hub::Changed::Yes
+        if self.feed.commit(self.reconcile.state(), Some(&self.framework), self.leaders)
+            == crate::hub::Changed::Yes
             && self.config.state_file.is_some()
             && self.keeper.due.is_none()
         {

@@ -20,6 +20,7 @@ use event_watcher::catalog::{AppUpdate, Catalog, CatalogConfig, Protocol, VipKey
 use event_watcher::publish::channel;
 use tokio_util::sync::CancellationToken;
 
+#[path = "../support/mod.rs"]
 mod support;
 
 use support::{LOAD_CORE, Pinned, app, is_not_installed, median, pin};
