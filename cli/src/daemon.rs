@@ -260,6 +260,9 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
         let ready_file = config.ready.file.clone();
         let (mode, install) = (config.mode, config.dns.install);
         let running = build(config).await?;
+        if mode == Mode::Serve {
+            runtime::yield_to_workers();
+        }
         let mut installed = None;
         let ready = async {
             running.ready().await;

@@ -20,15 +20,14 @@ pub(crate) struct Leaving(BTreeMap<VipKey, (Arc<VipState>, Instant)>);
 pub(crate) type Occupied<'a> = HashMap<SocketAddr, (&'a InstanceId, Rotation)>;
 
 impl Leaving {
-    /// Takes in what `now` lacks of `before`, and lets go of what has come back.
-    pub(crate) fn take_in(&mut self, before: &Vips, now: &Vips, overlap: Duration) {
+    /// Takes in what is `gone`, and lets go of what has come back.
+    pub(crate) fn take_in(&mut self, gone: Vec<(VipKey, Arc<VipState>)>, now: &Vips, overlap: Duration) {
         self.0.retain(|key, _| !now.contains_key(key));
         if overlap.is_zero() {
             return;
         }
         let until = Instant::now() + overlap;
-        let gone = before.iter().filter(|(key, _)| !now.contains_key(*key));
-        self.0.extend(gone.map(|(key, vip)| (key.clone(), (Arc::clone(vip), until))));
+        self.0.extend(gone.into_iter().map(|(key, vip)| (key, (vip, until))));
     }
 
     /// The state of a VIP that comes back goes on.

@@ -151,6 +151,16 @@ impl Plane {
 
     /// Every VIP with its endpoints and counters, in key order.
     pub fn vips(&self) -> Vec<VipView> {
+        self.views(|_| true)
+    }
+
+    /// Of the same, those that ever had a connection or flow.
+    pub fn used_vips(&self) -> Vec<VipView> {
+        let kernel = self.shared.kernel.load();
+        self.views(|vip| vip.n_connections(&kernel) > 0)
+    }
+
+    fn views(&self, is_wanted: impl Fn(&VipState) -> bool) -> Vec<VipView> {
         let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
         let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
         let view = |vip: &Arc<VipState>| {
@@ -161,7 +171,7 @@ impl Plane {
             }
             view
         };
-        state.vips.values().map(view).collect()
+        state.vips.values().filter(|vip| is_wanted(vip)).map(view).collect()
     }
 
     /// Which plane serves, and why no better one does.
@@ -180,11 +190,13 @@ impl Plane {
     }
 
     pub fn totals(&self) -> PlaneTotals {
-        let vips = self.vips();
+        let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
+        let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
         PlaneTotals {
-            n_vips: vips.len(),
-            n_listening: vips.iter().map(|vip| vip.listening.len()).sum(),
-            n_in_flight: vips.iter().map(|vip| u64::from(vip.n_in_flight)).sum(),
+            n_vips: state.vips.len(),
+            n_listening: state.vips.values().map(|vip| vip.n_listening(&serves)).sum(),
+            n_in_flight: state.vips.values().map(|vip| vip.n_in_flight()).sum(),
+            n_connections: state.vips.values().map(|vip| vip.n_connections(&kernel)).sum(),
             n_accept_pauses: self.shared.counts.n_accept_pauses.value(),
             n_refused_for_descriptors: self.shared.counts.n_refused_for_descriptors.value(),
             n_moved: self.shared.n_moved.value(),
@@ -303,8 +315,9 @@ impl Follower {
             .filter(|(frontend, vip)| is_its_own(frontend, vip))
             .map(|(frontend, vip)| vip.service(frontend))
             .collect();
-        self.serving.set(services, Vec::new()).await;
-        self.tell(self.serving.problems(&self.frontends));
+        if self.serving.set(services, Vec::new()).await == Ticked::Differs {
+            self.tell(self.serving.problems(&self.frontends));
+        }
     }
 
     /// `found` are the plane's own; the VIPs' stand beside them.

@@ -3,7 +3,7 @@
 //! A VIP keeps its pools' live state, its counters and its identity as long as its key exists; a change of endpoints
 //! swaps a pool inside it and touches no other VIP. It opens no sockets.
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use event_watcher::catalog::{
 use tokio::time::Instant;
 
 use crate::config::Config;
+use crate::kernel::serving::Told;
 use crate::kernel::{Backend, Frontend, Service};
 use crate::labels;
 use crate::leaving::{Leaving, Occupied};
@@ -242,6 +243,25 @@ impl VipState {
         }).collect::<Vec<_>>().into_iter()
     }
 
+    pub(crate) fn n_listening(&self, listening: &dyn Fn(Frontend) -> bool) -> usize {
+        self.control().addresses.iter().filter(|ip| listening(self.frontend(**ip))).count()
+    }
+
+    pub(crate) fn n_in_flight(&self) -> u64 {
+        let (v4, v6, control) = (self.v4.load(), self.v6.load(), self.control());
+        let all = v4.endpoints().iter().chain(v6.endpoints()).chain(&control.leaving);
+        all.map(|endpoint| u64::from(endpoint.n_in_flight())).sum()
+    }
+
+    /// Since the VIP is there, whoever served them.
+    pub(crate) fn n_connections(&self, kernel: &Told) -> u64 {
+        let of_kernel: u64 = match kernel.counted.frontends.is_empty() {
+            true => 0,
+            false => self.frontends().iter().map(|frontend| kernel.n_connections(frontend)).sum(),
+        };
+        self.counters.n_connections.value() + of_kernel
+    }
+
     pub(crate) fn view(&self, listening: &dyn Fn(Frontend) -> bool) -> VipView {
         let (v4, v6) = (self.v4.load(), self.v6.load());
         let control = self.control();
@@ -303,7 +323,7 @@ pub(crate) fn touched<'a>(
 }
 
 /// All VIPs of the newest snapshot. Replaced only when VIPs come, go or move; pools change inside.
-pub(crate) type Vips = BTreeMap<VipKey, Arc<VipState>>;
+pub(crate) type Vips = imbl::OrdMap<VipKey, Arc<VipState>>;
 
 /// What a compilation changed beside pools.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -334,16 +354,23 @@ pub(crate) fn compile(
         return (Arc::clone(known), outcome);
     }
     outcome.differs = true;
-    let vips = new.vips.iter().map(|vip| {
-        let state = match known.get(&vip.key).or_else(|| leaving.get(&vip.key)) {
+    let mut vips = Vips::clone(known);
+    let of_services = delta.changed.iter().flat_map(|app| &app.services).flat_map(|service| &service.vips);
+    let touched: BTreeSet<&VipKey> = new.vips.changed_since(&old.vips).chain(of_services).collect();
+    let mut gone = Vec::new();
+    for key in touched {
+        let Some(vip) = new.vips.get(key) else {
+            gone.extend(vips.remove(key).map(|state| (key.clone(), state)));
+            continue;
+        };
+        let state = match known.get(key).or_else(|| leaving.get(key)) {
             Some(state) => Arc::clone(state),
             None => Arc::new(VipState::new(vip, config)),
         };
         state.refresh(vip, new, config, &mut outcome);
-        (vip.key.clone(), state)
-    });
-    let vips: Vips = vips.collect();
-    leaving.take_in(known, &vips, config.removal_overlap);
+        vips.insert(key.clone(), state);
+    }
+    leaving.take_in(gone, &vips, config.removal_overlap);
     (Arc::new(vips), outcome)
 }
 
@@ -375,3 +402,6 @@ pub(crate) fn frontends(
     }
     (served, next)
 }
+
+#[cfg(test)]
+mod tests;

@@ -82,7 +82,9 @@ impl Driver {
     }
 
     /// Makes `services` what should be in force, and puts it in force. Frontends in `gone` are not served any more.
-    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) {
+    /// Answers whether something that is told, beside endpoints, has changed.
+    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) -> Ticked {
+        let (is_other_set, before) = (!gone.is_empty(), self.told());
         if !gone.is_empty() {
             // What goes may make room for what was refused.
             self.dirty.extend(std::mem::take(&mut self.refused).into_keys());
@@ -97,6 +99,11 @@ impl Driver {
             self.wanted.insert(service.frontend, service);
         }
         self.work().await;
+        if is_other_set || before != self.told() { Ticked::Differs } else { Ticked::Same }
+    }
+
+    fn told(&self) -> (Option<Failed>, BTreeMap<Frontend, String>, usize) {
+        (self.failed.clone(), self.refused.clone(), self.in_force.len())
     }
 
     pub(crate) fn served(&self) -> Arc<BTreeSet<Frontend>> {

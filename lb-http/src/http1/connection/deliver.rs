@@ -159,8 +159,8 @@ fn write_response(
 ) {
     let (response, head) = (&exchange.response, exchange.head());
     let mut lines: [&[u8]; 4] = [b""; 4];
-    if exchange.cookie == CookieDue::Yes {
-        lines[..3].copy_from_slice(&[b"Set-Cookie: ", exchange.server().set_cookie.as_bytes(), b"\r\n"]);
+    if let Some(cookie) = exchange.server().cookie.as_ref().filter(|_| exchange.cookie == CookieDue::Yes) {
+        lines[..3].copy_from_slice(&[b"Set-Cookie: ", cookie.set.as_bytes(), b"\r\n"]);
         if sticky::must_be_private(response, head, about.method) {
             lines[3] = b"Cache-Control: private\r\n";
         }
