@@ -101,8 +101,8 @@ proptest! {
                 _ => catalog.replace(update(change)),
             }
             let Some(snapshot) = catalog.snapshot() else { continue };
-            vips = compile(&vips, &before, &snapshot, &config).0;
-            let (fresh, _) = compile(&Arc::new(Vips::new()), &Snapshot::default(), &snapshot, &config);
+            vips = compile(&vips, &mut Leaving::default(), &before, &snapshot, &config).0;
+            let (fresh, _) = compile(&Arc::new(Vips::new()), &mut Leaving::default(), &Snapshot::default(), &snapshot, &config);
             prop_assert_eq!(contents(&vips), contents(&fresh));
             before = snapshot;
         }
