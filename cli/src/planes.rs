@@ -50,12 +50,12 @@ impl Plane for Http {
 
     fn totals(&self) -> Vec<(&'static str, u64)> {
         let table = self.0.table();
-        let used = || table.backends.iter().filter(|backend| backend.is_used());
-        vec![
-            ("backends", table.backends.len() as u64),
-            ("requests", used().map(|backend| backend.totals().n_requests).sum()),
-            ("in flight", used().map(|backend| u64::from(backend.series.n_current())).sum()),
-        ]
+        let (mut n_requests, mut n_in_flight) = (0, 0);
+        for backend in table.backends.iter().filter(|backend| backend.is_used()) {
+            n_requests += backend.totals().n_requests;
+            n_in_flight += u64::from(backend.series.n_current());
+        }
+        vec![("backends", table.backends.len() as u64), ("requests", n_requests), ("in flight", n_in_flight)]
     }
 }
 

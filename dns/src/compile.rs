@@ -300,7 +300,7 @@ impl Compiler {
             && node.said_by == SaidBy::Nobody
             && node.n_children == 0
         {
-            let is_apex = self.zone.authority().apexes[node.apex].name.as_bytes().len() == child.len();
+            let is_apex = self.zone.authority().apexes[node.apex()].name.as_bytes().len() == child.len();
             self.zone.names.remove(child);
             let Some(parent) = names::parent(child).filter(|_| !is_apex) else { return };
             if let Some(node) = self.zone.names.get_mut(parent) {

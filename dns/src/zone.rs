@@ -33,8 +33,8 @@ pub(crate) struct Zone {
 /// What a zone has at a name.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
-    /// Index of the apex that it lies under.
-    pub apex: usize,
+    /// Of four bytes, because there are many nodes.
+    apex: u32,
     /// Names one label longer. A name with children exists without records of its own (RFC 8020).
     pub n_children: u32,
     /// Who says what its records are, for the compiler.
@@ -63,7 +63,13 @@ pub(crate) struct Records {
 impl Node {
     /// It exists, and that is all.
     pub fn new(apex: usize) -> Self {
+        let apex = u32::try_from(apex).expect("a configuration has few zones");
         Self { apex, n_children: 0, said_by: SaidBy::Nobody, records: Arc::clone(&NOTHING) }
+    }
+
+    /// Index of the apex that it lies under.
+    pub fn apex(&self) -> usize {
+        self.apex as usize
     }
 
     /// Names with equal records may share them.
@@ -146,7 +152,7 @@ impl Zone {
     /// Looks a name in lower case up, by its aliases too. `None`: it is in no zone of this server.
     pub fn find(&self, name: &[u8]) -> Option<Found<'_>> {
         if let Some(node) = self.node(name) {
-            let apex = &self.authority.apexes[node.apex];
+            let apex = &self.authority.apexes[node.apex()];
             let at_apex = apex.name.as_bytes().len() == name.len();
             return Some(Found { apex, node: Some(node), alias: None, at_apex });
         }
@@ -159,7 +165,7 @@ impl Zone {
         let apex = match alias {
             None => self.authority.apex_of(name)?,
             Some(alias) => match self.node(canonical) {
-                Some(node) => node.apex,
+                Some(node) => node.apex(),
                 None => self
                     .authority
                     .apex_of(canonical)

@@ -134,8 +134,8 @@ pub struct Server {
     pub endpoint: Arc<EndpointState>,
     pub series: Arc<Series>,
     pub status: ServerStatus,
-    /// What the balancer's own checks say of it, where the service has one.
-    pub check: Arc<CheckState>,
+    /// What the balancer's own checks say of it, where the service has or had one.
+    pub check: Option<Arc<CheckState>>,
     /// Whether the scheduler's checks say something, too.
     pub judged: Judged,
     /// Who is asked. `None`: nobody.
@@ -149,6 +149,13 @@ pub struct ServerCookie {
     pub value: String,
     /// Of the header that gives it to a client.
     pub set: HeaderValue,
+}
+
+impl Server {
+    /// The balancer's own checks say so.
+    fn is_known_down(&self) -> bool {
+        self.check.as_ref().is_some_and(|check| check.is_down())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,8 +211,7 @@ impl Backend {
 
     /// It may have been given something.
     pub fn is_used(&self) -> bool {
-        let tcp = [&self.tcp.of_port, &self.tcp.of_names];
-        self.series.is_used() || tcp.iter().any(|counters| counters.n_connections.value() > 0)
+        self.series.is_used()
     }
 
     pub fn totals(&self) -> Totals {
@@ -256,7 +262,7 @@ impl Backend {
 
     /// A verdict of the balancer's own checks is another one than that it was compiled with.
     fn is_overtaken(&self) -> bool {
-        let is_down = |s: &Server| s.check_address.is_some() && s.check.is_down();
+        let is_down = |s: &Server| s.check_address.is_some() && s.is_known_down();
         self.servers.iter().any(|s| is_down(s) != (s.status == ServerStatus::Failing))
     }
 
@@ -680,7 +686,7 @@ impl CompileBackend<'_> {
 
     fn is_known_down(&self, id: &InstanceId, address: SocketAddr) -> bool {
         let known = self.previous.map_or(&[][..], |p| &p.servers);
-        known.iter().any(|s| s.check.is_down() && s.endpoint.instance == *id && s.endpoint.address == address)
+        known.iter().any(|s| s.is_known_down() && s.endpoint.instance == *id && s.endpoint.address == address)
     }
 
     /// Nothing is healthy: those that only the balancer's own checks are against are used, or else those that nobody has
@@ -730,11 +736,13 @@ impl CompileBackend<'_> {
         others: &[Server],
     ) -> Server {
         let known = self.previous.and_then(|p| p.servers.iter().find(|s| Arc::ptr_eq(&s.endpoint, endpoint)));
+        let known_check = known.and_then(|known| known.check.clone());
+        let check = known_check.or_else(|| labels.check.as_ref().map(|_| Arc::default()));
         let same_cookie = self
             .previous
             .is_some_and(|p| p.labels.cookie == labels.cookie && p.labels.affinity == labels.affinity);
         if let Some(known) = known.filter(|_| same_cookie) {
-            return Server { standing: known.standing.next(is_up, self.now), ..known.clone() };
+            return Server { standing: known.standing.next(is_up, self.now), check, ..known.clone() };
         }
         let host = instance.map_or_else(|| endpoint.address.ip().to_string().into(), |i| Arc::clone(&i.host));
         let name = match &labels.static_server {
@@ -755,7 +763,7 @@ impl CompileBackend<'_> {
             endpoint: Arc::clone(endpoint),
             series: known.map_or_else(|| Series::new(self.n_workers), |k| Arc::clone(&k.series)),
             status: ServerStatus::Unknown,
-            check: known.map_or_else(Arc::default, |k| Arc::clone(&k.check)),
+            check,
             judged: Judged::Yes,
             check_address: None,
             standing: known

@@ -75,7 +75,7 @@ type Contents = BTreeMap<String, (usize, u32, bool, String)>;
 fn contents(zone: &Zone) -> Contents {
     let of = |(name, node): (&WireName, &Node)| {
         let is_said = node.said_by != SaidBy::Nobody;
-        (name.to_string(), (node.apex, node.n_children, is_said, format!("{:?}", **node)))
+        (name.to_string(), (node.apex(), node.n_children, is_said, format!("{:?}", **node)))
     };
     zone.nodes().map(of).collect()
 }

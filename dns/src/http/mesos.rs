@@ -163,7 +163,7 @@ fn axfr(api: &Api) -> Value {
     let zone = api.zone.load();
     let apex = zone.authority().apexes.iter().position(|apex| apex.name.to_string() == format!("{MESOS}."));
     let (mut v4, mut v6, mut services) = (RecordSet::new(), RecordSet::new(), RecordSet::new());
-    for (name, node) in zone.nodes().filter(|(_, node)| Some(node.apex) == apex) {
+    for (name, node) in zone.nodes().filter(|(_, node)| Some(node.apex()) == apex) {
         let put = |set: &mut RecordSet, values: Vec<String>| {
             if !values.is_empty() {
                 set.insert(name.to_string(), values);

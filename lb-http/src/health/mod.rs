@@ -91,7 +91,9 @@ impl Checker {
             news.extend(new);
         }
         for server in news.iter().flat_map(|backend| &backend.servers) {
-            server.check.set_judged(server.judged);
+            if let Some(check) = &server.check {
+                check.set_judged(server.judged);
+            }
         }
         for (state, subject) in news.iter().flat_map(|backend| subjects(backend)) {
             gone.remove(&Arc::as_ptr(state).addr());
@@ -124,7 +126,7 @@ fn subjects(backend: &Backend) -> impl Iterator<Item = (&Arc<CheckState>, Subjec
     backend.labels.check.iter().flat_map(move |spec| {
         backend.servers.iter().filter_map(move |server| {
             let subject = Subject::of(server.check_address?, &backend.labels, spec);
-            Some((&server.check, subject))
+            Some((server.check.as_ref()?, subject))
         })
     })
 }

@@ -319,8 +319,9 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
     if let Some(cookie) = server.cookie.as_ref().filter(|_| backend.is_sticky()) {
         row.word(Column::cookie, cookie.value.clone());
     }
-    if let Some(spec) = backend.labels.check.as_ref().filter(|_| server.check_address.is_some()) {
-        row.check(&server.check, spec);
+    let spec = backend.labels.check.as_ref().filter(|_| server.check_address.is_some());
+    if let (Some(spec), Some(check)) = (spec, &server.check) {
+        row.check(check, spec);
     } else if server.status == ServerStatus::Up {
         row.word(Column::check_status, "L7OK");
         row.word(Column::last_chk, "scheduler: healthy");

@@ -83,13 +83,14 @@ pub struct CheckView {
 impl CheckView {
     fn of(server: &Server) -> Option<Self> {
         server.check_address?;
-        let last = server.check.last()?;
+        let check = server.check.as_ref()?;
+        let last = check.last()?;
         Some(Self {
-            down: server.check.is_down(),
+            down: check.is_down(),
             status: last.result.word(),
             code: last.code,
             detail: last.detail.clone(),
-            n_failures: server.check.n_failures(),
+            n_failures: check.n_failures(),
             took: Some(last.took),
         })
     }
