@@ -192,6 +192,8 @@ impl Worker {
 impl Local {
     fn sweep(&self) {
         self.waits.sweep(self.clock.advance());
+        // A worker without requests lets go of the table before, too.
+        self.with_table(|_| ());
     }
 }
 
