@@ -165,7 +165,7 @@ struct Work {
 
 impl Running {
     async fn begin(&mut self, config: &Config, work: Work) -> Result<(), Failure> {
-        let watcher = plane_config::watcher(config, self.addresses.scheduler, work.vip_pools)?;
+        let watcher = plane_config::watcher(config, self.addresses.scheduler, work.vip_pools).await?;
         let watcher = event_watcher::start(watcher, work.publisher, self.shutdown.clone())
             .map_err(|e| Failure::chain("the watcher did not start", &e))?;
         let admin = Admin::start(Sources {
@@ -260,6 +260,9 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
         let ready_file = config.ready.file.clone();
         let (mode, install) = (config.mode, config.dns.install);
         let running = build(config).await?;
+        if mode == Mode::Serve {
+            runtime::yield_to_workers();
+        }
         let mut installed = None;
         let ready = async {
             running.ready().await;
@@ -319,20 +322,30 @@ fn start_logging() {
 }
 
 /// Every connection through a plane needs two descriptors; the usual soft limit of 1,024 is for programs that use
-/// `select(2)`.
+/// `select(2)`. Root may also go beyond a hard limit that is a system's default.
 fn raise_descriptor_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls get a pointer to a valid rlimit that outlives them.
-    let raised = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
-        }
+    // SAFETY: the call gets a pointer to a valid rlimit that outlives it.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        tracing::warn!("the limit of open files could not be read");
+        return;
+    }
+    let set = |hard| {
+        let limit = libc::rlimit { rlim_cur: hard, rlim_max: hard };
+        // SAFETY: the same.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0 }
     };
-    if !raised {
+    let is_default = (LEAST_DEFAULT_LIMIT..WANTED_DESCRIPTORS).contains(&limit.rlim_max);
+    let went_beyond = is_default && set(WANTED_DESCRIPTORS);
+    if !went_beyond && !set(limit.rlim_max) {
         tracing::warn!("the limit of open files could not be raised");
     }
 }
+
+/// What systemd gives to services; enough for a quarter of a million connections.
+const WANTED_DESCRIPTORS: u64 = 524_288;
+/// The kernel's own default of the hard limit. Somebody meant one below it.
+const LEAST_DEFAULT_LIMIT: u64 = 4096;
 
 /// The demo's first instance has this long before `dev` calls itself ready without it.
 const DEMO_DEADLINE: Duration = Duration::from_secs(10);

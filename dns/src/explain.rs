@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use event_watcher::catalog::{App, Instance, Rotation, Snapshot, Vip, VipTarget};
+use event_watcher::catalog::{App, Instance, Rotation, Snapshot, Vip};
 use hickory_server::proto::op::Message;
 use hickory_server::proto::rr::RecordType;
 use serde::Serialize;
@@ -232,8 +232,7 @@ fn state(instance: &Instance, data: &[String], explanation: &Explanation) -> Str
 
 fn of_vips(snapshot: &Snapshot, name: &WireName, explanation: &mut Explanation) {
     for (vip, addresses) in snapshot.vips.names() {
-        let is_it = |known: &&Vip| matches!(&known.key.target, VipTarget::Named(named) if named == vip);
-        let of_name: Vec<&Vip> = snapshot.vips.iter().filter(is_it).collect();
+        let of_name: Vec<&Vip> = snapshot.vips.of_name(vip).collect();
         let ports: Vec<_> = of_name.iter().map(|vip| (vip.key.protocol, vip.key.port)).collect();
         let data = data_of(&of_vip(vip, addresses, &ports), name);
         if data.is_empty() {

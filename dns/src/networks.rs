@@ -57,6 +57,36 @@ impl Network {
     }
 }
 
+/// Networks as they are looked up for every packet: IPv4 by 32-bit masks.
+#[derive(Debug)]
+pub(crate) struct Networks {
+    /// Mask and first address.
+    v4: Box<[(u32, u32)]>,
+    others: Box<[Network]>,
+}
+
+impl Networks {
+    pub fn new(networks: &[Network]) -> Self {
+        let v4 = networks.iter().filter_map(|network| match network.first {
+            IpAddr::V4(first) => {
+                let bits = u32::MAX.checked_shl(32 - u32::from(network.prefix_bits)).unwrap_or(0);
+                Some((bits, first.to_bits() & bits))
+            }
+            IpAddr::V6(_) => None,
+        });
+        let others = networks.iter().filter(|network| network.first.is_ipv6());
+        Self { v4: v4.collect(), others: others.copied().collect() }
+    }
+
+    /// IPv4 addresses in IPv6's clothes count as what they are.
+    pub fn contain(&self, ip: IpAddr) -> bool {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => self.v4.iter().any(|(mask, first)| ip.to_bits() & mask == *first),
+            ip => self.others.iter().any(|network| network.contains(ip)),
+        }
+    }
+}
+
 /// The first bits of an address, as a number.
 pub(crate) fn mask(bits: u128, prefix_bits: u8, width: u8) -> u128 {
     bits.checked_shr(u32::from(width - prefix_bits)).unwrap_or(0)
@@ -101,16 +131,16 @@ mod tests {
             ("::/0", "2001:db8::1", true),
             ("::/0", "127.0.0.1", false),
         ] {
-            assert_eq!(
-                network.parse::<Network>().unwrap().contains(ip.parse().unwrap()),
-                expect,
-                "{network} {ip}"
-            );
+            let (network, ip): (Network, IpAddr) = (network.parse().unwrap(), ip.parse().unwrap());
+            assert_eq!(network.contains(ip), expect, "{network} {ip}");
+            assert_eq!(Networks::new(&[network]).contain(ip), expect, "{network} {ip}");
         }
         for bad in ["", "10.0.0.0/33", "x/8", "10.0.0.0/-1"] {
             assert!(bad.parse::<Network>().is_err(), "{bad:?}");
         }
-        let private = |ip: &str| Network::private().iter().any(|n| n.contains(ip.parse().unwrap()));
+        let all = Networks::new(&Network::private());
+        let private = |ip: &str| all.contain(ip.parse().unwrap());
+        assert!(private("::ffff:10.1.2.3") && !private("::ffff:8.8.8.8"));
         assert!(private("127.8.9.1") && private("172.31.0.1") && private("fe80::1"));
         assert!(!private("172.32.0.1") && !private("8.8.8.8") && !private("2001:db8::1"));
     }

@@ -432,6 +432,66 @@ fn the_cluster_this_node_and_its_other_names() {
 }
 
 #[test]
+fn leaders_are_whom_the_scheduler_names() {
+    let config = Config {
+        upstreams: Some(vec![]),
+        masters: vec!["10.0.0.8:8080".parse().unwrap(), "10.0.0.9:8080".parse().unwrap()],
+        ..Config::default()
+    };
+    let mut server = Server::unsynced(config, None);
+    let both = &["10.0.0.8", "10.0.0.9"][..];
+    let all = &["10.0.0.5", "10.0.0.8", "10.0.0.9"][..];
+    type Expect<'a> = &'a [&'a str];
+    // Scheduler, Mesos master; leader.mesos, leader.dcos, marathon.mesos, master.mesos, _leader's and _framework's ports.
+    type Case<'a> = (Option<&'a str>, Option<&'a str>, [Expect<'a>; 4], [Expect<'a>; 2]);
+    let cases: [Case<'_>; 5] = [
+        (None, None, [both, both, both, both], [&["8080"], &["8080"]]),
+        (
+            Some("10.0.0.9:8080"),
+            None,
+            [&["10.0.0.9"], &["10.0.0.9"], &["10.0.0.9"], both],
+            [&["8080"], &["8080"]],
+        ),
+        (
+            Some("10.0.0.9:8080"),
+            Some("10.0.0.5:5050"),
+            [&["10.0.0.5"], &["10.0.0.9"], &["10.0.0.9"], all],
+            [&["5050"], &["8080"]],
+        ),
+        (
+            Some("10.0.0.5:8443"),
+            None,
+            [&["10.0.0.5"], &["10.0.0.5"], &["10.0.0.5"], all],
+            [&["8443"], &["8443"]],
+        ),
+        // An address that stands for all leads nowhere.
+        (Some("0.0.0.0:8080"), None, [both, both, both, both], [&["8080"], &["8080"]]),
+    ];
+    for (n, (scheduler, master, addresses, ports)) in (1..).zip(cases) {
+        let ([leader, dcos, own, masters], [leader_ports, own_ports]) = (addresses, ports);
+        server.led_by(scheduler, master);
+        server.apply(vec![instances(app("/web"), n)]);
+        check(
+            &server,
+            &[
+                ("leader.mesos", A, leader),
+                ("leader.dcos.thisdcos.directory", A, dcos),
+                ("marathon.mesos", A, own),
+                ("master.mesos", A, masters),
+                ("master.dcos.thisdcos.directory", A, masters),
+            ],
+        );
+        for (name, ports, target) in [
+            ("_leader._tcp.mesos", leader_ports, "leader.mesos."),
+            ("_framework._tcp.marathon.mesos", own_ports, "marathon.mesos."),
+        ] {
+            let expect: Vec<String> = ports.iter().map(|port| format!("0 1 {port} {target}")).collect();
+            assert_eq!(server.ask(name, SRV).1, expect, "{name} of {scheduler:?} {master:?}");
+        }
+    }
+}
+
+#[test]
 fn names_carry_the_scheduler_that_runs_the_app() {
     let mut server = Server::with(vec![]);
     let apps = || vec![instances(app("/web"), 1), instances(app("/job"), 2)];

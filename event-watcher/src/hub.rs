@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::catalog::{AppId, Apps, Catalog, Generation, Holding, Problem, ProblemsChanged};
+use crate::catalog::{AppId, Apps, Catalog, Generation, Holding, Leaders, Problem, ProblemsChanged};
 use crate::publish::{Freshness, Publisher};
 use crate::reconcile::{Cause, State};
 
@@ -56,9 +56,11 @@ struct Slot {
     kind: Kind,
     from: String,
     apps: Apps,
+    n_instances: usize,
     problems: BTreeMap<AppId, Vec<Problem>>,
     source_problems: Vec<Problem>,
     framework: Option<Arc<str>>,
+    leaders: Leaders,
     added: Instant,
     freshness: Freshness,
     cause: Option<Cause>,
@@ -111,9 +113,11 @@ impl Hub {
             kind,
             from,
             apps: Apps::new(),
+            n_instances: 0,
             problems: BTreeMap::new(),
             source_problems: Vec::new(),
             framework: None,
+            leaders: Leaders::default(),
             added: crate::watcher::now(),
             freshness: State::new().freshness(),
             cause: Some(Cause::Start),
@@ -152,7 +156,7 @@ impl Onlooker {
             cause: slot.cause,
             generation: slot.generation,
             n_apps: slot.apps.len(),
-            n_instances: slot.apps.values().map(|app| app.instances.len()).sum(),
+            n_instances: slot.n_instances,
             seconds_since_event: since(slot.last_event),
             seconds_since_answer: since(slot.last_answer),
             rejected: slot.rejected.clone(),
@@ -186,7 +190,12 @@ impl Feed {
 
     /// Publishes what changed in what is held, together with how far it can be trusted. Until the source is synced,
     /// what it holds is its own business.
-    pub(crate) fn commit(&mut self, state: &State, framework: Option<&Arc<str>>) -> Changed {
+    pub(crate) fn commit(
+        &mut self,
+        state: &State,
+        framework: Option<&Arc<str>>,
+        leaders: Leaders,
+    ) -> Changed {
         let hub = self.hub.clone();
         let mut inner = hub.lock();
         let was_synced = inner.slots[self.index].is_synced();
@@ -197,7 +206,9 @@ impl Feed {
         if state.is_synced() {
             let was_renamed = slot.framework.as_ref() != framework;
             slot.framework = framework.cloned();
+            slot.leaders = leaders;
             slot.apps = self.held.apps().clone();
+            slot.n_instances = self.held.n_instances();
             let changes = self.held.take_changes();
             if changes.problems == ProblemsChanged::Yes {
                 slot.source_problems = self.held.source_problems().to_vec();
@@ -321,8 +332,9 @@ impl Inner {
 
     /// The cluster's own names, and those of apps without a scheduler, use the first scheduler's.
     fn take_framework(&mut self) {
-        if let Some(framework) = self.slots.iter().find_map(|slot| slot.framework.clone()) {
-            self.catalog.set_framework(&framework);
+        if let Some(first) = self.slots.iter().find(|slot| slot.framework.is_some()) {
+            self.catalog.set_framework(first.framework.as_deref().unwrap_or_default());
+            self.catalog.set_leaders(first.leaders);
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use event_watcher::catalog::{Problem, Snapshot};
+use event_watcher::catalog::{Problem, Protocol, Snapshot};
 use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -21,6 +21,7 @@ use crate::forward::tcp::Options;
 use crate::kernel::driver::Ticked;
 use crate::kernel::serving::{Serving, Told};
 use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit};
+use crate::leaving::Leaving;
 use crate::stats::{Counter, PlaneTotals, UdpCounters, VipView};
 use crate::table::{self, VipState, Vips};
 use crate::worker::{Counts, Listen, Socket, UdpOptions, Worker};
@@ -60,7 +61,8 @@ struct State {
 /// An address that is listened on.
 #[derive(Clone, Debug)]
 struct Open {
-    vip: Arc<VipState>,
+    /// Whom connections and clients come to. Workers look at it for each connection.
+    vip: Arc<ArcSwap<VipState>>,
     stop: CancellationToken,
 }
 
@@ -123,6 +125,7 @@ pub fn start_on(
         shared: Arc::clone(&shared),
         snapshot: Arc::default(),
         state: State::default(),
+        leaving: Leaving::default(),
         closed: false,
         look_at: None,
         frontends: BTreeMap::new(),
@@ -148,6 +151,16 @@ impl Plane {
 
     /// Every VIP with its endpoints and counters, in key order.
     pub fn vips(&self) -> Vec<VipView> {
+        self.views(|_| true)
+    }
+
+    /// Of the same, those that ever had a connection or flow.
+    pub fn used_vips(&self) -> Vec<VipView> {
+        let kernel = self.shared.kernel.load();
+        self.views(|vip| vip.n_connections(&kernel) > 0)
+    }
+
+    fn views(&self, is_wanted: impl Fn(&VipState) -> bool) -> Vec<VipView> {
         let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
         let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
         let view = |vip: &Arc<VipState>| {
@@ -158,7 +171,7 @@ impl Plane {
             }
             view
         };
-        state.vips.values().map(view).collect()
+        state.vips.values().filter(|vip| is_wanted(vip)).map(view).collect()
     }
 
     /// Which plane serves, and why no better one does.
@@ -171,17 +184,19 @@ impl Plane {
         self.shared.ended.cancelled().await;
     }
 
-    /// What is listened on, old addresses of VIPs that moved included.
+    /// What is listened on, old addresses of VIPs that moved or are gone included.
     pub fn listening(&self) -> Vec<Frontend> {
         self.shared.state.load().open.keys().copied().collect()
     }
 
     pub fn totals(&self) -> PlaneTotals {
-        let vips = self.vips();
+        let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
+        let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
         PlaneTotals {
-            n_vips: vips.len(),
-            n_listening: vips.iter().map(|vip| vip.listening.len()).sum(),
-            n_in_flight: vips.iter().map(|vip| u64::from(vip.n_in_flight)).sum(),
+            n_vips: state.vips.len(),
+            n_listening: state.vips.values().map(|vip| vip.n_listening(&serves)).sum(),
+            n_in_flight: state.vips.values().map(|vip| vip.n_in_flight()).sum(),
+            n_connections: state.vips.values().map(|vip| vip.n_connections(&kernel)).sum(),
             n_accept_pauses: self.shared.counts.n_accept_pauses.value(),
             n_refused_for_descriptors: self.shared.counts.n_refused_for_descriptors.value(),
             n_moved: self.shared.n_moved.value(),
@@ -201,7 +216,8 @@ struct Follower {
     state: State,
     /// Some address could not be opened.
     closed: bool,
-    /// When the old address of a VIP that moved has been served for long enough.
+    leaving: Leaving,
+    /// When the old address of a VIP that moved or is gone has been served for long enough.
     look_at: Option<Instant>,
     /// What should be served, by whom.
     frontends: BTreeMap<Frontend, Arc<VipState>>,
@@ -222,8 +238,13 @@ impl Follower {
         loop {
             if let Some(snapshot) = newest.take() {
                 let generation = snapshot.generation;
-                let (vips, outcome) =
-                    table::compile(&self.state.vips, &self.snapshot, &snapshot, &self.config);
+                let (vips, outcome) = table::compile(
+                    &self.state.vips,
+                    &mut self.leaving,
+                    &self.snapshot,
+                    &snapshot,
+                    &self.config,
+                );
                 let old = std::mem::replace(&mut self.snapshot, snapshot);
                 self.state.vips = vips;
                 if outcome.n_moved > 0 {
@@ -271,7 +292,7 @@ impl Follower {
 
     /// Makes the addresses that VIPs have now, and no others, served.
     async fn serve(&mut self) {
-        (self.frontends, self.look_at) = table::frontends(&self.state.vips);
+        (self.frontends, self.look_at) = table::frontends(&self.state.vips, &mut self.leaving);
         if self.serving.is_kernel() {
             let services = self.frontends.iter().map(|(frontend, vip)| vip.service(*frontend)).collect();
             let mut gone = self.serving.frontends();
@@ -294,8 +315,9 @@ impl Follower {
             .filter(|(frontend, vip)| is_its_own(frontend, vip))
             .map(|(frontend, vip)| vip.service(frontend))
             .collect();
-        self.serving.set(services, Vec::new()).await;
-        self.tell(self.serving.problems(&self.frontends));
+        if self.serving.set(services, Vec::new()).await == Ticked::Differs {
+            self.tell(self.serving.problems(&self.frontends));
+        }
     }
 
     /// `found` are the plane's own; the VIPs' stand beside them.
@@ -313,13 +335,19 @@ impl Follower {
         self.closed = false;
         let mut problems = Vec::new();
         for (frontend, vip) in self.frontends.clone() {
-            if let Some(known) = self.state.open.get(&frontend).filter(|o| Arc::ptr_eq(&o.vip, &vip)) {
-                open.insert(frontend, known.clone());
-                continue;
+            if let Some(known) = self.state.open.get(&frontend) {
+                let is_same = Arc::ptr_eq(&known.vip.load(), &vip);
+                // An address that changed hands keeps its sockets: closing one resets what connects at that moment. Of
+                // datagrams there are clients with flows to the VIP before, which end with their socket.
+                if is_same || frontend.protocol == Protocol::Tcp {
+                    known.vip.store(vip);
+                    open.insert(frontend, known.clone());
+                    continue;
+                }
             }
             match Socket::open(frontend, self.workers.len()) {
                 Ok(sockets) => {
-                    let stop = self.cancel.child_token();
+                    let (vip, stop) = (Arc::new(ArcSwap::new(vip)), self.cancel.child_token());
                     for (socket, worker) in sockets.into_iter().zip(&self.workers) {
                         let listen = Listen { socket, vip: Arc::clone(&vip), stop: stop.clone() };
                         // A worker that has stopped takes nothing any more; the plane is stopping with it.
@@ -340,7 +368,7 @@ impl Follower {
             }
         }
         for (frontend, old) in self.state.open.iter() {
-            if !open.get(frontend).is_some_and(|new| Arc::ptr_eq(&new.vip, &old.vip)) {
+            if !open.get(frontend).is_some_and(|new: &Open| Arc::ptr_eq(&new.vip, &old.vip)) {
                 old.stop.cancel();
             }
         }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use event_watcher::catalog::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -68,7 +69,8 @@ pub(crate) struct UdpOptions {
 #[derive(Debug)]
 pub(crate) struct Listen {
     pub(crate) socket: Socket,
-    pub(crate) vip: Arc<VipState>,
+    /// Another one when the address changes hands.
+    pub(crate) vip: Arc<ArcSwap<VipState>>,
     /// Cancelled when the VIP goes or the plane stops.
     pub(crate) stop: CancellationToken,
 }
@@ -100,7 +102,7 @@ impl Worker {
                         server.tasks.spawn(accept(socket, vip, stop, Rc::clone(&server)));
                     }
                     Some(Listen { socket: Socket::Udp(socket), vip, stop }) => {
-                        datagrams.serve(socket, vip, stop);
+                        datagrams.serve(socket, vip.load_full(), stop);
                     }
                     None => break,
                 },
@@ -159,8 +161,8 @@ impl Datagrams {
 }
 
 impl Server {
-    fn serve(self: &Rc<Self>, client: TcpStream, peer: IpAddr, vip: &Arc<VipState>) {
-        let (server, vip) = (Rc::clone(self), Arc::clone(vip));
+    fn serve(self: &Rc<Self>, client: TcpStream, peer: IpAddr, vip: Arc<VipState>) {
+        let server = Rc::clone(self);
         self.tasks.spawn(async move {
             let pool = vip.pool(peer).load_full();
             let outcome = server.forwarder.forward(client, peer, &pool, &vip.counters).await;
@@ -172,14 +174,14 @@ impl Server {
 /// Accepts until told to stop, then takes what is still in the backlog, so that nobody who got a SYN-ACK is reset.
 async fn accept(
     socket: std::net::TcpListener,
-    vip: Arc<VipState>,
+    vip: Arc<ArcSwap<VipState>>,
     stop: CancellationToken,
     server: Rc<Server>,
 ) {
     let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::error!(%error, vip = %vip.key.target, "cannot watch a VIP's socket");
+            tracing::error!(%error, vip = %vip.load().key.target, "cannot watch a VIP's socket");
             return;
         }
     };
@@ -194,7 +196,7 @@ async fn accept(
         match accepted {
             Ok((client, _)) if server.ceiling.is_reached_by(&client) => {
                 if !refuses {
-                    tracing::warn!(vip = %vip.key.target, "file descriptors are short: connections are refused");
+                    tracing::warn!(vip = %vip.load().key.target, "file descriptors are short: connections are refused");
                 }
                 refuses = true;
                 server.counts.n_refused_for_descriptors.add(1);
@@ -204,12 +206,12 @@ async fn accept(
             Ok((client, peer)) => {
                 pause = FIRST_PAUSE;
                 refuses = false;
-                server.serve(client, peer.ip(), &vip);
+                server.serve(client, peer.ip(), vip.load_full());
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 server.counts.n_accept_pauses.add(1);
-                tracing::warn!(%error, vip = %vip.key.target, ?pause, "cannot accept; waiting");
+                tracing::warn!(%error, vip = %vip.load().key.target, ?pause, "cannot accept; waiting");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     () = &mut stopped => break,
@@ -221,10 +223,10 @@ async fn accept(
     match listener.into_std() {
         Ok(listener) => {
             while let Ok((client, peer)) = take_waiting(&listener) {
-                server.serve(client, peer.ip(), &vip);
+                server.serve(client, peer.ip(), vip.load_full());
             }
         }
-        Err(error) => tracing::error!(%error, vip = %vip.key.target, "cannot empty a VIP's backlog"),
+        Err(error) => tracing::error!(%error, vip = %vip.load().key.target, "cannot empty a VIP's backlog"),
     }
 }
 

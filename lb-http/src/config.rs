@@ -9,7 +9,7 @@ use std::time::Duration;
 use event_watcher::catalog::AppId;
 
 use crate::http1::scan::HeadLimits;
-use crate::labels::Reading;
+use crate::labels::{AcceptProxy, Reading};
 use crate::tls::MinVersion;
 
 /// Addresses of port 0 are given a free port; [`crate::Plane`] tells which.
@@ -28,6 +28,8 @@ pub struct Config {
     pub reading: Reading,
     /// In plain text; over TLS, clients and the balancer agree on a protocol.
     pub http2: Http2,
+    /// At the addresses of virtual hosts; service ports have labels for it.
+    pub accept_proxy: AcceptProxy,
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// `None`: requests are not logged.
@@ -124,6 +126,7 @@ impl Default for Config {
             service_address: loopback,
             reading: Reading::default(),
             http2: Http2::default(),
+            accept_proxy: AcceptProxy::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             access_log: None,

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use event_watcher::catalog::{AppId, InstanceId, Rotation};
 use serde::Serialize;
 
+use crate::access::Scheme;
+use crate::labels::Mode;
 use crate::table::{Backend, Table};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
+    pub scheme: Scheme,
     pub host: &'a str,
     pub port: Option<u16>,
     /// Path and query.
@@ -71,6 +74,15 @@ fn find(table: &Table, question: &Question<'_>, decisions: &mut Vec<String>) -> 
         decisions.push(format!("{port} is a service port: it leads to its app whatever the host and path"));
         return Some(found);
     }
+    let passed = || table.routes.of_server_name(Some(&question.host.to_ascii_lowercase()));
+    if question.scheme == Scheme::Https
+        && let Some(found) = passed()
+    {
+        let host = question.host;
+        decisions
+            .push(format!("TLS connections for {host} are passed on as they are to its app in mode tcp"));
+        return Some(found);
+    }
     let Some(rule) = table.routes.rule_of_host(question.host, path) else {
         decisions.push(format!("no app has the virtual host {} for the path {path}", question.host));
         return None;
@@ -104,7 +116,10 @@ fn reached(backend: &Backend, question: &Question<'_>, decisions: &mut Vec<Strin
             decisions.push(what.to_owned());
         }
     }
-    let rewritten = labels.edits.rewrite_target(question.target);
+    let rewritten = match labels.mode {
+        Mode::Http => labels.edits.rewrite_target(question.target),
+        Mode::Tcp => None,
+    };
     if let Some(target) = &rewritten {
         decisions.push(format!("the path is rewritten to {target}"));
     }

@@ -3,7 +3,7 @@
 //! Reading order: [`labels`] (what an app's labels ask for), [`table`] (what a snapshot compiles to), [`route`] (which
 //! backend a request is for), `proxy` (what is decided about a request), `failover`, `queue`, `exchange` and `upstream` (how it
 //! reaches an endpoint), [`http1`] (how it comes from a client, and everything that is bytes), `http2`
-//! (whose streams become such exchanges), [`tls`] and `secure` (what comes before HTTP), [`health`] (what
+//! (whose streams become such exchanges), [`tls`], `secure` and `tcp` (what comes before HTTP, or instead of it), [`health`] (what
 //! the balancer's own checks say), [`stats`] (what was counted).
 //!
 //! Invariants: the request path loads the table once and takes no lock; a worker owns its connections, both sides;
@@ -24,6 +24,7 @@ mod http2;
 pub mod labels;
 mod listeners;
 pub mod names;
+mod peek;
 mod plane;
 mod proxy;
 mod queue;
@@ -34,6 +35,7 @@ mod static_names;
 pub mod stats;
 mod sticky;
 pub mod table;
+mod tcp;
 pub mod tls;
 mod upstream;
 mod wait;
@@ -41,5 +43,6 @@ mod worker;
 
 pub use config::{AccessLogConfig, Config, Http2, Limits, LogFormat, LoggedApps, Timeouts, Tls};
 pub use error::{BindError, StartError};
+pub use labels::AcceptProxy;
 pub use plane::{Plane, start};
 pub use worker::Worker;

@@ -29,6 +29,19 @@ pub fn server(host: &str, address: SocketAddr) -> String {
     full.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }
 
+/// Service ports for those that the scheduler gives none: Marathon-LB's `--min-serv-port-ip-per-task` and `--max-…`.
+const FIRST_ASSIGNED: u16 = 10050;
+const LAST_ASSIGNED: u16 = 10100;
+
+/// The service port of an app whose instances have addresses of their own, by the port that they listen on. Marathon-LB
+/// takes another one when it is taken, which depends on who came first; here it is always this one.
+pub fn assigned_port(app: &AppId, instance_port: u16) -> u16 {
+    let digest = Sha1::digest(format!("{app}-{instance_port}-0"));
+    let number = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
+    let n_ports = u32::from(LAST_ASSIGNED - FIRST_ASSIGNED) + 1;
+    FIRST_ASSIGNED + (number % n_ports) as u16
+}
+
 /// The value of the sticky cookie: 10 hexadecimal digits.
 pub fn cookie_value(server_name: &str) -> String {
     let mut hex = hex(&Sha1::digest(server_name));
@@ -75,8 +88,10 @@ mod tests {
     }
 
     #[test]
-    fn cookie_and_id_are_hashes_of_the_name() {
+    fn ports_cookies_and_ids_are_hashes_of_names() {
         // Computed with Python's hashlib, as Marathon-LB does.
+        assert_eq!(assigned_port(&AppId::new("/db"), 5432), 10099);
+        assert_eq!(assigned_port(&AppId::new("/shop/web"), 8080), 10056);
         assert_eq!(cookie_value("hello"), "aaf4c61ddc");
         assert_eq!(server_id("hello", |_| false), 17194);
         assert_eq!(server_id("hello", |id| id == 17194), 32044);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use event_watcher::catalog::{Problem, Snapshot};
-use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
+use event_watcher::publish::{Applied, AppliedMark, Retired, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use crate::listeners::Listeners;
 use crate::proxy::Entry;
 use crate::route::Routes;
 use crate::static_names::StaticNames;
-use crate::stats::{self, BackendView, RouteView, Series};
+use crate::stats::{self, BackendView, RouteView, Series, Servers};
 use crate::table::{Compiler, Table};
 use crate::tls;
 use crate::worker::{Clients, Worker};
@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) http_in: Arc<Series>,
     pub(crate) https_in: Arc<Series>,
     pub(crate) appid_in: Arc<Series>,
+    /// Of the stats address, which somebody else serves.
+    pub(crate) stats_in: Arc<Series>,
     pub(crate) config: Arc<Config>,
     access_log: Option<Arc<AccessLog>>,
     problems: ArcSwap<Arc<[Problem]>>,
@@ -96,6 +98,7 @@ pub async fn start(
         http_in: Series::new(n_workers),
         https_in: Series::new(n_workers),
         appid_in: Series::new(n_workers),
+        stats_in: Series::new(1),
         config,
         access_log,
         problems: ArcSwap::from_pointee(Arc::default()),
@@ -126,6 +129,7 @@ pub async fn start(
         mark,
         names,
         newest,
+        retired: Retired::default(),
     };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
@@ -148,6 +152,7 @@ struct Follower {
     mark: AppliedMark,
     names: StaticNames,
     newest: Snapshot,
+    retired: Retired<Table>,
 }
 
 impl Follower {
@@ -166,6 +171,7 @@ impl Follower {
                     Err(_) => return cancel.cancelled().await,
                 },
                 _ = looks.tick() => {
+                    self.retired.free();
                     let table = self.shared.table.load_full();
                     let has_news = self.tls.look();
                     if self.listeners.has_failed() {
@@ -201,9 +207,10 @@ impl Follower {
         let before = self.shared.table.swap(Arc::clone(&table));
         table.awaited.iter().for_each(|backend| backend.queue.follow(&backend.pool));
         self.names.want(&table.unknown_names);
-        self.checker.follow(&table);
+        self.checker.follow(&table.probed);
         let same =
             Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
+        self.retired.keep(before);
         if !same || self.listeners.has_failed() {
             self.listen(&table).await;
         }
@@ -238,8 +245,12 @@ async fn sample(shared: Arc<Shared>, cancel: CancellationToken) {
         shared.http_in.sample(second);
         shared.https_in.sample(second);
         shared.appid_in.sample(second);
+        shared.stats_in.sample(second);
         for backend in &shared.table.load().backends {
             backend.frontend.sample(second);
+            if !backend.is_used() {
+                continue;
+            }
             backend.series.sample(second);
             backend.servers.iter().for_each(|server| server.series.sample(second));
         }
@@ -281,24 +292,29 @@ impl Plane {
         explain::explain(&self.shared.table.load(), question)
     }
 
+    /// Where whoever serves the stats address counts what it does; one thread may.
+    pub fn stats_series(&self) -> &Arc<Series> {
+        &self.shared.stats_in
+    }
+
     /// HAProxy's statistics as CSV, as behind `/haproxy?stats;csv`.
-    pub fn stats_csv(&self) -> String {
-        stats::csv(&stats::rows(&self.shared))
+    pub fn stats_csv(&self, servers: Servers) -> String {
+        stats::csv(&stats::rows(&self.shared, servers))
     }
 
     /// The same as HAProxy's JSON.
-    pub fn stats_json(&self) -> String {
-        stats::json(&stats::rows(&self.shared))
+    pub fn stats_json(&self, servers: Servers) -> String {
+        stats::json(&stats::rows(&self.shared, servers))
     }
 
     /// The same as an HTML page.
-    pub fn stats_page(&self) -> String {
-        stats::page(&stats::rows(&self.shared))
+    pub fn stats_page(&self, servers: Servers) -> String {
+        stats::page(&stats::rows(&self.shared, servers))
     }
 
     /// Appends Prometheus text with the names of HAProxy's exporter.
     pub fn metrics(&self, text: &mut String) {
-        stats::metrics(&stats::rows(&self.shared), text);
+        stats::metrics(&stats::rows(&self.shared, Servers::All), text);
         stats::own_metrics(&self.shared, text);
         text.push_str("# HELP waymark_http_access_log_dropped_total Lines that the log was too slow for.\n");
         text.push_str("# TYPE waymark_http_access_log_dropped_total counter\n");

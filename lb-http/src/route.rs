@@ -1,8 +1,10 @@
-//! Which backend a request is for: by service port, by host and path, by app id.
+//! Which backend a request is for: by service port, by host and path, by app id; a TLS connection by server name.
 //!
 //! Rules are tried by weight, then the most exact host, then the longest path, then app id: the first that fits wins.
 //! Two services that claim the same are a problem: who has it keeps it, and of two newcomers the older version wins, then
 //! the lower id. (A version alone would not do: scaling an app gives it a new one.)
+
+mod server_names;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,6 +16,7 @@ use imbl::Vector;
 
 use crate::labels::{Case, Compat, HostExpression, HostPattern, Listens, Mode, PathPrefix};
 use crate::table::Backend;
+use server_names::ServerNames;
 
 #[derive(Debug, Default)]
 pub struct Routes {
@@ -28,6 +31,8 @@ pub struct Routes {
     expressions: Vec<(HostExpression, Rule)>,
     /// By lower-case app id.
     apps: HashMap<Box<str>, usize, RandomState>,
+    /// Of services in mode tcp.
+    server_names: ServerNames,
     /// Every rule once, in order.
     listing: Vec<(HostPattern, Rule)>,
     pub(crate) problems: Vec<Problem>,
@@ -123,6 +128,22 @@ impl Routes {
         }
     }
 
+    /// Whether some TLS connections are passed on as they are.
+    pub(crate) fn passes_tls(&self) -> bool {
+        !self.server_names.is_empty()
+    }
+
+    /// Hosts whose TLS is passed on as it is, with their backends.
+    pub fn passed_hosts(&self) -> &[(HostPattern, usize)] {
+        self.server_names.listing()
+    }
+
+    /// The service in mode tcp that a TLS connection is passed on to, by the name that its client asks for, in lower
+    /// case. `None`: TLS is ended here.
+    pub fn of_server_name(&self, name: Option<&str>) -> Option<usize> {
+        self.server_names.find(name)
+    }
+
     pub(crate) fn compile(backends: &Vector<Arc<Backend>>, before: &Self, compat: Compat) -> Self {
         let mut routes = Self::default();
         let mut by_age: Vec<usize> = (0..backends.len()).collect();
@@ -150,6 +171,7 @@ impl Routes {
         }
         routes.listing = rules(backends, &by_age, &mut problems, compat);
         routes.index_hosts();
+        routes.server_names = ServerNames::compile(backends, &by_age, &mut problems);
         routes.settled = backends.iter().map(|backend| backend.service.clone()).collect();
         for (loser, _) in &problems {
             routes.settled.remove(&backends[*loser].service);

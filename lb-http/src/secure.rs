@@ -6,7 +6,6 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
@@ -15,7 +14,9 @@ use tokio_rustls::server::TlsStream;
 use crate::http1::connection;
 use crate::http1::side::ClientStream;
 use crate::http2;
+use crate::peek;
 use crate::proxy::{Accepted, Entry, Protection};
+use crate::tcp;
 use crate::tls::{self, Protocol};
 use crate::wait::{Phase, Registered};
 use crate::worker::Local;
@@ -43,7 +44,7 @@ pub(crate) fn is_tls(local: &Local, entry: Entry) -> bool {
 }
 
 /// The configuration of the handshake at an entry; `None`: plain text is spoken there.
-fn config_of(local: &Local, entry: Entry, server_name: Option<&str>) -> Option<Arc<ServerConfig>> {
+pub(crate) fn config_of(local: &Local, entry: Entry, server_name: Option<&str>) -> Option<Arc<ServerConfig>> {
     local.with_tls(|table| match entry {
         Entry::TlsHosts => Some(Arc::clone(table.of_host(server_name))),
         Entry::ServicePort(port) => table.of_port(port).cloned(),
@@ -57,6 +58,25 @@ pub(crate) async fn serve(local: Rc<Local>, accepted: Accepted<TcpStream>, regis
     let wait = Rc::clone(registered.wait());
     wait.enter(Phase::Head, local.timeouts.client_header);
     registered.wake_this_task().await;
+    if entry == Entry::TlsHosts && local.with_table(|table| table.routes.passes_tls()) {
+        match wait.unless_expired(tcp::backend_of_server_name(&local, &stream)).await {
+            Some(Ok(Some(backend))) => {
+                drop(registered);
+                let protection = Protection::Plain;
+                let accepted = Accepted { stream, client, local_port, entry, protection, session, permit };
+                return tcp::serve(local, backend, accepted).await;
+            }
+            Some(Ok(None)) => {}
+            refused => {
+                session.series().of_worker(local.index).n_handshake_failures.increment();
+                match refused {
+                    Some(Err(error)) => tracing::debug!(%client, %error, "refused"),
+                    _ => tracing::debug!(%client, "refused: its ClientHello did not come in time"),
+                }
+                return;
+            }
+        }
+    }
     let config_of = |name: Option<&str>| config_of(&local, entry, name);
     let greeted = match wait.unless_expired(tls::accept(stream, config_of)).await {
         Some(Ok(greeted)) => greeted,
@@ -92,16 +112,12 @@ pub(crate) async fn serve_either(local: Rc<Local>, accepted: Accepted<TcpStream>
 
 /// Looks at the first bytes and leaves them where they are.
 async fn begins_with_preface(stream: &TcpStream) -> io::Result<bool> {
+    let mut seen = [0; PREFACE.len()];
     let mut n_before = 0;
     loop {
-        let mut seen = [0; PREFACE.len()];
-        let n = stream.peek(&mut seen).await?;
-        if n == PREFACE.len() || n == 0 || seen[..n] != PREFACE[..n] {
+        let n = peek::beyond(stream, n_before, &mut seen).await?;
+        if n == PREFACE.len() || n <= n_before || seen[..n] != PREFACE[..n] {
             return Ok(seen == *PREFACE);
-        }
-        if n == n_before {
-            // The rest of a preface comes at once; what lies in the socket makes it readable all the while.
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         n_before = n;
     }

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -15,7 +16,7 @@ use arc_swap::{ArcSwap, Cache};
 use event_watcher::publish::Applied;
 use foldhash::quality::RandomState;
 use l4_vip::forward::tcp::{Forwarder, Options};
-use l4_vip::proxy_protocol::{self, Ends};
+use l4_vip::proxy_protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -31,8 +32,9 @@ use crate::labels::{AcceptProxy, Mode};
 use crate::proxy::{Accepted, Entry, Protection};
 use crate::request_id::RequestIds;
 use crate::secure;
-use crate::stats::{Series, Session};
-use crate::table::{Backend, Table};
+use crate::stats::Series;
+use crate::table::Table;
+use crate::tcp;
 use crate::tls::TlsTable;
 use crate::upstream::Upstreams;
 use crate::wait::{Clock, SWEEP_INTERVAL, Waits};
@@ -77,6 +79,7 @@ pub(crate) struct Local {
     pub(crate) timeouts: Timeouts,
     pub(crate) limits: Limits,
     http2: Http2,
+    accept_proxy: AcceptProxy,
     pub(crate) upstreams: Upstreams,
     pub(crate) tasks: TaskTracker,
     /// Room for the lines of the next head.
@@ -86,7 +89,7 @@ pub(crate) struct Local {
     pub(crate) means: Means,
     pub(crate) request_ids: RequestIds,
     pub(crate) access_log: Option<Arc<AccessLog>>,
-    forwarder: Forwarder,
+    pub(crate) forwarder: Forwarder,
     table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
     tls: RefCell<Cache<Arc<ArcSwap<TlsTable>>, Arc<TlsTable>>>,
     waits: Rc<Waits>,
@@ -116,6 +119,7 @@ impl Worker {
             timeouts: self.config.timeouts,
             limits: self.config.limits,
             http2: self.config.http2,
+            accept_proxy: self.config.accept_proxy,
             upstreams: Upstreams::new(self.index, Rc::clone(&clock)),
             tasks: TaskTracker::new(),
             fields: Cell::default(),
@@ -201,10 +205,11 @@ async fn accept(local: Rc<Local>, listener: Listener, close: CancellationToken) 
             return;
         }
     };
+    let mut closed = pin!(close.cancelled());
     loop {
         tokio::select! {
             biased;
-            () = close.cancelled() => break,
+            () = &mut closed => break,
             accepted = socket.accept() => match accepted {
                 Ok((stream, client)) => from.admit(&local, stream, client),
                 Err(error) => {
@@ -240,7 +245,8 @@ impl From {
                 let backend = table.routes.of_port(port).map(|i| &table.backends[i]);
                 backend.is_some_and(|b| b.labels.proxy_protocol.accept == AcceptProxy::Required)
             }),
-            _ => false,
+            Entry::Hosts | Entry::TlsHosts => local.accept_proxy == AcceptProxy::Required,
+            Entry::AppIds => false,
         };
         if wants_header {
             local.tasks.spawn_local(Rc::clone(self).admit_announced(Rc::clone(local), stream, peer));
@@ -297,24 +303,15 @@ impl From {
             return;
         };
         shard.n_sessions.increment();
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%client, %error, "a client left at once");
-            return;
-        }
         let session = series.begin();
-        if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {
-            if !backend.labels.admission.lets_in(client.ip()) {
-                shard.n_denied_requests.increment();
-                backend.series.of_worker(local.index).n_denied_requests.increment();
-                return;
-            }
-            local.tasks.spawn_local(forward(Rc::clone(local), backend, stream, client, session, permit));
-            return;
-        }
         let (entry, local_port) = (self.entry, self.port);
         let permit = Rc::new(permit);
         let accepted =
             Accepted { stream, client, local_port, entry, protection: Protection::Plain, session, permit };
+        if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {
+            local.tasks.spawn_local(tcp::serve(Rc::clone(local), backend, accepted));
+            return;
+        }
         let registered = local.waits.register(&local.clock);
         let local = Rc::clone(local);
         let tasks = local.tasks.clone();
@@ -326,28 +323,6 @@ impl From {
             tasks.spawn_local(connection::serve(local, accepted, registered));
         }
     }
-}
-
-/// Mode tcp: the bytes of one connection, whatever they are.
-async fn forward(
-    local: Rc<Local>,
-    backend: Arc<Backend>,
-    stream: TcpStream,
-    client: SocketAddr,
-    session: Session,
-    permit: Permit,
-) {
-    backend.series.of_worker(local.index).n_sessions.increment();
-    let of_backend = backend.series.begin();
-    let destination = stream.local_addr().unwrap_or(client);
-    let greeting = match backend.labels.proxy_protocol.send {
-        Some(version) => proxy_protocol::header(version, &Ends { source: client, destination }),
-        None => Vec::new(),
-    };
-    let (pool, counters) = (&backend.pool, &backend.tcp);
-    let outcome = local.forwarder.forward_after(&greeting, stream, client.ip(), pool, counters).await;
-    tracing::debug!(backend = %backend.name, %client, ?outcome, "connection ended");
-    drop((session, of_backend, permit));
 }
 
 /// How many connections each client address has, over all workers. A table of counters, not of addresses: two that

@@ -85,6 +85,94 @@ async fn a_version_that_does_not_come_up_is_taken_back() -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn instances(waymark: &Waymark, app: &str) -> anyhow::Result<u64> {
+    let (_, answer) = waymark.api("GET", &format!("/v2/apps{app}"), None).await?;
+    Ok(answer["app"]["instances"].as_u64().unwrap_or(0))
+}
+
+#[tokio::test]
+async fn a_split_keeps_some_of_both_until_it_is_ended() -> anyhow::Result<()> {
+    let waymark = Waymark::dev(PROGRAM, &["--no-demo"]).await?;
+    let first = write(&waymark, &definition(1))?;
+    // There is nothing yet that traffic could be split with.
+    let output = waymark.run(&["deploy", "bluegreen", &first, "--new-instances", "1"]).await?;
+    assert_eq!(output.code, Some(2), "{output:?}");
+    waymark.ok(&["deploy", "bluegreen", &first]).await?;
+    let shape = Shape { n_clients: 2, connections: Connections::New, rate: Some(50) };
+    let load = Load::start(waymark.service(PORT), "/", shape);
+    let second = write(&waymark, &definition(2))?;
+    let output = waymark.run(&["deploy", "bluegreen", &second, "--new-instances", "2"]).await?;
+    assert_eq!(output.code, Some(2), "a split leaves something of both: {output:?}");
+    let plan = waymark.ok(&["deploy", "bluegreen", &second, "--new-instances", "1", "--dry-run"]).await?;
+    assert!(plan.contains("Would create /shop-green (1 instances), which replaces /shop-blue"), "{plan}");
+    assert_eq!(colours(&waymark).await?, ["/shop-blue"], "nothing is changed");
+
+    for (ending, left) in [("--complete-prev", "/shop-blue"), ("--complete-cur", "/shop-green")] {
+        let said = waymark.ok(&["deploy", "bluegreen", &second, "--new-instances", "1"]).await?;
+        assert!(said.contains("Split: /shop-green has 1 instances, /shop-blue has 1"), "{said}");
+        assert_eq!(
+            (instances(&waymark, "/shop-blue").await?, instances(&waymark, "/shop-green").await?),
+            (1, 1)
+        );
+        waymark
+            .until("/haproxy?stats;csv", "one of each is up", |csv| {
+                csv.text().lines().filter(|l| l.starts_with("shop_18000,127_") && l.contains(",UP,")).count()
+                    == 2
+            })
+            .await?;
+        let output = waymark.run(&["deploy", "bluegreen", &second]).await?;
+        assert_eq!(output.code, Some(1), "somebody has to decide: {output:?}");
+        assert!(output.stderr.contains("split") && output.stderr.contains("--complete-cur"), "{output:?}");
+        waymark.ok(&["deploy", "bluegreen", &second, ending]).await?;
+        assert_eq!(colours(&waymark).await?, [left]);
+        assert_eq!(instances(&waymark, left).await?, 2);
+    }
+    let outcome = load.stop().await;
+    assert!(outcome.n_ok > 20, "{outcome:?}");
+    assert_eq!(outcome.n_failed, 0, "{:?}", outcome.reasons);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hook_is_asked_before_anything_is_stopped() -> anyhow::Result<()> {
+    let waymark = Waymark::dev(PROGRAM, &["--no-demo"]).await?;
+    let file = write(&waymark, &definition(1))?;
+    waymark.ok(&["deploy", "bluegreen", &file]).await?;
+    let (hook, told) = (waymark.scratch().join("hook"), waymark.scratch().join("told"));
+    let script = |code: u8| {
+        let text = format!("#!/bin/sh\nprintf '%s\\n' \"$@\" >> '{}'\nexit {code}\n", told.display());
+        std::fs::write(&hook, text)?;
+        std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+    };
+    let hook_flag = hook.to_string_lossy();
+    let file = write(&waymark, &definition(2))?;
+
+    script(3)?;
+    let output = waymark.run(&["deploy", "bluegreen", &file, "--pre-kill-hook", &hook_flag]).await?;
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains("the hook") && output.stderr.contains("--abort"), "{output:?}");
+    assert_eq!(instances(&waymark, "/shop-blue").await?, 2, "nothing was stopped");
+    let arguments = std::fs::read_to_string(&told)?;
+    let arguments: Vec<Value> = arguments.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let [old, ids, new] = &arguments[..] else { anyhow::bail!("three arguments are wanted: {arguments:?}") };
+    assert_eq!((&old["id"], &new["id"]), (&json!("/shop-blue"), &json!("/shop-green")));
+    assert_eq!(ids.as_array().map(Vec::len), Some(1), "{ids}");
+    assert!(ids[0].as_str().is_some_and(|id| id.starts_with("shop-blue")), "{ids}");
+
+    // It can be given up …
+    let said = waymark.ok(&["deploy", "bluegreen", &file, "--abort"]).await?;
+    assert!(said.contains("Went back"), "{said}");
+    assert_eq!(colours(&waymark).await?, ["/shop-blue"]);
+    // … or begun again, and gone on with.
+    let output = waymark.run(&["deploy", "bluegreen", &file, "--pre-kill-hook", &hook_flag]).await?;
+    assert_eq!(output.code, Some(1), "{output:?}");
+    script(0)?;
+    let said = waymark.ok(&["deploy", "bluegreen", &file, "--pre-kill-hook", &hook_flag]).await?;
+    assert!(said.contains("Resuming: /shop-green replaces /shop-blue"), "{said}");
+    assert_eq!(colours(&waymark).await?, ["/shop-green"]);
+    Ok(())
+}
+
 /// Marathon-LB's own script, from PyPI (package zdd).
 #[tokio::test]
 async fn zdd_completes_a_deployment() -> anyhow::Result<()> {

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 use tests::backend::Backend;
 use tests::client::{self, Response};
@@ -22,7 +23,11 @@ const CREDENTIALS: &str = "Authorization: Basic Ym9iOnMzY3JldA==";
 #[derive(Clone, Copy, Debug)]
 enum By {
     Port,
+    /// Another service port than the app's own.
+    At(u16),
     Host(&'static str),
+    /// The same over TLS, with this server name.
+    Tls(&'static str),
     AppId,
 }
 
@@ -39,7 +44,7 @@ enum Expect {
     /// Nothing listens there.
     Refused,
 }
-use By::{AppId, Host, Port};
+use By::{AppId, At, Host, Port, Tls};
 use Expect::{Answer, Header, NotSent, Refused, Sent};
 
 type Labels = &'static [(&'static str, &'static str)];
@@ -59,11 +64,15 @@ const CASES: &[(Labels, Requests)] = &[
             (Host("V2.TEST:80"), "/", &[], Sent("get / ")),
             (Host("v3.test"), "/", &[], Answer(503, "no-route")),
             (AppId, "/", &[], Sent("get / ")),
+            (Tls("v1.test"), "/", &[], Sent("x-forwarded-proto: https")),
+            (Tls("v2.test"), "/", &["Host: v1.test"], Answer(421, "misdirected")),
+            (Tls("v3.test"), "/", &[], Answer(503, "no-route")),
         ],
     ),
     (
         &[("HAPROXY_0_VHOST", "*.wild.test")],
         &[
+            (Tls("a.wild.test"), "/", &[], Sent("host: a.wild.test")),
             (Host("a.wild.test"), "/", &[], Sent("get / ")),
             (Host("b.a.wild.test"), "/", &[], Sent("get / ")),
             (Host("wild.test"), "/", &[], Answer(503, "no-route")),
@@ -75,6 +84,8 @@ const CASES: &[(Labels, Requests)] = &[
             (Host("path.test"), "/A/x", &[], Sent("get /a/x ")),
             (Host("path.test"), "/bcd", &[], Sent("get /bcd ")),
             (Host("path.test"), "/c", &[], Answer(503, "no-route")),
+            (Tls("path.test"), "/B", &[], Sent("get /b ")),
+            (Tls("path.test"), "/c", &[], Answer(503, "no-route")),
         ],
     ),
     (
@@ -101,13 +112,17 @@ const CASES: &[(Labels, Requests)] = &[
         &[("HAPROXY_0_VHOST", "https.test"), ("HAPROXY_0_REDIRECT_TO_HTTPS", "true")],
         &[
             (Host("https.test:9080"), "/x?y=z", &[], Answer(301, "location: https://https.test/x?y=z")),
+            (Tls("https.test"), "/x?y=z", &[], Sent("get /x?y=z ")),
             (Port, "/", &[], Sent("get / ")),
             (AppId, "/", &[], Sent("get / ")),
         ],
     ),
     (
-        &[("HAPROXY_0_MODE", "http"), ("HAPROXY_0_USE_HSTS", "true")],
-        &[(Port, "/", &[], Header("strict-transport-security", "max-age=15768000"))],
+        &[("HAPROXY_0_VHOST", "hsts.test"), ("HAPROXY_0_USE_HSTS", "true")],
+        &[
+            (Port, "/", &[], Header("strict-transport-security", "max-age=15768000")),
+            (Tls("hsts.test"), "/", &[], Header("strict-transport-security", "max-age=15768000")),
+        ],
     ),
     (
         &[("HAPROXY_0_VHOST", "auth.test"), ("HAPROXY_0_AUTH", AUTH)],
@@ -119,6 +134,8 @@ const CASES: &[(Labels, Requests)] = &[
             (Port, "/", &[CREDENTIALS], Sent("get / ")),
             (AppId, "/", &[], Answer(401, "www-authenticate")),
             (AppId, "/", &[CREDENTIALS], Sent("get / ")),
+            (Tls("auth.test"), "/", &[], Answer(401, "www-authenticate")),
+            (Tls("auth.test"), "/", &[CREDENTIALS], Sent("get / ")),
         ],
     ),
     (
@@ -134,6 +151,7 @@ const CASES: &[(Labels, Requests)] = &[
             (Host("acl.test"), "/", &[], Answer(403, "address-denied")),
             (Port, "/", &[], Answer(403, "address-denied")),
             (AppId, "/", &[], Answer(403, "address-denied")),
+            (Tls("acl.test"), "/", &[], Answer(403, "address-denied")),
         ],
     ),
     (
@@ -162,6 +180,7 @@ const CASES: &[(Labels, Requests)] = &[
         &[
             (Host("root.test"), "/", &[], Answer(301, "location: /web")),
             (Host("root.test"), "/x", &[], Sent("get /x ")),
+            (Tls("root.test"), "/", &[], Answer(301, "location: /web")),
         ],
     ),
     (
@@ -190,6 +209,7 @@ const CASES: &[(Labels, Requests)] = &[
         &[
             (Host("behind.test"), "/x", &[], Answer(302, "location: https://behind.test/x")),
             (Host("behind.test"), "/x", &["X-Forwarded-Proto: https"], Sent("x-forwarded-for: 127.0.0.1")),
+            (Tls("behind.test"), "/x", &[], Sent("get /x ")),
         ],
     ),
     (
@@ -217,6 +237,48 @@ const CASES: &[(Labels, Requests)] = &[
             (Port, "/", &["X-Forwarded-For: 1.2.3.4"], Sent("x-forwarded-for: 1.2.3.4")),
         ],
     ),
+    (
+        &[("HAPROXY_0_MODE", "http"), ("HAPROXY_0_PORT", "21999")],
+        &[(At(21999), "/", &[], Sent("get / ")), (Port, "/", &[], Refused)],
+    ),
+    (
+        &[("HAPROXY_0_MODE", "tcp"), ("HAPROXY_0_BALANCE", "leastconn")],
+        &[(Port, "/", &[], NotSent("x-forwarded-for")), (AppId, "/", &[], Answer(503, "no-route"))],
+    ),
+    (
+        &[("HAPROXY_0_VHOST", "weight.test"), ("HAPROXY_0_PATH", "/a"), ("HAPROXY_0_BACKEND_WEIGHT", "1")],
+        &[(Host("weight.test"), "/a", &[], Sent("x-app: heavier"))],
+    ),
+    (
+        &[
+            ("HAPROXY_0_VHOST", "weight.test"),
+            ("HAPROXY_0_BACKEND_WEIGHT", "2"),
+            ("HAPROXY_0_BACKEND_HTTP_OPTIONS", "  http-request add-header X-App heavier"),
+        ],
+        &[
+            (Host("weight.test"), "/a/b", &[], Sent("x-app: heavier")),
+            (Tls("weight.test"), "/", &[], Sent("x-app: heavier")),
+        ],
+    ),
+    (
+        &[
+            ("HAPROXY_0_VHOST", "sni.test"),
+            (
+                "HAPROXY_0_HTTPS_FRONTEND_ACL",
+                "  use_backend {backend} if {{ ssl_fc_sni -m end .{hostname} }}\n",
+            ),
+        ],
+        &[
+            (Tls("x.sni.test"), "/", &[], Sent("host: x.sni.test")),
+            (Tls("sni.test"), "/", &[], Sent("get / ")),
+            (Tls("notsni.test"), "/", &[], Answer(503, "no-route")),
+        ],
+    ),
+    (
+        &[("HAPROXY_0_VHOST", "balance.test"), ("HAPROXY_0_BALANCE", "hdr(X-User)")],
+        &[(Host("balance.test"), "/", &["X-User: 7"], Sent("x-user: 7"))],
+    ),
+    (&[("HAPROXY_0_MODE", "http"), ("HAPROXY_0_BIND_OPTIONS", "accept-proxy")], &[(Port, "/", &[], Refused)]),
 ];
 
 fn definition(index: usize, labels: Value, instance: u16) -> Value {
@@ -251,10 +313,40 @@ async fn request(
     let (address, own): (SocketAddr, String) = match by {
         Port => (waymark.service(FIRST_PORT + index as u16), "X-By: port".to_owned()),
         Host(host) => (waymark.address("http"), format!("Host: {host}")),
+        At(port) => (waymark.service(port), "X-By: another port".to_owned()),
         AppId => (waymark.address("appid"), format!("X-Marathon-App-Id: /CASE/{index}")),
+        Tls(host) => return over_tls(waymark.address("https"), host, target, headers).await,
     };
     let headers: Vec<&str> = [own.as_str()].into_iter().chain(headers.iter().copied()).collect();
     client::get_with(address, target, &headers).await
+}
+
+/// With curl, which asks for the server name; whose certificate it is shown is `https`'s business.
+async fn over_tls(
+    address: SocketAddr,
+    host: &str,
+    target: &str,
+    headers: &[&str],
+) -> anyhow::Result<Response> {
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["-sSki", "--http1.1", "--max-time", "10", "--noproxy", "*"]);
+    curl.args(["--resolve", &format!("{host}:{}:{}", address.port(), address.ip())]);
+    for header in headers {
+        curl.args(["-H", header]);
+    }
+    let output = curl.arg(format!("https://{host}:{}{target}", address.port())).kill_on_drop(true).output();
+    let output = tokio::time::timeout(2 * client::DEADLINE, output).await??;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout)?;
+    let (head, body) = text.split_once("\r\n\r\n").context("no head")?;
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
+    let headers = lines.filter_map(|line| line.split_once(':'));
+    Ok(Response {
+        status: status.context("no status")?,
+        headers: headers.map(|(n, v)| (n.to_ascii_lowercase(), v.trim().to_owned())).collect(),
+        body: body.as_bytes().to_vec(),
+    })
 }
 
 #[tokio::test]
@@ -298,7 +390,7 @@ async fn every_label_does_on_the_wire_what_it_says() -> anyhow::Result<()> {
     }
     let csv = waymark.stats("/haproxy?stats;csv").await?.text();
     let denied = csv.lines().find(|l| l.contains("case_13_20013,BACKEND")).unwrap_or_default();
-    assert_eq!(denied.split(',').nth(10), Some("3"), "dreq counts who was turned away: {denied}");
+    assert_eq!(denied.split(',').nth(10), Some("4"), "dreq counts who was turned away: {denied}");
     Ok(())
 }
 

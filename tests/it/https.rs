@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tests::scheduler::{ScriptedInstance, ScriptedScheduler};
 use tests::waymark::Waymark;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
@@ -45,9 +46,12 @@ impl Curl<'_> {
     }
 }
 
+/// So that the instance that the change brings is used when it listens, not when its process has begun.
+const CHECKS: &str = r#"healthChecks=[{"protocol":"HTTP","path":"/","portIndex":0,"intervalSeconds":1}]"#;
+
 /// The demo app with more labels.
 async fn label(waymark: &Waymark, labels: &str) -> anyhow::Result<()> {
-    waymark.ok(&["app", "update", DEMO, &format!("labels={labels}"), "--wait"]).await?;
+    waymark.ok(&["app", "update", DEMO, CHECKS, &format!("labels={labels}"), "--wait"]).await?;
     Ok(())
 }
 
@@ -112,7 +116,8 @@ async fn a_changed_certificate_is_shown_and_open_connections_go_on() -> anyhow::
             }
         }
     };
-    assert!(ask("before").await?.contains(" 200 "));
+    let before = ask("before").await?;
+    assert!(before.contains(" 200 "), "{before}");
     certificate(scratch.path(), "a.pem", &["a.test", "more.a.test"])?;
     let new = Curl { waymark: &waymark, ca: &file };
     let deadline = tokio::time::Instant::now() + tests::client::DEADLINE;
@@ -120,7 +125,8 @@ async fn a_changed_certificate_is_shown_and_open_connections_go_on() -> anyhow::
         assert!(tokio::time::Instant::now() < deadline, "the new certificate is not shown: {error}");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    assert!(ask("after").await?.contains(" 200 "), "the open connection");
+    let after = ask("after").await?;
+    assert!(after.contains(" 200 "), "the open connection: {after}");
     std::fs::write(&file, "broken")?;
     let shown = |answer: &tests::client::Response| answer.text().contains("no certificate in");
     waymark.until("/api/status", "the broken file is a problem", shown).await?;
@@ -208,5 +214,42 @@ async fn without_a_certificate_one_is_made() -> anyhow::Result<()> {
         .await?;
     // The handshake is done; nobody has this host.
     assert_eq!(String::from_utf8_lossy(&output.stdout), "503", "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Both ends are openssl's and curl's, which know nothing of what stands between them.
+#[tokio::test]
+async fn tls_of_a_host_in_mode_tcp_is_passed_on() -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let own = certificate(scratch.path(), "own.pem", &["own.test"])?;
+    // Found free and given up: the instance is told its port.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let _instance = Command::new("openssl")
+        .args(["s_server", "-www", "-quiet", "-accept", &format!("127.0.0.1:{port}")])
+        .args(["-cert", &own.display().to_string(), "-key", &own.display().to_string()])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let scheduler = ScriptedScheduler::start().await?;
+    let labels = serde_json::json!({"HAPROXY_0_MODE": "tcp", "HAPROXY_0_VHOST": "own.test"});
+    let instance = ScriptedInstance { task_id: "own.1".to_owned(), port };
+    scheduler.set_app("/own", 26000, labels, &[instance]);
+    let waymark = Waymark::serve(PROGRAM, scheduler.address, &[]).await?;
+    let curl = Curl { waymark: &waymark, ca: &own };
+    let deadline = tokio::time::Instant::now() + tests::client::DEADLINE;
+    let (status, body) = loop {
+        match curl.get("own.test", &[]).await {
+            Ok((_, status, body)) => break (status, body),
+            Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+        }
+    };
+    assert!(status == 200 && body.contains("s_server"), "{status} {body}");
+    // Other names are ended here, with another certificate.
+    assert!(curl.get("other.test", &[]).await.is_err());
+    let why = waymark.ok(&["route", "explain", "https://own.test/"]).await?;
+    assert!(why.contains("passed on as they are") && why.contains("own_26000"), "{why}");
     Ok(())
 }

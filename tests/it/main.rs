@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_input;
 mod browser;
+mod changes_under_load;
 mod compat_clients;
 mod compat_deploy;
 mod compat_documents;
@@ -13,10 +14,10 @@ mod dns;
 mod exec;
 mod failover;
 mod https;
+mod kernel;
 mod kernel_dns;
-mod kernel_ebpf;
-mod kernel_nft;
-mod kernel_planes;
+mod live_view;
+mod pods;
 mod random_faults;
 mod restart;
 mod scheduler_away;
@@ -27,6 +28,7 @@ mod scheduler_slow_stream;
 mod sources;
 mod tutorial;
 mod vip_descriptors;
+mod vip_refused;
 mod vip_udp;
 
 /// The program under test.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -15,12 +16,13 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const NAME: &str = "name-it.marathon.l4lb.thisdcos.directory";
 const PORT: u16 = 5353;
 
-/// Answers each datagram with the instance's id.
+/// Answers each datagram with the instance's id and the datagram.
 const SERVER: &str = "import os, socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.bind((os.environ['HOST'], int(os.environ['PORT0'])))
 while True:
-    s.sendto(os.environ['MESOS_TASK_ID'].encode(), s.recvfrom(65536)[1])
+    question, client = s.recvfrom(65536)
+    s.sendto(os.environ['MESOS_TASK_ID'].encode() + b' ' + question, client)
 ";
 
 async fn client(vip: SocketAddr) -> anyhow::Result<UdpSocket> {
@@ -29,12 +31,24 @@ async fn client(vip: SocketAddr) -> anyhow::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Asks once; what is lost is an error, as a refusal is.
+/// Asks once; what is lost is an error, as a refusal is. Late answers to earlier questions do not count.
 async fn ask(client: &UdpSocket, patience: Duration) -> std::io::Result<String> {
-    client.send(b"who are you?").await?;
-    let mut buffer = [0; 1024];
-    let n = tokio::time::timeout(patience, client.recv(&mut buffer)).await??;
-    Ok(String::from_utf8_lossy(&buffer[..n]).into_owned())
+    static QUESTION: AtomicU32 = AtomicU32::new(0);
+    let question = QUESTION.fetch_add(1, Relaxed).to_string();
+    client.send(question.as_bytes()).await?;
+    let answered = async {
+        let mut buffer = [0; 1024];
+        loop {
+            let n = client.recv(&mut buffer).await?;
+            let answer = String::from_utf8_lossy(&buffer[..n]);
+            if let Some((instance, to)) = answer.split_once(' ')
+                && to == question
+            {
+                return Ok(instance.to_owned());
+            }
+        }
+    };
+    tokio::time::timeout(patience, answered).await?
 }
 
 /// Asks until there is an answer: an instance that has just started may not listen yet.

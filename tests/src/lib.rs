@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod browser;
 pub mod cgroup;
+pub mod churn;
 pub mod client;
 pub mod load;
 pub mod netns;

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -25,6 +25,8 @@ pub struct Waymark {
     ready: Value,
     pub service_address: Ipv4Addr,
     pub vip_network: Ipv4Addr,
+    /// Given back when the program has been told to stop.
+    _networks: Networks,
 }
 
 /// What a command printed, and how it ended.
@@ -35,15 +37,34 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// A service address and the first address of a /20 for VIPs, of this process and this run alone. The system would
-/// let two runs share an address and hand each the other's connections.
-fn own_networks() -> (Ipv4Addr, Ipv4Addr) {
-    static TURN: AtomicU8 = AtomicU8::new(0);
-    let turn = TURN.fetch_add(1, Ordering::Relaxed);
-    let process = std::process::id();
-    let service = Ipv4Addr::new(127, 64 | (process >> 8) as u8 & 0x3f, process as u8, turn.wrapping_add(1));
-    let number = (process << 4 | u32::from(turn) & 0xf) & 0x3ff;
-    (service, Ipv4Addr::from_bits(0x7fc0_0000 | number << 12))
+/// A service address and the first address of a /20 for VIPs, of this run alone. The system would let two runs share an
+/// address and hand each the other's connections.
+#[derive(Debug)]
+struct Networks {
+    service: Ipv4Addr,
+    vips: Ipv4Addr,
+    /// Nobody else can have the same while this is bound.
+    _lease: std::net::TcpListener,
+}
+
+impl Networks {
+    const N: u32 = 1024;
+    /// The network's own address is no VIP's.
+    const LEASE_PORT: u16 = 65_000;
+
+    fn take() -> anyhow::Result<Self> {
+        static TURN: AtomicU32 = AtomicU32::new(0);
+        let first = std::process::id() << 4;
+        for _ in 0..Self::N {
+            let number = (first + TURN.fetch_add(1, Ordering::Relaxed)) % Self::N;
+            let vips = Ipv4Addr::from_bits(0x7fc0_0000 | number << 12);
+            if let Ok(lease) = std::net::TcpListener::bind((vips, Self::LEASE_PORT)) {
+                let service = Ipv4Addr::new(127, 64 | (number >> 8) as u8, number as u8, 1);
+                return Ok(Self { service, vips, _lease: lease });
+            }
+        }
+        bail!("all networks for tests are taken")
+    }
 }
 
 impl Waymark {
@@ -79,7 +100,8 @@ impl Waymark {
 
     async fn start(program: &str, command: &str, first: &[&str], extra: &[&str]) -> anyhow::Result<Self> {
         let home = tempfile::tempdir()?;
-        let (service_address, vip_network) = own_networks();
+        let networks = Networks::take()?;
+        let (service_address, vip_network) = (networks.service, networks.vips);
         let ready_file = home.path().join("ready.json");
         let log = std::fs::File::create(home.path().join("log"))?;
         let mut arguments = Command::new(program);
@@ -133,7 +155,15 @@ impl Waymark {
                 bail!("waymark {command} did not become ready: {failed:?}\n{log}");
             }
         };
-        Ok(Self { program: program.into(), child, home, ready, service_address, vip_network })
+        Ok(Self {
+            program: program.into(),
+            child,
+            home,
+            ready,
+            service_address,
+            vip_network,
+            _networks: networks,
+        })
     }
 
     pub fn pid(&self) -> Option<u32> {

@@ -2,20 +2,25 @@
 //!
 //! What they say comes from the HTTP plane; its names and columns are made there.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::Response;
 use http::header::{self, HeaderValue};
+use lb_http::stats::{Series, Servers};
 
 use super::server::{Answer, text};
 
 /// What the HTTP plane tells in HAProxy's words.
 pub trait Haproxy: Send + Sync {
     /// HAProxy's statistics page.
-    fn page(&self) -> String;
+    fn page(&self, servers: Servers) -> String;
     /// The CSV of the same.
-    fn csv(&self) -> String;
+    fn csv(&self, servers: Servers) -> String;
     /// The JSON of the same.
-    fn json(&self) -> String;
+    fn json(&self, servers: Servers) -> String;
+    /// What the stats address itself counts, as HAProxy's proxy `stats` does.
+    fn stats_series(&self) -> &Arc<Series>;
     /// `host backend` lines.
     fn vhost_map(&self) -> String;
     /// `app backend` lines.
@@ -38,12 +43,13 @@ pub fn answer(haproxy: &dyn Haproxy, path: &str, query: Option<&str>) -> Option<
                 return None;
             }
             let words: Vec<&str> = words.collect();
+            let servers = if words.contains(&"up") { Servers::Up } else { Servers::All };
             if words.contains(&"csv") {
-                text(PLAIN, haproxy.csv())
+                text(PLAIN, haproxy.csv(servers))
             } else if words.contains(&"json") {
-                text("application/json", haproxy.json())
+                text("application/json", haproxy.json(servers))
             } else {
-                page(haproxy, &words)
+                page(haproxy.page(servers), &words)
             }
         }
         "/_haproxy_health_check" => text(HTML, Bytes::from_static(SERVICE_READY.as_bytes())),
@@ -58,8 +64,8 @@ pub fn answer(haproxy: &dyn Haproxy, path: &str, query: Option<&str>) -> Option<
 const SERVICE_READY: &str = "<html><body><h1>200 OK</h1>\nService ready.\n</body></html>\n";
 
 /// The page brings its style along and has no script; it moves because the browser asks again.
-fn page(haproxy: &dyn Haproxy, words: &[&str]) -> Response<Answer> {
-    let mut response = text(HTML, haproxy.page());
+fn page(page: String, words: &[&str]) -> Response<Answer> {
+    let mut response = text(HTML, page);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     if !words.contains(&"norefresh") {

@@ -17,6 +17,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use lb_http::stats::ResponseClass;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -60,11 +61,19 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             }
         };
         let admin = Arc::clone(&admin);
+        let session = admin.sources.haproxy.as_ref().map(|haproxy| {
+            haproxy.stats_series().of_worker(0).n_sessions.increment();
+            haproxy.stats_series().begin()
+        });
         tokio::spawn(async move {
             let closing = admin.sources.closing.clone();
             let service = service_fn(move |request| {
                 let admin = Arc::clone(&admin);
-                async move { Ok::<_, Infallible>(answer(&admin, &request, listen, peer).await) }
+                async move {
+                    let response = answer(&admin, &request, listen, peer).await;
+                    count(&admin, &response);
+                    Ok::<_, Infallible>(response)
+                }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -82,9 +91,19 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
                     }
                 }
             }
-            drop(permit);
+            drop((permit, session));
         });
     }
+}
+
+/// The control thread is the only one that serves here, so it has the only shard to itself.
+fn count(admin: &Admin, response: &Response<Answer>) {
+    let Some(haproxy) = &admin.sources.haproxy else { return };
+    let shard = haproxy.stats_series().of_worker(0);
+    shard.n_requests.increment();
+    shard.n_intercepted.increment();
+    shard.responded(ResponseClass::of(response.status()));
+    shard.bytes_out.add(hyper::body::Body::size_hint(response.body()).lower());
 }
 
 async fn answer(

@@ -10,6 +10,7 @@ use event_watcher::catalog::{
 };
 use event_watcher::publish::{AppliedMark, Freshness, Publisher, applied, channel};
 use futures_util::StreamExt;
+use lb_http::stats::{Series, Servers};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
@@ -32,7 +33,7 @@ impl Plane for Fake {
         [Problem { app: None, at: "x".into(), what: "<b>odd</b>".into(), hint: String::new() }].into()
     }
 
-    fn endpoints(&self, each: &mut dyn FnMut(EndpointSample)) {
+    fn endpoints(&self, _which: Which, each: &mut dyn FnMut(EndpointSample)) {
         self.samples.lock().unwrap().iter().cloned().for_each(each);
     }
 
@@ -45,17 +46,20 @@ impl Plane for Fake {
     }
 }
 
-struct Page;
+struct Page(Arc<Series>);
 
 impl Haproxy for Page {
-    fn page(&self) -> String {
+    fn page(&self, _: Servers) -> String {
         "page".into()
     }
-    fn csv(&self) -> String {
-        "# pxname,\n".into()
+    fn csv(&self, servers: Servers) -> String {
+        format!("# pxname,\n{servers:?}\n")
     }
-    fn json(&self) -> String {
+    fn json(&self, _: Servers) -> String {
         "[]".into()
+    }
+    fn stats_series(&self) -> &Arc<Series> {
+        &self.0
     }
     fn vhost_map(&self) -> String {
         String::new()
@@ -93,7 +97,7 @@ impl Bench {
         let admin = Admin::start(Sources {
             subscriber,
             planes: vec![(PlaneName::Dns, Arc::clone(&plane) as Arc<dyn Plane>)],
-            haproxy: Some(Arc::new(Page)),
+            haproxy: Some(Arc::new(Page(Series::new(1)))),
             signals: super::Signals::default(),
             vips: None,
             applied: readiness::of_all(vec![applied]),
@@ -251,7 +255,8 @@ async fn every_path_answers_what_it_should() {
     let bench = Bench::start().await;
     for (path, status, body) in [
         ("/haproxy?stats", 200, "page"),
-        ("/haproxy?stats;csv", 200, "# pxname,\n"),
+        ("/haproxy?stats;csv", 200, "# pxname,\nAll"),
+        ("/haproxy?stats;up;csv", 200, "# pxname,\nUp"),
         ("/haproxy?stats;json", 200, "[]"),
         ("/haproxy?stats;norefresh", 200, "page"),
         ("/haproxy", 404, "no such page"),

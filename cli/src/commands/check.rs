@@ -160,6 +160,9 @@ fn service(backend: &Backend, index: usize, table: &Table, assigned: bool) -> Se
         let path = rule.path.as_ref().map_or("", |p| &p.prefix);
         reached_by.push(format!("{host}{path}"));
     }
+    for (host, _) in table.routes.passed_hosts().iter().filter(|(_, passed)| *passed == index) {
+        reached_by.push(format!("{host} (its TLS, passed on as it is)"));
+    }
     let mut costs = Vec::new();
     if labels.admission.login.is_some() {
         costs.push("a password that was not seen before takes some milliseconds to look at");

@@ -13,6 +13,7 @@ mod route;
 mod stats;
 mod status;
 mod sync;
+mod top;
 mod vip;
 mod wait;
 mod words;
@@ -39,6 +40,7 @@ pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
         Command::Deploy(DeployCommand::Bluegreen(args)) => wait_for(deploy::bluegreen::run(&args)),
         Command::Status(args) => wait_for(status::run(&args)),
         Command::Sync(args) => wait_for(sync::run(&args)),
+        Command::Top(args) => wait_for(top::run(&args)),
         Command::Events(args) => wait_for(status::events(&args)),
         Command::Exec(args) => inside::exec(&args.stats, &args.command),
         Command::Shell(args) => inside::shell(&args),

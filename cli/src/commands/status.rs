@@ -1,8 +1,8 @@
 //! `waymark status` and `waymark events`: what a running Waymark knows, and what changes.
 //!
-//! Both only print what the stats address says.
+//! Both only print what the stats address says. `top` reads the same event stream.
 
-use futures_util::StreamExt;
+use reqwest::Response;
 use serde_json::Value;
 
 use super::stats::StatsClient;
@@ -118,33 +118,52 @@ fn counted(n: &Value, what: &str) -> String {
 
 /// Follows the events until interrupted or until the server closes the stream.
 pub async fn events(args: &ListArgs) -> Result<(), Failure> {
-    let mut stream = StatsClient::new(&args.stats)?.open("api/events").await?.bytes_stream();
-    let mut line = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|e| Failure::chain("the event stream broke off", &e.without_url()))?;
-        for byte in chunk {
-            if byte != b'\n' {
-                if line.len() < MAX_LINE_BYTES {
-                    line.push(byte);
-                }
-                continue;
-            }
-            let text = String::from_utf8_lossy(&line);
-            if let Some(data) = text.trim_end().strip_prefix("data:") {
-                print_event(data.trim_start(), args.json)?;
-            }
-            line.clear();
-        }
+    let mut events = EventStream::open(&StatsClient::new(&args.stats)?).await?;
+    while let Some(data) = events.next().await? {
+        output::print_line(&if args.json { data } else { one_line(&data) })?;
     }
     Err(Failure::new("Waymark closed the event stream").hint("it stopped, or this reader was too slow"))
 }
 
-fn print_event(data: &str, json: bool) -> Result<(), Failure> {
-    if json {
-        return output::print_line(data);
-    }
+/// Time, generation and what happened, of an event's JSON.
+pub(super) fn one_line(data: &str) -> String {
     let event: Value = serde_json::from_str(data).unwrap_or_default();
     let part = |key: &str| event[key].as_str().unwrap_or_default();
     let line = format!("{}  #{:<5} {}", part("at"), event["generation"], part("text"));
-    output::print_line(&line.chars().filter(|c| !c.is_control()).collect::<String>())
+    line.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// The server-sent events of the stats address.
+#[derive(Debug)]
+pub(super) struct EventStream {
+    response: Response,
+    /// Read, and not yet given out.
+    ahead: Vec<u8>,
+}
+
+impl EventStream {
+    pub(super) async fn open(client: &StatsClient) -> Result<Self, Failure> {
+        Ok(Self { response: client.open("api/events").await?, ahead: Vec::new() })
+    }
+
+    /// The JSON of the next event; none when the server has closed the stream. What was read is not lost when the
+    /// caller stops waiting.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            while let Some(end) = self.ahead.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.ahead.drain(..=end).collect();
+                if let Some(data) = String::from_utf8_lossy(&line).trim_end().strip_prefix("data:") {
+                    return Ok(Some(data.trim_start().to_owned()));
+                }
+            }
+            if self.ahead.len() > MAX_LINE_BYTES {
+                return Err(Failure::new("Waymark sent an event that is too long"));
+            }
+            let chunk = self.response.chunk().await;
+            match chunk.map_err(|e| Failure::chain("the event stream broke off", &e.without_url()))? {
+                Some(chunk) => self.ahead.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    }
 }

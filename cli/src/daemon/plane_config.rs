@@ -16,6 +16,12 @@ use crate::failure::Failure;
 /// The last good state of a scheduler, kept for a start without it; its name follows.
 const STATE_FILE: &str = "kept";
 
+/// For all names together. A start does not wait longer for a resolver that is away.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// By which a VIP outlives the last answer of DNS about it: for the way of that answer, and for planes that take a
+/// change in one after the other.
+const REMOVAL_MARGIN: Duration = Duration::from_secs(1);
 /// With less, an answer would find its client forgotten.
 const LEAST_UDP_IDLE: Duration = Duration::from_secs(1);
 
@@ -32,6 +38,10 @@ pub fn http(config: &Config) -> Result<lb_http::Config, Failure> {
         http2: match config.http.h2c {
             true => lb_http::Http2::WithPriorKnowledge,
             false => lb_http::Http2::OverTls,
+        },
+        accept_proxy: match config.http.accept_proxy {
+            true => lb_http::AcceptProxy::Required,
+            false => lb_http::AcceptProxy::No,
         },
         appid_listen: Some(config.appid.listen),
         service_address: config.service.address,
@@ -105,6 +115,8 @@ pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
         tcp_idle: unless_zero(config.vip.tcp.idle),
         udp_idle: config.vip.udp.idle.max(LEAST_UDP_IDLE),
         max_udp_flows: config.vip.udp.flows,
+        // Names go first: an answer that was given just before holds so long.
+        removal_overlap: config.dns.ttl + REMOVAL_MARGIN,
         drain_timeout: config.drain_timeout,
         pools,
         ..l4_vip::Config::default()
@@ -253,19 +265,19 @@ fn tls(config: &Config) -> Result<dns::config::Tls, Failure> {
 }
 
 /// Addresses that a VIP would take away from somebody on this node.
-fn reserved(config: &Config, schedulers: &[WatchedScheduler], embedded: Option<SocketAddr>) -> Vec<Reserved> {
+async fn reserved(
+    config: &Config,
+    schedulers: &[WatchedScheduler],
+    embedded: Option<SocketAddr>,
+) -> Vec<Reserved> {
     let own = l4_vip::addresses::of_this_host().unwrap_or_else(|error| {
         tracing::warn!(%error, "this host's addresses are not known: VIPs are not kept off them");
         Vec::new()
     });
     let dns = config.dns.listen.iter().map(SocketAddr::ip);
     let dns = dns.filter(|_| config.runs(crate::args::PlaneName::Dns));
-    let schedulers =
-        schedulers.iter().flat_map(|scheduler| &scheduler.members).filter_map(|url| match url.host()? {
-            url::Host::Ipv4(v4) => Some(v4.into()),
-            url::Host::Ipv6(v6) => Some(v6.into()),
-            url::Host::Domain(_) => None,
-        });
+    let schedulers = addresses_of(schedulers.iter().flat_map(|scheduler| &scheduler.members)).await;
+    let schedulers = schedulers.into_iter();
     let named = |what: &'static str| move |address: IpAddr| Reserved { address, what: what.into() };
     let all = dns.map(named("the address of Waymark's DNS server"));
     let all = all
@@ -275,14 +287,37 @@ fn reserved(config: &Config, schedulers: &[WatchedScheduler], embedded: Option<S
         .collect()
 }
 
+/// Names are looked up once: a scheduler that moves while this process runs is rare, and reaching it does not depend
+/// on this.
+async fn addresses_of(urls: impl Iterator<Item = &Url>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    let deadline = tokio::time::Instant::now() + LOOK_UP_TIMEOUT;
+    for url in urls {
+        match url.host() {
+            Some(url::Host::Ipv4(v4)) => addresses.push(v4.into()),
+            Some(url::Host::Ipv6(v6)) => addresses.push(v6.into()),
+            Some(url::Host::Domain(name)) => {
+                match tokio::time::timeout_at(deadline, tokio::net::lookup_host((name, 0))).await {
+                    Ok(Ok(found)) => addresses.extend(found.map(|address| address.ip())),
+                    _ => {
+                        tracing::warn!(name, "the scheduler's name has no address: VIPs are not kept off it")
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+    addresses
+}
+
 /// `embedded` is where this process's own scheduler listens.
-pub fn watcher(
+pub async fn watcher(
     config: &Config,
     embedded: Option<SocketAddr>,
     vip_pools: Vec<VipPool>,
 ) -> Result<event_watcher::Config, Failure> {
     let Sources { schedulers, files } = config.sources()?;
-    let reserved = reserved(config, &schedulers, embedded);
+    let reserved = reserved(config, &schedulers, embedded).await;
     let mut sources = Vec::new();
     for WatchedScheduler { name, members, ca, credentials } in schedulers {
         let marathon = event_watcher::Marathon {

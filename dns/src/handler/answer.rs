@@ -3,6 +3,8 @@
 //!
 //! Whether a query is answered at all is decided before.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use hickory_server::proto::op::ResponseCode;
 use hickory_server::proto::rr::RecordType;
 
@@ -77,8 +79,8 @@ impl Answer<'_, '_> {
         record_type: RecordType,
     ) -> Option<Result<(), Full>> {
         match record_type {
-            RecordType::A if !node.v4.is_empty() => Some(self.addresses(reply, &node.v4)),
-            RecordType::AAAA if !node.v6.is_empty() => Some(self.addresses(reply, &node.v6)),
+            RecordType::A if !node.v4.is_empty() => Some(self.v4(reply, &node.v4)),
+            RecordType::AAAA if !node.v6.is_empty() => Some(self.v6(reply, &node.v6)),
             RecordType::SRV if !node.services.is_empty() => Some(self.services(reply, node)),
             RecordType::PTR if !node.pointers.is_empty() => Some(self.pointers(reply, &node.pointers)),
             _ => None,
@@ -96,16 +98,19 @@ impl Answer<'_, '_> {
     }
 
     fn pointers(&self, reply: &mut Reply<'_>, names: &[WireName]) -> Result<(), Full> {
-        rotated(names, self.rotation).try_for_each(|name| {
+        rotated(names, self.rotation).into_iter().flatten().try_for_each(|name| {
             reply.record(Section::Answer, HEADER, RecordType::PTR, self.found.ttl(), &[name.as_bytes()])
         })
     }
 
-    fn addresses<A: Address>(&self, reply: &mut Reply<'_>, addresses: &[A]) -> Result<(), Full> {
-        rotated(addresses, self.rotation).try_for_each(|address| {
-            let (record_type, ttl) = (A::RECORD_TYPE, self.found.ttl());
-            reply.record(Section::Answer, HEADER, record_type, ttl, &[address.octets().as_ref()])
-        })
+    fn v4(&self, reply: &mut Reply<'_>, addresses: &[Ipv4Addr]) -> Result<(), Full> {
+        let (kind, all) = ((RecordType::A, self.found.ttl()), rotated(addresses, self.rotation));
+        reply.records_of(Section::Answer, HEADER, kind, all, Ipv4Addr::octets)
+    }
+
+    fn v6(&self, reply: &mut Reply<'_>, addresses: &[Ipv6Addr]) -> Result<(), Full> {
+        let (kind, all) = ((RecordType::AAAA, self.found.ttl()), rotated(addresses, self.rotation));
+        reply.records_of(Section::Answer, HEADER, kind, all, Ipv6Addr::octets)
     }
 
     /// SRV records, and as many addresses of their targets as fit (RFC 2782).
@@ -131,9 +136,7 @@ impl Answer<'_, '_> {
             let Some(node) = self.zone.node(target.as_bytes()) else { continue };
             // Mesos-DNS gives one address of each family.
             let n = if self.found.apex.manner == Manner::MesosDns { 1 } else { usize::MAX };
-            let fitted = additional(reply, *owner, ttl, first(&node.v4, n))
-                .and_then(|()| additional(reply, *owner, ttl, first(&node.v6, n)));
-            if fitted.is_err() {
+            if additional(reply, *owner, ttl, first(&node.v4, n), first(&node.v6, n)).is_err() {
                 break;
             }
         }
@@ -172,9 +175,7 @@ impl Answer<'_, '_> {
         reply.record(section, self.apex_in_question(), RecordType::NS, NS_TTL, &[server])?;
         let owner = reply.len() - server.len();
         if let Some(node) = self.zone.node(server) {
-            let ttl = self.found.apex.ttl;
-            let fitted = additional(reply, owner, ttl, &node.v4)
-                .and_then(|()| additional(reply, owner, ttl, &node.v6));
+            let fitted = additional(reply, owner, self.found.apex.ttl, &node.v4, &node.v6);
             // Addresses of the server are a courtesy; without them the answer is still whole.
             return fitted.or(Ok(()));
         }
@@ -196,15 +197,15 @@ impl Answer<'_, '_> {
     }
 }
 
-fn additional<A: Address>(
+fn additional(
     reply: &mut Reply<'_>,
     owner: usize,
     ttl: u32,
-    addresses: &[A],
+    v4: &[Ipv4Addr],
+    v6: &[Ipv6Addr],
 ) -> Result<(), Full> {
-    addresses.iter().try_for_each(|address| {
-        reply.record(Section::Additional, owner, A::RECORD_TYPE, ttl, &[address.octets().as_ref()])
-    })
+    reply.records_of(Section::Additional, owner, (RecordType::A, ttl), [v4, &[]], Ipv4Addr::octets)?;
+    reply.records_of(Section::Additional, owner, (RecordType::AAAA, ttl), [v6, &[]], Ipv6Addr::octets)
 }
 
 fn first<T>(records: &[T], n: usize) -> &[T] {
@@ -212,33 +213,17 @@ fn first<T>(records: &[T], n: usize) -> &[T] {
 }
 
 /// All of `records`, beginning anywhere, so that clients that take the first spread over all.
-fn rotated<T>(records: &[T], rotation: usize) -> impl Iterator<Item = &T> {
-    rotated_indices(records.len(), rotation).map(|at| &records[at])
+fn rotated<T>(records: &[T], rotation: usize) -> [&[T]; 2] {
+    let (before, from) = records.split_at(first_of(records.len(), rotation));
+    [from, before]
 }
 
 fn rotated_indices(n: usize, rotation: usize) -> impl Iterator<Item = usize> {
-    let first = rotation.checked_rem(n).unwrap_or(0);
+    let first = first_of(n, rotation);
     (first..n).chain(0..first)
 }
 
-trait Address {
-    const RECORD_TYPE: RecordType;
-    type Octets: AsRef<[u8]>;
-    fn octets(&self) -> Self::Octets;
-}
-
-impl Address for std::net::Ipv4Addr {
-    const RECORD_TYPE: RecordType = RecordType::A;
-    type Octets = [u8; 4];
-    fn octets(&self) -> [u8; 4] {
-        Self::octets(self)
-    }
-}
-
-impl Address for std::net::Ipv6Addr {
-    const RECORD_TYPE: RecordType = RecordType::AAAA;
-    type Octets = [u8; 16];
-    fn octets(&self) -> [u8; 16] {
-        Self::octets(self)
-    }
+/// Most names have one record, for which there is nothing to divide.
+fn first_of(n: usize, rotation: usize) -> usize {
+    if n < 2 { 0 } else { rotation % n }
 }

@@ -19,10 +19,12 @@ use self::answer::Answer;
 use crate::config::{Config, MIN_UDP_PAYLOAD_BYTES};
 use crate::cookies::Cookies;
 use crate::forward::Foreign;
-use crate::networks::Network;
+use crate::networks::Networks;
 use crate::rate::{Limiter, Verdict};
 use crate::stats::{Counters, OTHER_ZONE, Silence, Source, Transport};
-use crate::wire::{Edns, Opt, Query, Rejected, Reply, UDP_BYTES_WITHOUT_EDNS, empty_and_truncate, reject};
+use crate::wire::{
+    EMPTY_NAME_SPACE, Edns, Opt, Query, Rejected, Reply, UDP_BYTES_WITHOUT_EDNS, empty_and_truncate, reject,
+};
 use crate::zone::{BeforeSync, Found, Zone};
 
 /// A UDP answer is at most so many times its query, so that nobody is worth abusing us against (BCP 140).
@@ -48,7 +50,7 @@ pub(crate) struct Terms {
     pub limiter: Option<Limiter>,
     /// The cluster's own: their hosts get names of other zones resolved, and as many answers as they like. The
     /// internet gets neither (RFC 5358).
-    pub local_networks: Box<[Network]>,
+    pub local_networks: Networks,
     has_upstreams: AtomicBool,
 }
 
@@ -60,7 +62,7 @@ impl Terms {
             cookies: Cookies::new(config.cookie_secret.unwrap_or_else(rand::random)),
             limiter: (config.rate_limit_per_sec > 0)
                 .then(|| Limiter::new(config.rate_limit_per_sec, config.rate_limit_slip)),
-            local_networks: config.local_networks.clone().into(),
+            local_networks: Networks::new(&config.local_networks),
             has_upstreams: AtomicBool::new(false),
         }
     }
@@ -77,8 +79,7 @@ impl Terms {
     }
 
     fn is_local(&self, client: IpAddr) -> bool {
-        let client = client.to_canonical();
-        self.local_networks.iter().any(|network| network.contains(client))
+        self.local_networks.contain(client)
     }
 }
 
@@ -133,7 +134,8 @@ impl Responder {
     ) -> Outcome {
         self.counters.query(transport);
         let start = out.len();
-        let query = match Query::parse(packet) {
+        let mut space = EMPTY_NAME_SPACE;
+        let query = match Query::parse(packet, &mut space) {
             Ok(query) => query,
             Err(Rejected::Silently(reason)) => {
                 self.counters.silent(reason);

@@ -11,14 +11,18 @@ use crate::names::MAX_NAME;
 use crate::stats::Silence;
 
 const CLASS_IN: u16 = 1;
+const CHUNK: usize = 16;
+
+/// Room for a name in whole chunks.
+pub(crate) type NameSpace = [u8; MAX_NAME.next_multiple_of(CHUNK)];
+pub(crate) const EMPTY_NAME_SPACE: NameSpace = [0; MAX_NAME.next_multiple_of(CHUNK)];
 
 /// A query for one name that may be answered. Borrows its packet.
 #[derive(Debug)]
 pub(crate) struct Query<'p> {
     packet: &'p [u8],
-    /// The name in lower case, and its length in the packet.
-    name: [u8; MAX_NAME],
-    name_bytes: usize,
+    /// In lower case.
+    name: &'p [u8],
     pub record_type: RecordType,
     pub edns: Option<Edns>,
 }
@@ -31,8 +35,9 @@ pub(crate) enum Rejected {
 }
 
 impl<'p> Query<'p> {
-    /// The checks that come before any look-up, in the order of what they need to have read.
-    pub fn parse(packet: &'p [u8]) -> Result<Self, Rejected> {
+    /// The checks that come before any look-up, in the order of what they need to have read. The name is put into
+    /// `space` in lower case.
+    pub fn parse(packet: &'p [u8], space: &'p mut NameSpace) -> Result<Self, Rejected> {
         const MALFORMED: Rejected = Rejected::With(ResponseCode::FormErr);
         let header = packet.first_chunk::<HEADER>().ok_or(Rejected::Silently(Silence::Short))?;
         if header[2] & 0x80 != 0 {
@@ -50,25 +55,29 @@ impl<'p> Query<'p> {
         let name_bytes = reader.question_name().ok_or(MALFORMED)?;
         let record_type = RecordType::from(reader.u16().ok_or(MALFORMED)?);
         let class = reader.u16().ok_or(MALFORMED)?;
-        let mut query = Self { packet, name: [0; MAX_NAME], name_bytes, record_type, edns: None };
-        let end = HEADER + name_bytes;
-        query.name[..name_bytes].copy_from_slice(&packet[HEADER..end]);
-        // Lengths are below 64 and letters are above, so lengths stay as they are.
-        query.name[..name_bytes].make_ascii_lowercase();
+        space[..name_bytes].copy_from_slice(&packet[HEADER..HEADER + name_bytes]);
+        // Lengths are below 64 and letters are above, so lengths stay as they are. What is behind the name does not
+        // matter, and whole chunks take one instruction each.
+        let (chunks, _) = space.as_chunks_mut::<CHUNK>();
+        for chunk in &mut chunks[..name_bytes.div_ceil(CHUNK)] {
+            chunk.make_ascii_lowercase();
+        }
+        let name = &space[..name_bytes];
 
         let n_records = count(6) + count(8) + count(10);
-        if n_records > 0 {
-            query.edns = reader.records(n_records).ok_or(MALFORMED)?;
-        }
+        let edns = match n_records {
+            0 => None,
+            n => reader.records(n).ok_or(MALFORMED)?,
+        };
         if class != CLASS_IN {
             return Err(Rejected::With(ResponseCode::Refused));
         }
-        Ok(query)
+        Ok(Self { packet, name, record_type, edns })
     }
 
     /// The name asked for, in lower case.
     pub fn name(&self) -> &[u8] {
-        &self.name[..self.name_bytes]
+        self.name
     }
 
     pub fn packet_bytes(&self) -> usize {
@@ -81,7 +90,7 @@ impl<'p> Query<'p> {
             id: u16::from_be_bytes([self.packet[0], self.packet[1]]),
             recursion_desired: self.packet[2] & 1 != 0,
             checking_disabled: self.packet[3] & 0x10 != 0,
-            question: &self.packet[HEADER..HEADER + self.name_bytes + 4],
+            question: &self.packet[HEADER..HEADER + self.name.len() + 4],
         }
     }
 }

@@ -10,6 +10,12 @@ use super::edns::Opt;
 use super::query::Head;
 
 const CLASS_IN: u8 = 1;
+/// Of a record: owner (a compression pointer), type, class, TTL and length of the data.
+const RECORD_HEADER: usize = 12;
+/// Of an AAAA record, the longest whose data all have one length.
+const MAX_ADDRESS_BYTES: usize = 16;
+/// Room that most replies need behind the question.
+const USUAL_RECORDS_BYTES: usize = 256;
 
 /// The record did not fit; nothing of it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +47,8 @@ impl<'o> Reply<'o> {
         header[2] = 0x80 | u8::from(head.recursion_desired);
         header[3] = u8::from(head.checking_disabled) << 4;
         header[5] = 1;
+        // A buffer that was used before has room already.
+        out.reserve(HEADER + head.question.len() + USUAL_RECORDS_BYTES);
         out.extend_from_slice(&header);
         out.extend_from_slice(head.question);
         let limit = limit.saturating_sub(opt.as_ref().map_or(0, Opt::n_bytes));
@@ -73,40 +81,74 @@ impl<'o> Reply<'o> {
         ttl: u32,
         data: &[&[u8]],
     ) -> Result<(), Full> {
-        // A compression pointer has 14 bits, which only additional records of a long TCP answer can exceed.
-        if owner >= 0x4000 {
-            return Err(Full);
-        }
-        let owner = (0xc000 | owner as u16).to_be_bytes();
         let data_bytes: usize = data.iter().map(|part| part.len()).sum();
-        if self.len() + owner.len() + 10 + data_bytes > self.limit {
+        if self.len() + RECORD_HEADER + data_bytes > self.limit {
             return Err(Full);
         }
-        let mut fixed = [0; 10];
-        fixed[..2].copy_from_slice(&u16::from(record_type).to_be_bytes());
-        fixed[3] = CLASS_IN;
-        fixed[4..8].copy_from_slice(&ttl.to_be_bytes());
-        fixed[8..].copy_from_slice(&(data_bytes as u16).to_be_bytes());
-        self.out.extend_from_slice(&owner);
-        self.out.extend_from_slice(&fixed);
+        self.out.extend_from_slice(&record_header(owner, record_type, ttl, data_bytes)?);
         for part in data {
             self.out.extend_from_slice(part);
         }
-        let count = self.start + section as usize;
-        let n = u16::from_be_bytes([self.out[count], self.out[count + 1]]) + 1;
-        self.out[count..count + 2].copy_from_slice(&n.to_be_bytes());
+        self.count(section, 1);
         Ok(())
     }
 
-    /// Completes the message with its code, and the OPT record if the query had one.
-    pub fn finish(self, code: ResponseCode) {
-        self.out[self.start + 3] |= code.low();
-        let Some(opt) = self.opt else { return };
-        opt.write(code, self.out);
-        let count = self.start + Section::Additional as usize;
-        let n = u16::from_be_bytes([self.out[count], self.out[count + 1]]) + 1;
+    /// Writes records of one owner that differ only in their data, of `N` bytes each, as far as they fit: those of the
+    /// first slice, then those of the second.
+    pub fn records_of<T, const N: usize>(
+        &mut self,
+        section: Section,
+        owner: usize,
+        (record_type, ttl): (RecordType, u32),
+        all: [&[T]; 2],
+        data: impl Fn(&T) -> [u8; N],
+    ) -> Result<(), Full> {
+        let record_bytes = RECORD_HEADER + N;
+        let mut record = [0; RECORD_HEADER + MAX_ADDRESS_BYTES];
+        record[..RECORD_HEADER].copy_from_slice(&record_header(owner, record_type, ttl, N)?);
+        let n = all[0].len() + all[1].len();
+        let n_fitting = n.min(self.limit.saturating_sub(self.len()) / record_bytes);
+        for item in all[0].iter().chain(all[1]).take(n_fitting) {
+            record[RECORD_HEADER..record_bytes].copy_from_slice(&data(item));
+            self.out.extend_from_slice(&record[..record_bytes]);
+        }
+        self.count(section, n_fitting as u16);
+        if n_fitting < n { Err(Full) } else { Ok(()) }
+    }
+
+    fn count(&mut self, section: Section, n_more: u16) {
+        let count = self.start + section as usize;
+        let n = u16::from_be_bytes([self.out[count], self.out[count + 1]]) + n_more;
         self.out[count..count + 2].copy_from_slice(&n.to_be_bytes());
     }
+
+    /// Completes the message with its code, and the OPT record if the query had one.
+    pub fn finish(mut self, code: ResponseCode) {
+        self.out[self.start + 3] |= code.low();
+        if let Some(opt) = &self.opt {
+            opt.write(code, self.out);
+            self.count(Section::Additional, 1);
+        }
+    }
+}
+
+fn record_header(
+    owner: usize,
+    record_type: RecordType,
+    ttl: u32,
+    data_bytes: usize,
+) -> Result<[u8; RECORD_HEADER], Full> {
+    // A compression pointer has 14 bits, which only additional records of a long TCP answer can exceed.
+    if owner >= 0x4000 {
+        return Err(Full);
+    }
+    let mut header = [0; RECORD_HEADER];
+    header[..2].copy_from_slice(&(0xc000 | owner as u16).to_be_bytes());
+    header[2..4].copy_from_slice(&u16::from(record_type).to_be_bytes());
+    header[5] = CLASS_IN;
+    header[6..10].copy_from_slice(&ttl.to_be_bytes());
+    header[10..].copy_from_slice(&(data_bytes as u16).to_be_bytes());
+    Ok(header)
 }
 
 /// Refuses a packet whose question is not to be repeated: a header alone.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use dns::{Config, Plane};
 use event_watcher::catalog::{
     App, AppId, AppUpdate, Catalog, CatalogConfig, Endpoint, Health, Instance, InstanceId, InstanceState,
-    Protocols, Readiness, Service, ServiceId, Snapshot, VipLabel,
+    Leaders, Protocols, Readiness, Service, ServiceId, Snapshot, VipLabel,
 };
 use event_watcher::publish::{Applied, Publisher, channel};
 use hickory_server::proto::op::Message;
@@ -138,6 +138,12 @@ impl Server {
     pub fn run_by(&mut self, app: &str, framework: Option<&str>) {
         let framework = framework.map(Arc::from);
         self.catalog.set_framework_of(&AppId::new(app), framework.as_ref());
+    }
+
+    /// Says who leads, from the next snapshot on.
+    pub fn led_by(&mut self, scheduler: Option<&str>, master: Option<&str>) {
+        let address = |text: Option<&str>| text.map(|text| text.parse().unwrap());
+        self.catalog.set_leaders(Leaders { scheduler: address(scheduler), master: address(master) });
     }
 
     /// Publishes these apps and no others.

@@ -11,12 +11,15 @@ mod problem;
 mod snapshot;
 mod vip;
 
+#[cfg(test)]
+mod tests;
+
 pub use app::{App, AppId, HealthCheck, HealthCheckProtocol, Protocols, Service, ServiceId};
 pub use delta::{Delta, VipsChanged};
 pub use holding::{Apps, Changes, Holding, ProblemsChanged};
 pub use instance::{Endpoint, Health, Instance, InstanceId, InstanceState, Readiness, Rotation};
 pub use problem::Problem;
-pub use snapshot::{AppUpdate, Catalog, CatalogConfig, Frameworks, Generation, Snapshot};
+pub use snapshot::{AppUpdate, Catalog, CatalogConfig, Frameworks, Generation, Leaders, Snapshot};
 pub use vip::{
     Family, Protocol, Reserved, Vip, VipKey, VipLabel, VipLabelError, VipName, VipPool, VipPoolError,
     VipTarget, Vips, dns_label, phash2,

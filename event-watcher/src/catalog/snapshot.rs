@@ -5,7 +5,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -14,7 +14,7 @@ use super::app::{App, AppId};
 use super::holding::{Apps, Changes, Holding, ProblemsChanged};
 use super::instance::{InstanceId, InstanceState};
 use super::problem::Problem;
-use super::vip::{Claims, Reserved, VipPool, Vips};
+use super::vip::{Claims, Family, Reserved, VipPool, VipTarget, Vips, before_endpoints};
 
 /// The number of a snapshot. 0 is the empty one that exists before the first sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -39,9 +39,22 @@ pub struct Snapshot {
     pub framework: Arc<str>,
     /// With several schedulers: who runs an app. See [`Self::framework_of`].
     pub frameworks: Frameworks,
+    /// As [`Self::framework`], of the first of several schedulers.
+    pub leaders: Leaders,
     pub apps: Apps,
+    /// Of all apps.
+    pub n_instances: usize,
     pub vips: Arc<Vips>,
     pub problems: Arc<[Problem]>,
+}
+
+/// Where a cluster is led from, as far as the scheduler says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaders {
+    /// The leading one of the scheduler's members.
+    pub scheduler: Option<SocketAddr>,
+    /// The leading Mesos master.
+    pub master: Option<SocketAddr>,
 }
 
 impl Snapshot {
@@ -81,6 +94,7 @@ pub struct AppUpdate {
 pub struct Catalog {
     config: CatalogConfig,
     frameworks: Frameworks,
+    leaders: Leaders,
     held: Holding,
     /// Addresses that no VIP may have on this node.
     reserved: Vec<Reserved>,
@@ -88,6 +102,8 @@ pub struct Catalog {
     claims: BTreeMap<AppId, Claims>,
     /// Addresses that somebody chose for a VIP, and how many apps did.
     chosen: BTreeMap<IpAddr, usize>,
+    /// How many services give a VIP endpoints of each family.
+    families: BTreeMap<(VipTarget, Family), usize>,
     vips: Arc<Vips>,
     vip_problems: Vec<Problem>,
     problems: Arc<[Problem]>,
@@ -100,10 +116,12 @@ impl Catalog {
         Self {
             config,
             frameworks: Frameworks::new(),
+            leaders: Leaders::default(),
             held: Holding::default(),
             reserved: Vec::new(),
             claims: BTreeMap::new(),
             chosen: BTreeMap::new(),
+            families: BTreeMap::new(),
             vips: Arc::default(),
             vip_problems: Vec::new(),
             problems: Arc::default(),
@@ -125,6 +143,13 @@ impl Catalog {
     pub fn set_framework(&mut self, framework: &str) {
         if *self.config.framework != *framework {
             self.config.framework = framework.into();
+            self.changed = true;
+        }
+    }
+
+    pub fn set_leaders(&mut self, leaders: Leaders) {
+        if self.leaders != leaders {
+            self.leaders = leaders;
             self.changed = true;
         }
     }
@@ -198,7 +223,7 @@ impl Catalog {
         let mut problems_differ = problems == ProblemsChanged::Yes;
         if self.take_claims(&apps) {
             let (vips, problems) =
-                Vips::allocate(self.claims.values(), &self.config.vip_pools, &self.reserved);
+                Vips::allocate(&self.vips, self.claims.values(), &self.config.vip_pools, &self.reserved);
             problems_differ |= self.vip_problems != problems;
             self.vip_problems = problems;
             if vips != *self.vips {
@@ -214,7 +239,9 @@ impl Catalog {
             generation: self.generation,
             framework: Arc::clone(&self.config.framework),
             frameworks: self.frameworks.clone(),
+            leaders: self.leaders,
             apps: self.held.apps().clone(),
+            n_instances: self.held.n_instances(),
             vips: Arc::clone(&self.vips),
             problems: Arc::clone(&self.problems),
         }))
@@ -230,17 +257,22 @@ impl Catalog {
                 continue;
             }
             differ = differ || self.matters(known, claims.as_ref().unwrap_or(&Claims::default()));
+            let touched: BTreeSet<VipTarget> =
+                known.into_iter().chain(&claims).flat_map(Claims::targets).cloned().collect();
+            let before: Vec<BTreeSet<Family>> = touched.iter().map(|t| self.families_of(t)).collect();
             for ip in known.into_iter().flat_map(Claims::chosen) {
-                if let Entry::Occupied(mut n_apps) = self.chosen.entry(ip) {
-                    *n_apps.get_mut() -= 1;
-                    if *n_apps.get() == 0 {
-                        n_apps.remove();
-                    }
-                }
+                take_one(&mut self.chosen, ip);
+            }
+            for fed in known.into_iter().flat_map(Claims::families) {
+                take_one(&mut self.families, fed);
             }
             for ip in claims.iter().flat_map(Claims::chosen) {
                 *self.chosen.entry(ip).or_default() += 1;
             }
+            for fed in claims.iter().flat_map(Claims::families) {
+                *self.families.entry(fed).or_default() += 1;
+            }
+            differ = differ || !touched.iter().map(|t| self.families_of(t)).eq(before);
             match claims {
                 Some(claims) => self.claims.insert(id.clone(), claims),
                 None => self.claims.remove(id),
@@ -249,7 +281,18 @@ impl Catalog {
         differ
     }
 
-    /// Whether the table of VIPs may differ when an app's claims change.
+    /// The families that a VIP's addresses may have.
+    fn families_of(&self, target: &VipTarget) -> BTreeSet<Family> {
+        let has = |family: &Family| self.families.contains_key(&(target.clone(), *family));
+        let found: BTreeSet<Family> = [Family::Ipv4, Family::Ipv6].into_iter().filter(has).collect();
+        match target {
+            _ if !found.is_empty() => found,
+            VipTarget::Named(_) => [before_endpoints(&self.config.vip_pools)].into(),
+            VipTarget::Ip(ip) => [Family::of(*ip)].into(),
+        }
+    }
+
+    /// Whether the table of VIPs may differ, families apart, when an app's claims change.
     fn matters(&self, old: Option<&Claims>, new: &Claims) -> bool {
         let nothing = Claims::default();
         let old = old.unwrap_or(&nothing);
@@ -259,6 +302,16 @@ impl Catalog {
         };
         let services_differ = (old.has_vips() || new.has_vips()) && !old.same_services(new);
         services_differ || old.agents().symmetric_difference(new.agents()).any(is_near)
+    }
+}
+
+/// Counts one less; what nobody counts is forgotten.
+fn take_one<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) {
+    if let Entry::Occupied(mut n) = counts.entry(key) {
+        *n.get_mut() -= 1;
+        if *n.get() == 0 {
+            n.remove();
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog::Leaders;
 use crate::config::{DEFAULT_FRAMEWORK, Static};
 use crate::error::chain;
 use crate::hub::Feed;
@@ -48,7 +49,7 @@ impl Fixed {
     pub(crate) async fn run(mut self, mut commands: broadcast::Receiver<Command>, cancel: CancellationToken) {
         loop {
             self.look().await;
-            self.feed.commit(&self.state, None);
+            self.feed.commit(&self.state, None, Leaders::default());
             tokio::select! {
                 () = cancel.cancelled() => return,
                 Ok(_) = commands.recv() => self.seen = None,

@@ -46,6 +46,23 @@ pub enum Outcome {
     Idle,
 }
 
+/// A connection that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub outcome: Outcome,
+    /// From the client to the endpoint, without what was put in front.
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub struct Connected {
+    pub stream: TcpStream,
+    /// Counts it as in flight until it is dropped.
+    pub in_flight: InFlight,
+}
+
 /// One per worker: holds the buffer and the pipes that its connections share.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -69,7 +86,7 @@ impl Forwarder {
         pool: &Pool,
         counters: &Counters,
     ) -> Outcome {
-        self.forward_after(&[], client, peer, pool, counters).await
+        self.forward_after(&[], client, peer, pool, counters).await.outcome
     }
 
     /// The same, with these bytes in front of the client's: a PROXY header.
@@ -80,31 +97,38 @@ impl Forwarder {
         peer: IpAddr,
         pool: &Pool,
         counters: &Counters,
+    ) -> Ended {
+        let moved = Moved::default();
+        let outcome = self.serve(greeting, client, peer, pool, counters, &moved).await;
+        Ended { outcome, bytes_in: moved.bytes_in.get(), bytes_out: moved.bytes_out.get() }
+    }
+
+    async fn serve(
+        &self,
+        greeting: &[u8],
+        client: TcpStream,
+        peer: IpAddr,
+        pool: &Pool,
+        counters: &Counters,
+        moved: &Moved,
     ) -> Outcome {
-        counters.n_connections.add(1);
         let mut client = Socket::new(client);
-        let (mut server, in_flight) = match self.connect(peer, pool, counters).await {
+        let Connected { stream: server, in_flight } = match self.connect_to_one(peer, pool, counters).await {
             Ok(connected) => connected,
-            Err(outcome) => {
-                match outcome {
-                    Outcome::NoEndpoint => counters.n_no_endpoint.add(1),
-                    _ => counters.n_unreachable.add(1),
-                }
-                return outcome;
-            }
+            Err(outcome) => return outcome,
         };
+        let mut server = Socket::new(server);
         // A fresh connection takes so few bytes at once.
         if !greeting.is_empty() && server.stream.write_all(greeting).await.is_err() {
             counters.n_resets.add(1);
             return Outcome::EndpointReset;
         }
-        let n_moves = Cell::new(0_u64);
-        let relay = self.relay(&client, &server, &in_flight, counters, &n_moves);
+        let relay = self.relay(&client, &server, &in_flight, counters, moved);
         let outcome = match self.options.idle_timeout {
             None => relay.await,
             Some(timeout) => tokio::select! {
                 outcome = relay => outcome,
-                () = silence(timeout, &n_moves) => Outcome::Idle,
+                () = silence(timeout, moved) => Outcome::Idle,
             },
         };
         match outcome {
@@ -118,12 +142,29 @@ impl Forwarder {
         outcome
     }
 
-    async fn connect(
+    /// Connects to an endpoint, for whoever relays the bytes himself (and counts them).
+    pub async fn connect_to_one(
         &self,
         peer: IpAddr,
         pool: &Pool,
         counters: &Counters,
-    ) -> Result<(Socket, InFlight), Outcome> {
+    ) -> Result<Connected, Outcome> {
+        counters.n_connections.add(1);
+        let connected = self.try_endpoints(peer, pool, counters).await;
+        match connected {
+            Err(Outcome::NoEndpoint) => counters.n_no_endpoint.add(1),
+            Err(_) => counters.n_unreachable.add(1),
+            Ok(_) => {}
+        }
+        connected
+    }
+
+    async fn try_endpoints(
+        &self,
+        peer: IpAddr,
+        pool: &Pool,
+        counters: &Counters,
+    ) -> Result<Connected, Outcome> {
         let mut outcome = Outcome::NoEndpoint;
         for choice in pool.choose(peer).take(MAX_TRIES) {
             outcome = Outcome::Unreachable;
@@ -136,7 +177,7 @@ impl Forwarder {
                         choice.endpoint.connect_took(began.elapsed());
                     }
                     pool.keep(peer, choice.endpoint);
-                    return Ok((Socket::new(server), in_flight));
+                    return Ok(Connected { stream: server, in_flight });
                 }
                 // Not the endpoint's fault, so it is not counted against it.
                 Err(e) if is_local(&e) => counters.n_local_failures.add(1),
@@ -158,13 +199,13 @@ impl Forwarder {
         server: &TcpStream,
         in_flight: &InFlight,
         counters: &Counters,
-        n_moves: &Cell<u64>,
+        moved: &Moved,
     ) -> Outcome {
         let (mut up, mut down) = (Direction::new(), Direction::new());
         let note_up = |direction: &mut Direction| {
             let n = direction.take_moved();
             if n > 0 {
-                n_moves.set(n_moves.get() + 1);
+                moved.bytes_in.set(moved.bytes_in.get() + n);
                 in_flight.endpoint().add_bytes_in(n);
                 counters.bytes_in.add(n);
             }
@@ -172,7 +213,7 @@ impl Forwarder {
         let note_down = |direction: &mut Direction| {
             let n = direction.take_moved();
             if n > 0 {
-                n_moves.set(n_moves.get() + 1);
+                moved.bytes_out.set(moved.bytes_out.get() + n);
                 in_flight.endpoint().add_bytes_out(n);
                 counters.bytes_out.add(n);
             }
@@ -221,12 +262,20 @@ impl Forwarder {
     }
 }
 
+/// What a connection has moved so far.
+#[derive(Debug, Default)]
+struct Moved {
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+}
+
 /// Returns when nothing has moved for `timeout`. One timer, looked at once in that time, not once per move.
-async fn silence(timeout: Duration, n_moves: &Cell<u64>) {
+async fn silence(timeout: Duration, moved: &Moved) {
+    let n_bytes = || moved.bytes_in.get() + moved.bytes_out.get();
     loop {
-        let before = n_moves.get();
+        let before = n_bytes();
         tokio::time::sleep(timeout).await;
-        if n_moves.get() == before {
+        if n_bytes() == before {
             return;
         }
     }

@@ -43,6 +43,8 @@ pub(crate) struct Driver {
     wanted: BTreeMap<Frontend, Service>,
     /// What the kernel took last.
     in_force: BTreeMap<Frontend, Service>,
+    /// Its keys; copied only when one comes or goes.
+    served: Arc<BTreeSet<Frontend>>,
     /// Frontends whose wanted state may not be in force.
     dirty: BTreeSet<Frontend>,
     /// What it cannot take, with its reason.
@@ -66,6 +68,7 @@ impl Driver {
             plane: Some(plane),
             wanted: BTreeMap::new(),
             in_force: BTreeMap::new(),
+            served: Arc::default(),
             dirty: BTreeSet::new(),
             refused: BTreeMap::new(),
             failed: None,
@@ -79,7 +82,9 @@ impl Driver {
     }
 
     /// Makes `services` what should be in force, and puts it in force. Frontends in `gone` are not served any more.
-    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) {
+    /// Answers whether something that is told, beside endpoints, has changed.
+    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) -> Ticked {
+        let (is_other_set, before) = (!gone.is_empty(), self.told());
         if !gone.is_empty() {
             // What goes may make room for what was refused.
             self.dirty.extend(std::mem::take(&mut self.refused).into_keys());
@@ -94,10 +99,15 @@ impl Driver {
             self.wanted.insert(service.frontend, service);
         }
         self.work().await;
+        if is_other_set || before != self.told() { Ticked::Differs } else { Ticked::Same }
     }
 
-    pub(crate) fn served(&self) -> Vec<Frontend> {
-        self.in_force.keys().copied().collect()
+    fn told(&self) -> (Option<Failed>, BTreeMap<Frontend, String>, usize) {
+        (self.failed.clone(), self.refused.clone(), self.in_force.len())
+    }
+
+    pub(crate) fn served(&self) -> Arc<BTreeSet<Frontend>> {
+        Arc::clone(&self.served)
     }
 
     /// Everything that is wanted and not refused is in force.
@@ -191,6 +201,9 @@ impl Driver {
             self.n_repaired += n_differed as u64;
         }
         self.in_force = services.into_iter().map(|service| (service.frontend, service)).collect();
+        if !self.served.iter().eq(self.in_force.keys()) {
+            self.served = Arc::new(self.in_force.keys().copied().collect());
+        }
         self.dirty.clear();
         self.compare_at = Instant::now() + COMPARE;
         self.is_settled = true;
@@ -215,9 +228,17 @@ impl Driver {
         self.dirty.clear();
         for change in changes {
             match change {
-                Change::Set(service) => self.in_force.insert(service.frontend, service),
-                Change::Remove(frontend) => self.in_force.remove(&frontend),
-            };
+                Change::Set(service) => {
+                    let frontend = service.frontend;
+                    if self.in_force.insert(frontend, service).is_none() {
+                        Arc::make_mut(&mut self.served).insert(frontend);
+                    }
+                }
+                Change::Remove(frontend) => {
+                    self.in_force.remove(&frontend);
+                    Arc::make_mut(&mut self.served).remove(&frontend);
+                }
+            }
         }
         Ok(())
     }
@@ -278,4 +299,117 @@ impl Driver {
 pub(crate) enum Ticked {
     Same,
     Differs,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+    use event_watcher::catalog::Protocol;
+
+    use super::super::Backend;
+    use super::*;
+    use crate::stats::PlaneKind;
+
+    /// A kernel that fails when it is told to, and whose state others change when a test says so.
+    #[derive(Clone, Debug, Default)]
+    struct Kernel {
+        n_failures: Arc<AtomicUsize>,
+        is_changed: Arc<AtomicBool>,
+        held: Arc<Mutex<BTreeMap<Frontend, Service>>>,
+    }
+
+    impl Kernel {
+        fn try_to(&self, change: impl FnOnce(&mut BTreeMap<Frontend, Service>)) -> Result<(), ApplyError> {
+            let one_less = |n: usize| n.checked_sub(1);
+            if self.n_failures.fetch_update(Relaxed, Relaxed, one_less).is_ok() {
+                return Err(ApplyError::kernel("change", std::io::Error::from_raw_os_error(libc::EBUSY)));
+            }
+            change(&mut self.held.lock().unwrap());
+            Ok(())
+        }
+
+        fn holds(&self) -> Vec<Service> {
+            self.held.lock().unwrap().values().cloned().collect()
+        }
+    }
+
+    impl KernelPlane for Kernel {
+        fn kind(&self) -> PlaneKind {
+            PlaneKind::Nft
+        }
+
+        fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
+            self.try_to(|held| {
+                for change in changes {
+                    match change {
+                        Change::Set(service) => held.insert(service.frontend, service.clone()),
+                        Change::Remove(frontend) => held.remove(frontend),
+                    };
+                }
+            })
+        }
+
+        fn reconcile(&mut self, all: &[Service]) -> Result<usize, ApplyError> {
+            let before = self.holds();
+            self.try_to(|held| *held = all.iter().map(|s| (s.frontend, s.clone())).collect())?;
+            Ok(all.iter().filter(|service| !before.contains(service)).count())
+        }
+
+        fn was_changed_by_others(&mut self) -> Result<bool, ApplyError> {
+            Ok(self.is_changed.swap(false, Relaxed))
+        }
+
+        fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError> {
+            Ok(Vec::new())
+        }
+
+        fn flush(&mut self) -> Result<(), ApplyError> {
+            self.try_to(BTreeMap::clear)
+        }
+    }
+
+    fn service(port: u16) -> Service {
+        let frontend = Frontend { protocol: Protocol::Tcp, address: "11.0.0.1:80".parse().unwrap() };
+        let backend = Backend { address: SocketAddr::from(([10, 0, 0, 1], port)), weight: 1 };
+        Service { frontend, backends: vec![backend], affinity: None }
+    }
+
+    #[tokio::test]
+    async fn what_fails_leaves_the_old_state_is_told_and_tried_again() {
+        let kernel = Kernel::default();
+        let mut driver = Driver::new(Box::new(kernel.clone()));
+        driver.set(vec![service(1)], Vec::new()).await;
+        assert!(driver.is_applied());
+        kernel.n_failures.store(2, Relaxed);
+        driver.set(vec![service(2)], Vec::new()).await;
+        assert!(!driver.is_applied());
+        assert_eq!(kernel.holds(), [service(1)], "the old state is in force");
+        assert!(driver.failed().is_some_and(|failed| failed.what.contains("cannot change")));
+        let failed_at = Instant::now();
+        while !driver.is_applied() {
+            assert!(failed_at.elapsed() < Duration::from_secs(5), "{:?}", driver.failed());
+            tokio::time::sleep_until(driver.next()).await;
+            driver.tick().await;
+        }
+        assert_eq!(kernel.holds(), [service(2)]);
+        assert!(failed_at.elapsed() > FIRST_RETRY, "it is not tried all the time");
+    }
+
+    #[tokio::test]
+    async fn what_others_change_is_put_right_within_a_second() {
+        let kernel = Kernel::default();
+        let mut driver = Driver::new(Box::new(kernel.clone()));
+        driver.set(vec![service(1)], Vec::new()).await;
+        kernel.held.lock().unwrap().clear();
+        kernel.is_changed.store(true, Relaxed);
+        let changed_at = Instant::now();
+        while kernel.holds().is_empty() {
+            tokio::time::sleep_until(driver.next()).await;
+            driver.tick().await;
+        }
+        assert!(changed_at.elapsed() < Duration::from_secs(1), "{:?}", changed_at.elapsed());
+        assert_eq!(driver.n_repaired, 1);
+    }
 }

@@ -1,5 +1,6 @@
 //! What snapshots change while connections are open: endpoints, VIPs, addresses, the plane's own end.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -66,13 +67,7 @@ async fn the_listener_goes_with_its_vip_and_stays_without_endpoints() {
     assert_eq!(rig.plane.listening(), [tcp(vip)]);
     rig.apply(|catalog| catalog.remove(&AppId::new("goes"))).await;
     assert!(rig.plane.listening().is_empty());
-    soon("refused", async {
-        // Workers close a moment after the plane told them to.
-        while TcpStream::connect(vip).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_refused(vip).await;
     rig.stop().await;
 }
 
@@ -117,12 +112,7 @@ async fn a_stopping_plane_finishes_what_it_has_and_cuts_what_does_not_end() {
             assert_eq!(read_to_error(&mut client).await, ErrorKind::ConnectionReset);
             assert_eq!(read_to_error(&mut server).await, ErrorKind::ConnectionReset);
         } else {
-            soon("refused", async {
-                while TcpStream::connect(vip).await.is_ok() {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
+            until_refused(vip).await;
             exchange(&mut client, &mut server).await;
             drop((client, server));
         }
@@ -132,15 +122,54 @@ async fn a_stopping_plane_finishes_what_it_has_and_cuts_what_does_not_end() {
     }
 }
 
+/// Its name is gone at once, but somebody may have looked it up just before.
+#[tokio::test]
+async fn a_vip_that_is_gone_takes_connections_for_as_long_as_its_name_may_be_remembered() {
+    let overlap = Duration::from_secs(2);
+    let mut rig = Rig::start(1, Config { removal_overlap: overlap, ..Config::default() });
+    let [stays, reused] = [naming_endpoint().await, naming_endpoint().await];
+    let vip = rig.serve("gone", &[stays, reused]).await;
+    rig.apply(|catalog| catalog.remove(&AppId::new("gone"))).await;
+    assert!(rig.plane.vips().is_empty(), "listed no more");
+    assert_eq!(rig.plane.listening(), [tcp(vip)]);
+    let mut seen = BTreeSet::new();
+    for _ in 0..4 {
+        seen.insert(answer(vip).await);
+    }
+    assert_eq!(seen, [stays, reused].map(|at| at.port().to_string()).into());
+
+    // Another app's instance where one of its own was.
+    rig.apply(|catalog| catalog.replace(app("new", &[], &[reused]))).await;
+    for _ in 0..4 {
+        assert_eq!(answer(vip).await, stays.port().to_string());
+    }
+
+    // It comes back with what it had counted, and goes for good.
+    rig.apply(|catalog| catalog.replace(app("gone", &[(Protocol::Tcp, vip.port())], &[stays]))).await;
+    assert_eq!(rig.plane.vips()[0].counters.n_connections, 8);
+    assert_eq!(answer(vip).await, stays.port().to_string());
+    rig.apply(|catalog| catalog.remove(&AppId::new("gone"))).await;
+    answer(vip).await;
+    until_refused(vip).await;
+    assert!(rig.plane.listening().is_empty());
+    rig.stop().await;
+}
+
 /// A name loses its address to an app that chose it: the name moves, and programs that still have the old answer of DNS
 /// are served there for a while.
 #[tokio::test]
 async fn a_vip_that_moves_is_served_at_both_addresses_for_a_while() {
-    let mut rig = Rig::start(1, Config { move_overlap: Duration::from_millis(300), ..Config::default() });
+    let mut rig = Rig::start(1, Config { move_overlap: Duration::from_secs(2), ..Config::default() });
     let [mine, theirs] = [naming_endpoint().await, naming_endpoint().await];
     let old = rig.serve("moves", &[mine]).await;
     assert_eq!(answer(old).await, mine.port().to_string());
-    let other_port = free_port().await;
+    // The VIP's own port is free on the address that free ports are looked for on.
+    let other_port = loop {
+        let port = free_port().await;
+        if port != old.port() {
+            break port;
+        }
+    };
     let mut chosen = app("chosen", &[(Protocol::Tcp, other_port)], &[theirs]);
     chosen.app.services[0].vips[0].target = VipTarget::Ip(old.ip());
     rig.apply(|catalog| catalog.replace(chosen)).await;
@@ -155,12 +184,7 @@ async fn a_vip_that_moves_is_served_at_both_addresses_for_a_while() {
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].contains(&old.ip().to_string()) && problems[0].contains(&new.ip().to_string()));
 
-    soon("the old address goes", async {
-        while TcpStream::connect(old).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_refused(old).await;
     assert_eq!(answer(new).await, mine.port().to_string());
     soon("its problem goes", async {
         while !rig.plane.problems().is_empty() {
@@ -168,6 +192,72 @@ async fn a_vip_that_moves_is_served_at_both_addresses_for_a_while() {
         }
     })
     .await;
+    rig.stop().await;
+}
+
+/// The last VIP of all goes and comes back: with it nothing is listened on in between.
+#[tokio::test]
+async fn fifty_long_connections_outlive_the_last_vip_and_it_comes_back() {
+    let mut rig = Rig::start(2, Config::default());
+    let endpoint = echo_endpoint().await;
+    let vip = rig.serve("last", &[endpoint]).await;
+    let mut long = Vec::new();
+    for _ in 0..50 {
+        let mut client = soon("connect", TcpStream::connect(vip)).await.unwrap();
+        soon("exchange", echo(&mut client)).await.unwrap();
+        long.push(client);
+    }
+    rig.apply(|catalog| catalog.remove(&AppId::new("last"))).await;
+    until_refused(vip).await;
+    for client in &mut long {
+        soon("exchange without the VIP", echo(client)).await.unwrap();
+    }
+    rig.apply(|catalog| catalog.replace(app("last", &[(Protocol::Tcp, vip.port())], &[endpoint]))).await;
+    let mut client = soon("connect", TcpStream::connect(vip)).await.unwrap();
+    soon("exchange", echo(&mut client)).await.unwrap();
+    for client in &mut long {
+        soon("exchange after it", echo(client)).await.unwrap();
+    }
+    drop((client, long));
+    rig.stop().await;
+}
+
+/// An address and port that change hands: clients are served by the one or the other, and none is turned away.
+#[tokio::test]
+async fn an_address_that_changes_hands_turns_nobody_away() {
+    let mut rig = Rig::start(2, Config::default());
+    let [mine, theirs] = [naming_endpoint().await, naming_endpoint().await];
+    let vip = rig.serve("had", &[mine]).await;
+    let chosen = || {
+        let mut chosen = app("chosen", &[(Protocol::Tcp, vip.port())], &[theirs]);
+        chosen.app.services[0].vips[0].target = VipTarget::Ip(vip.ip());
+        chosen
+    };
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let stopped = stopped.clone();
+            tokio::spawn(async move {
+                let mut seen = BTreeSet::new();
+                while !*stopped.borrow() {
+                    seen.insert(answer(vip).await);
+                }
+                seen
+            })
+        })
+        .collect();
+    for _ in 0..100 {
+        rig.apply(|catalog| catalog.replace(chosen())).await;
+        assert_eq!(answer(vip).await, theirs.port().to_string());
+        rig.apply(|catalog| catalog.remove(&AppId::new("chosen"))).await;
+        assert_eq!(answer(vip).await, mine.port().to_string());
+    }
+    stop.send_replace(true);
+    let mut seen = BTreeSet::new();
+    for client in clients {
+        seen.extend(soon("client", client).await.unwrap());
+    }
+    assert_eq!(seen, [mine, theirs].map(|endpoint| endpoint.port().to_string()).into());
     rig.stop().await;
 }
 

@@ -182,6 +182,20 @@ pub async fn naming_endpoint() -> SocketAddr {
     address
 }
 
+/// An endpoint that says its port, two bytes, and then keeps the connection until the client ends it.
+pub async fn greeting_endpoint() -> SocketAddr {
+    let (listener, address) = endpoint().await;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = stream.write_u16(address.port()).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            });
+        }
+    });
+    address
+}
+
 /// An address that refuses: bound, so that nobody else takes it, but not listening.
 pub fn refusing_endpoint() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -194,6 +208,17 @@ pub async fn answer(vip: SocketAddr) -> String {
     let mut text = String::new();
     soon("answer", async { TcpStream::connect(vip).await?.read_to_string(&mut text).await }).await.unwrap();
     text
+}
+
+/// Waits until nobody listens any more: workers close a moment after the plane told them to. One connection at a time,
+/// because a flood would take the descriptors that the tests beside this one need.
+pub async fn until_refused(vip: SocketAddr) {
+    soon("refused", async {
+        while let Ok(mut accepted) = TcpStream::connect(vip).await {
+            let _ = tokio::time::timeout(Duration::from_millis(20), accepted.read(&mut [0])).await;
+        }
+    })
+    .await;
 }
 
 /// A client and the endpoint's side of the same connection, through the VIP.

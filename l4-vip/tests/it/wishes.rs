@@ -9,7 +9,7 @@ use event_watcher::catalog::{AppId, Protocol};
 use l4_vip::Config;
 use l4_vip::policy::Policy;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::support::*;
 
@@ -71,6 +71,81 @@ async fn keyed_policies_send_a_client_to_one_endpoint_and_clients_to_all() {
             assert_eq!(answer_to(client, vip).await, *port, "{policy}");
         }
         assert!(endpoints.iter().all(|e| first.contains(&e.port())), "{policy}: {first:?}");
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn maglev_moves_hardly_anybody_whose_endpoint_stays() {
+    const N_CLIENTS: u8 = 240;
+    let mut rig = Rig::start(2, Config { policy: Policy::Maglev, ..Config::default() });
+    let endpoints = [naming_endpoint().await, naming_endpoint().await, naming_endpoint().await];
+    let vip = rig.serve("hashed", &endpoints).await;
+    let mut before = Vec::new();
+    for client in 1..=N_CLIENTS {
+        before.push(answer_to(client, vip).await);
+    }
+    let left = &endpoints[1..];
+    rig.apply(|c| c.replace(app("hashed", &[(Protocol::Tcp, vip.port())], left))).await;
+    let (mut n_stayed, mut n_moved) = (0, 0);
+    for (client, before) in (1..=N_CLIENTS).zip(before) {
+        let now = answer_to(client, vip).await;
+        assert!(left.iter().any(|endpoint| endpoint.port() == now));
+        if before != endpoints[0].port() {
+            *if now == before { &mut n_stayed } else { &mut n_moved } += 1;
+        }
+    }
+    assert!(n_stayed > 100 && n_moved * 50 <= n_stayed, "{n_moved} moved, {n_stayed} stayed");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn least_connections_goes_by_what_is_held_open() {
+    let mut rig = Rig::start(2, Config { policy: Policy::LeastConn, ..Config::default() });
+    let endpoints = [greeting_endpoint().await, greeting_endpoint().await, greeting_endpoint().await];
+    let vip = rig.serve("least", &endpoints).await;
+    let mut held: BTreeMap<u16, Vec<TcpStream>> = BTreeMap::new();
+    let hold = async |held: &mut BTreeMap<u16, Vec<TcpStream>>, n: usize| {
+        for _ in 0..n {
+            let mut client = soon("connect", TcpStream::connect(vip)).await.unwrap();
+            let port = soon("greeting", client.read_u16()).await.unwrap();
+            held.entry(port).or_default().push(client);
+        }
+    };
+    hold(&mut held, 12).await;
+    let counts = |held: &BTreeMap<u16, Vec<TcpStream>>| held.values().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(counts(&held), [4, 4, 4]);
+
+    held.insert(endpoints[1].port(), Vec::new());
+    soon("the plane sees that they are closed", async {
+        while rig.plane.totals().n_in_flight != 8 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    hold(&mut held, 4).await;
+    assert_eq!(counts(&held), [4, 4, 4], "all of them where there is room");
+    drop(held);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn random_policies_leave_nobody_out() {
+    let mut rig = Rig::start(2, Config::default());
+    let endpoints = [naming_endpoint().await, naming_endpoint().await, naming_endpoint().await];
+    for policy in [Policy::Random, Policy::P2c] {
+        let name = policy.to_string();
+        let port = free_port().await;
+        let update = app(&name, &[(Protocol::Tcp, port)], &endpoints);
+        rig.apply(|c| c.replace(labelled(update, &[("WAYMARK_VIP_POLICY", &name)]))).await;
+        let vip = rig.address(&name, port);
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for _ in 0..300 {
+            *counts.entry(answer(vip).await).or_default() += 1;
+        }
+        // 100 each; of random picks, fewer than 60 happen once in a million runs. Connect times differ by chance.
+        let least = if policy == Policy::Random { 60 } else { 1 };
+        assert!(counts.len() == 3 && counts.values().all(|n| *n >= least), "{policy}: {counts:?}");
     }
     rig.stop().await;
 }

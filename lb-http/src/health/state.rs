@@ -15,6 +15,7 @@ use crate::labels::CheckSpec;
 #[derive(Debug, Default)]
 pub struct CheckState {
     is_down: AtomicBool,
+    is_judged: AtomicBool,
     /// Answers in a row that speak against the present verdict.
     n_against: AtomicU32,
     n_failures: AtomicU64,
@@ -83,6 +84,13 @@ impl CheckResult {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    Yes,
+    /// The instance has just been started.
+    NotYet,
+}
+
 /// Whether an answer turned the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -111,12 +119,19 @@ impl CheckState {
         if self.is_down() { n_against } else { (spec.rise + spec.fall - 1).saturating_sub(n_against) }
     }
 
-    pub(crate) fn note(&self, report: Report, spec: &CheckSpec) -> Change {
+    /// Whether the scheduler has a verdict about the server.
+    pub(crate) fn set_judged(&self, judged: Judged) {
+        self.is_judged.store(judged == Judged::Yes, Relaxed);
+    }
+
+    /// `age`: how long the server has been probed.
+    pub(crate) fn note(&self, report: Report, spec: &CheckSpec, age: Duration) -> Change {
         let is_success = report.result.is_success();
         self.last.store(Some(Arc::new(report)));
         self.n_failures.fetch_add(u64::from(!is_success), Relaxed);
         let is_down = self.is_down();
-        if is_success != is_down {
+        let is_excused = !self.is_judged.load(Relaxed) && age < spec.grace;
+        if is_success != is_down || is_excused && !is_success {
             self.n_against.store(0, Relaxed);
             return Change::No;
         }
@@ -153,13 +168,20 @@ mod tests {
             timeout: Duration::from_secs(1),
             rise: 2,
             fall: 3,
+            grace: Duration::from_secs(300),
         };
         let state = CheckState::default();
+        let report = |result| Report { result, code: None, took: Duration::ZERO, detail: String::new() };
+        let young = Duration::from_secs(299);
+        for _ in 0..9 {
+            assert_eq!(state.note(report(CheckResult::NotConnected), &spec, young), Change::No);
+        }
+        assert_eq!((state.is_down(), state.health(&spec), state.n_failures()), (false, 4, 9), "it starts");
+        state.set_judged(Judged::Yes);
         let mut seen = String::new();
         for answer in "--+---+-++-".chars() {
             let result = if answer == '+' { CheckResult::Connected } else { CheckResult::NotConnected };
-            let report = Report { result, code: None, took: Duration::ZERO, detail: String::new() };
-            let changed = state.note(report, &spec) == Change::Yes;
+            let changed = state.note(report(result), &spec, young) == Change::Yes;
             seen.push(match (changed, state.is_down()) {
                 (true, true) => 'D',
                 (true, false) => 'U',
@@ -168,8 +190,16 @@ mod tests {
             });
         }
         assert_eq!(seen, "uuuuuDdddUu");
-        assert_eq!((state.n_failures(), state.health(&spec)), (7, 3));
+        assert_eq!((state.n_failures(), state.health(&spec)), (9 + 7, 3));
         state.reset();
         assert_eq!((state.health(&spec), state.last()), (4, None));
+        state.set_judged(Judged::NotYet);
+        for expect in [Change::No, Change::No, Change::Yes] {
+            assert_eq!(
+                state.note(report(CheckResult::BadStatus), &spec, spec.grace),
+                expect,
+                "its grace is over"
+            );
+        }
     }
 }

@@ -22,6 +22,8 @@ pub struct CheckSpec {
     pub rise: u32,
     /// Failures in a row until a server that is up is down.
     pub fall: u32,
+    /// Failures of a server that is so young do not count while the scheduler has no verdict about it either.
+    pub grace: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,7 @@ pub enum CheckPort {
 const INTERVAL_SECONDS: u32 = 60;
 const TIMEOUT_SECONDS: u32 = 20;
 const MAX_FAILURES: u32 = 3;
+const GRACE_SECONDS: u32 = 300;
 /// HAProxy's default.
 const RISE: u32 = 2;
 
@@ -102,5 +105,6 @@ pub(super) fn spec(check: &HealthCheck, port_index: Option<usize>, mode: Mode) -
         timeout: seconds(check.timeout_seconds, TIMEOUT_SECONDS),
         rise: RISE,
         fall: check.max_consecutive_failures.unwrap_or(MAX_FAILURES).saturating_add(1),
+        grace: Duration::from_secs(check.grace_period_seconds.unwrap_or(GRACE_SECONDS).into()),
     })
 }

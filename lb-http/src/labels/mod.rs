@@ -31,7 +31,7 @@ use serde::Serialize;
 use crate::access::Admission;
 use crate::edits::HeadEdits;
 use crate::sticky::CookieStyle;
-use crate::tls::{ClientAuth, HostPolicy, Need};
+use crate::tls::{Alpn, ClientAuth, HostPolicy, Need};
 use reader::Reader;
 
 pub use balance::HashOn;
@@ -207,9 +207,9 @@ pub struct ServiceLabels {
     pub hash_on: HashOn,
     pub affinity: Affinity,
     pub cookie: CookieStyle,
-    /// Each once.
+    /// Each once. In mode tcp their TLS is passed on.
     pub vhosts: Vec<HostPattern>,
-    /// Empty: every path. Only looked at for virtual hosts.
+    /// Empty: every path. Only looked at for virtual hosts; none in mode tcp.
     pub paths: Vec<PathPrefix>,
     /// Rules of higher weight are tried first.
     pub weight: i32,
@@ -224,7 +224,7 @@ pub struct ServiceLabels {
     /// What the balancer probes itself. `None`: nothing.
     pub check: Option<CheckSpec>,
     pub proxy_protocol: ProxyProtocol,
-    /// Of its virtual hosts over TLS; with a certificate, of its service port, too.
+    /// Of its virtual hosts over TLS; with a certificate, of its service port, too. In mode tcp of the latter alone.
     pub tls: HostPolicy,
     pub static_server: Option<StaticServer>,
 }
@@ -242,10 +242,17 @@ pub fn read(
     let port = reader.parsed("PORT", "a port number from 1 to 65535", |text| {
         text.parse::<u16>().ok().filter(|port| *port > 0)
     });
-    let port = port.or(service.service_port);
-    let (vhosts, paths) = hosts_and_paths(&mut reader);
+    let port = port.or(service.service_port).or_else(|| assigned_port(app, service));
+    let (mut vhosts, mut paths) = hosts_and_paths(&mut reader);
     let (check, check_port) = check::borrowed(&mut reader);
     let mode = mode(&mut reader, check.as_ref(), !vhosts.is_empty());
+    if mode == Mode::Tcp && !paths.is_empty() && !vhosts.is_empty() {
+        let what = "paths need mode http; this service is mode tcp".to_owned();
+        reader.problem("PATH", what, "TLS of its virtual hosts is passed on to it whatever the path");
+        paths.clear();
+        // A path alone is a rule for every host; without paths there is no rule.
+        vhosts.retain(|_| reader.find("VHOST").is_some());
+    }
     let (balance, hash_on) = reader
         .parsed(
             "BALANCE",
@@ -292,15 +299,25 @@ pub fn read(
             .filter(|_| reader.boolean("CHECK", true))
             .and_then(|check| check::spec(check, check_port, mode)),
         proxy_protocol: proxy_protocol(&mut reader),
-        tls: tls(&mut reader),
+        tls: tls(&mut reader, mode),
         static_server: None,
     };
     templates::apply(&mut reader, &mut labels);
     (enabled && served && port.is_some()).then_some(labels)
 }
 
+/// For instances with addresses of their own. `None`: there is no instance that tells the port.
+fn assigned_port(app: &App, service: &Service) -> Option<u16> {
+    let own_port = |instance: &Arc<Instance>| {
+        let address = instance.endpoint(service.id.port_index)?.address;
+        instance.host_address.is_some_and(|host| host != address.ip()).then_some(address.port())
+    };
+    let port = app.instances.iter().find_map(own_port).filter(|_| service.protocols.tcp)?;
+    Some(crate::names::assigned_port(&app.id, port))
+}
+
 /// `SSL_CERT`, `WAYMARK_{n}_CLIENT_CA` and `TLS_MIN`; `BIND_OPTIONS` says more.
-fn tls(reader: &mut Reader<'_>) -> HostPolicy {
+fn tls(reader: &mut Reader<'_>, mode: Mode) -> HostPolicy {
     let certificates =
         reader.text("SSL_CERT").map(|paths| paths.split(',').map(|path| path.trim().into()).collect());
     let client_ca = reader.text("CLIENT_CA").map(|path| path.trim().into());
@@ -308,7 +325,10 @@ fn tls(reader: &mut Reader<'_>) -> HostPolicy {
         certificates: certificates.unwrap_or_default(),
         client_auth: client_ca.map(|ca| ClientAuth { ca, need: Need::Required }),
         min_version: reader.parsed("TLS_MIN", "1.2 or 1.3", |text| text.parse().ok()),
-        without_http2: false,
+        alpn: match mode {
+            Mode::Http => Alpn::Http2,
+            Mode::Tcp => Alpn::Silent,
+        },
     }
 }
 

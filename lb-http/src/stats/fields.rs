@@ -106,6 +106,10 @@ impl Row {
         self.values[column as usize] = Some(value);
     }
 
+    fn unset(&mut self, column: Column) {
+        self.values[column as usize] = None;
+    }
+
     fn number(&mut self, column: Column, number: impl Into<u64>) {
         self.set(column, Value::Number(number.into()));
     }
@@ -181,13 +185,21 @@ impl Row {
     }
 }
 
-/// All rows: the fixed frontends, the frontends of service ports, then each backend after its servers.
-pub(crate) fn rows(shared: &Shared) -> Vec<Row> {
+/// Which servers are shown: what `;up` in HAProxy's URL asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Servers {
+    All,
+    /// Those that are not down.
+    Up,
+}
+
+/// All rows: the proxy `stats`, the fixed frontends, the frontends of service ports, then each backend after its servers.
+pub(crate) fn rows(shared: &Shared, servers: Servers) -> Vec<Row> {
     let table = shared.table.load();
     let now = Instant::now();
     let limit = shared.config.limits.connections_per_listener as u64;
-    let mut rows = Vec::new();
-    let mut iid = 1;
+    let mut rows = Vec::from(stats_proxy(&shared.stats_in));
+    let mut iid = STATS_ID;
     let https = shared.serves_https().then_some((HTTPS_FRONTEND, &shared.https_in));
     let plain = [(HTTP_FRONTEND, &shared.http_in), (APPID_FRONTEND, &shared.appid_in)];
     for (name, series) in plain.into_iter().chain(https) {
@@ -202,13 +214,39 @@ pub(crate) fn rows(shared: &Shared) -> Vec<Row> {
     }
     for b in &table.backends {
         iid += 1;
-        let mut servers: Vec<&Server> = b.servers.iter().collect();
-        servers
-            .sort_by(|a, b| (&a.host, a.endpoint.address.port()).cmp(&(&b.host, b.endpoint.address.port())));
-        rows.extend(servers.into_iter().map(|s| server(b, s, iid, now)));
+        let mut shown: Vec<&Server> = b.servers.iter().collect();
+        if servers == Servers::Up {
+            shown.retain(|s| status(b, s) != "DOWN");
+        }
+        shown.sort_by(|a, b| (&a.host, a.endpoint.address.port()).cmp(&(&b.host, b.endpoint.address.port())));
+        rows.extend(shown.into_iter().map(|s| server(b, s, iid, now)));
         rows.push(backend(b, iid, limit, now));
     }
     rows
+}
+
+/// As HAProxy numbers it: the first proxy after its own.
+const STATS_ID: usize = 2;
+/// HAProxy's `listen stats`, which is a frontend and a backend without servers.
+const STATS: &str = "stats";
+
+fn stats_proxy(series: &Series) -> [Row; 2] {
+    let (name, totals) = (Arc::from(STATS), series.totals());
+    let mut front = frontend(&name, series, &totals, Mode::Http, STATS_ID, 0);
+    // Its requests are parsed by a library that does not tell how long they are.
+    front.unset(Column::bin);
+    front.unset(Column::slim);
+    let mut back = Row::new(Kind::Backend, &name, "BACKEND", STATS_ID);
+    for column in [Column::qcur, Column::qmax, Column::scur, Column::stot, Column::econ, Column::eresp] {
+        back.number(column, 0_u64);
+    }
+    for column in [Column::weight, Column::act, Column::bck, Column::chkdown, Column::lbtot] {
+        back.number(column, 0_u64);
+    }
+    back.number(Column::bout, totals.bytes_out);
+    back.word(Column::status, "UP");
+    back.word(Column::mode, mode_name(Mode::Http));
+    [front, back]
 }
 
 fn frontend(name: &Arc<str>, series: &Series, totals: &Totals, mode: Mode, iid: usize, limit: u64) -> Row {
@@ -221,7 +259,7 @@ fn frontend(name: &Arc<str>, series: &Series, totals: &Totals, mode: Mode, iid: 
     row.number(Column::bout, totals.bytes_out);
     row.number(Column::dreq, totals.n_denied_requests);
     row.number(Column::dresp, 0_u64);
-    row.number(Column::ereq, totals.n_request_errors);
+    row.number(Column::ereq, totals.n_request_errors + totals.n_handshake_failures);
     row.word(Column::status, "OPEN");
     let (rate, rate_max) = series.sessions_per_sec();
     row.number(Column::rate, rate);
@@ -275,10 +313,11 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
         row.number(Column::qlimit, capacity.queue);
     }
     row.number(Column::weight, 1_u64);
-    row.number(Column::act, u64::from(server.endpoint.is_usable()));
+    // That it is no backup; whether it is used is in its status.
+    row.number(Column::act, 1_u64);
     row.word(Column::addr, server.endpoint.address.to_string());
-    if backend.is_sticky() {
-        row.word(Column::cookie, Arc::clone(&server.cookie));
+    if let Some(cookie) = server.cookie.as_ref().filter(|_| backend.is_sticky()) {
+        row.word(Column::cookie, cookie.value.clone());
     }
     if let Some(spec) = backend.labels.check.as_ref().filter(|_| server.check_address.is_some()) {
         row.check(&server.check, spec);

@@ -12,6 +12,7 @@ mod series;
 mod views;
 
 pub(crate) use csv::{csv, json};
+pub use fields::Servers;
 pub(crate) use fields::rows;
 pub(crate) use metrics::metrics;
 pub(crate) use page::page;

@@ -15,7 +15,7 @@ type Counter = (&'static str, &'static str, fn(&Totals) -> u64);
 
 /// Of frontends.
 const COUNTERS_IN: [Counter; 1] = [(
-    "waymark_http_tls_handshake_failures_total",
+    "waymark_http_tls_failures_total",
     "Connections whose TLS handshake failed or took too long.",
     |totals| totals.n_handshake_failures,
 )];

@@ -107,9 +107,22 @@ pub struct RouteView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RouteFrom {
-    ServicePort { port: u16, mode: Mode },
-    Host { host: String, path: Option<String>, ignores_case: bool },
-    AppId { app: String },
+    ServicePort {
+        port: u16,
+        mode: Mode,
+    },
+    Host {
+        host: String,
+        path: Option<String>,
+        ignores_case: bool,
+    },
+    /// TLS that is passed on as it is.
+    ServerName {
+        host: String,
+    },
+    AppId {
+        app: String,
+    },
 }
 
 pub fn backends(table: &Table) -> Vec<BackendView> {
@@ -156,7 +169,7 @@ fn backend(backend: &Backend) -> BackendView {
     }
 }
 
-/// Ports, then rules of hosts in the order in which they are tried, then app ids.
+/// Ports, then rules of hosts in the order in which they are tried, hosts whose TLS is passed on, then app ids.
 pub fn routes(table: &Table) -> Vec<RouteView> {
     let view = |from, index: usize| {
         let backend: &Backend = &table.backends[index];
@@ -178,7 +191,9 @@ pub fn routes(table: &Table) -> Vec<RouteView> {
         view(RouteFrom::Host { host: host.to_string(), path, ignores_case }, rule.backend)
     });
     let apps = apps.into_iter().map(|(app, index)| view(RouteFrom::AppId { app: app.to_owned() }, index));
-    ports.chain(hosts).chain(apps).collect()
+    let passed = table.routes.passed_hosts().iter();
+    let passed = passed.map(|(host, index)| view(RouteFrom::ServerName { host: host.to_string() }, *index));
+    ports.chain(hosts).chain(passed).chain(apps).collect()
 }
 
 /// As Marathon-LB's `domain2backend.map`: one line for each host, the first rule's backend.
@@ -186,6 +201,9 @@ pub fn vhost_map(table: &Table) -> String {
     let mut first: BTreeMap<String, usize> = BTreeMap::new();
     for (host, rule) in table.routes.rules() {
         first.entry(host.to_string()).or_insert(rule.backend);
+    }
+    for (host, backend) in table.routes.passed_hosts() {
+        first.entry(host.to_string()).or_insert(*backend);
     }
     map(table, first.iter().map(|(host, backend)| (host.as_str(), *backend)).collect())
 }

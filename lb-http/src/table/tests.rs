@@ -7,6 +7,8 @@ use event_watcher::catalog::{Endpoint, Protocols, Readiness};
 use super::*;
 use crate::labels::Compat;
 
+mod incremental;
+
 fn instance(id: &str, port: u16, state: InstanceState, health: Health) -> Arc<Instance> {
     Arc::new(Instance {
         id: InstanceId::new(id),
@@ -83,11 +85,14 @@ fn host<'a>(table: &'a Table, host: &str, path: &str) -> Option<&'a str> {
 
 #[test]
 fn an_app_becomes_a_backend_with_marathon_lbs_names() {
-    let table = Compiled::new().table(&[app("/dcos-101/app2", "v", 10000, &[], vec![running("i", 31000)])]);
+    let sticky = [("HAPROXY_0_STICKY", "true")];
+    let table =
+        Compiled::new().table(&[app("/dcos-101/app2", "v", 10000, &sticky, vec![running("i", 31000)])]);
     let backend = &table.backends[0];
     assert_eq!(&*backend.name, "dcos-101_app2_10000");
     assert_eq!(&*backend.servers[0].name, "127_0_0_1_31000");
-    assert_eq!(backend.servers[0].set_cookie.as_bytes(), b"mesosphere_server_id=02ff1d3766; path=/");
+    let cookie = backend.servers[0].cookie.as_ref().unwrap();
+    assert_eq!(cookie.set.as_bytes(), b"mesosphere_server_id=02ff1d3766; path=/");
     assert_eq!(table.routes.of_port(10000), Some(0));
     assert_eq!(table.routes.of_app("/DCOS-101/app2"), Some(0));
     assert!(table.problems.is_empty());
@@ -205,7 +210,8 @@ fn status_and_downtime_follow_the_scheduler() {
 #[test]
 fn a_cookie_names_only_a_usable_server() {
     let draining = instance("d", 31001, InstanceState::Killing, Health::Unchecked);
-    let table = Compiled::new().table(&[app("/a", "v", 1, &[], vec![running("i", 31000), draining])]);
+    let sticky = [("HAPROXY_0_STICKY", "true")];
+    let table = Compiled::new().table(&[app("/a", "v", 1, &sticky, vec![running("i", 31000), draining])]);
     let backend = &table.backends[0];
     let cookie = |port: u16| names::cookie_value(&format!("127_0_0_1_{port}"));
     assert_eq!(backend.server_of_cookie(cookie(31000).as_bytes()), Some(0));
@@ -328,4 +334,21 @@ fn when_nothing_is_healthy_what_runs_is_used() {
         let of_pool: Vec<_> = table.backends[0].servers.iter().map(|s| s.endpoint.is_usable()).collect();
         assert_eq!(of_pool, usable, "{instances:?} {labels:?}");
     }
+}
+
+#[test]
+fn instances_with_addresses_of_their_own_need_no_service_port_of_the_schedulers() {
+    let with_host = |host: &str| {
+        let mut made = running("i", 5432);
+        Arc::make_mut(&mut made).host_address = host.parse().ok();
+        let mut app = app("/db", "v", 1, &[], vec![made]);
+        Arc::make_mut(&mut app).services[0].service_port = None;
+        app
+    };
+    let mut compiled = Compiled::new();
+    let table = compiled.table(&[with_host("10.0.0.1")]);
+    assert_eq!(&*table.backends[0].name, "db_10099", "Marathon-LB's choice");
+    assert_eq!(table.routes.of_port(10099), Some(0));
+    // On the host's own address there is a port that the scheduler has chosen for this instance alone.
+    assert!(compiled.table(&[with_host("127.0.0.1")]).backends.is_empty());
 }

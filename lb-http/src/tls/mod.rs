@@ -2,18 +2,19 @@
 //!
 //! Reading order: [`certificate`] (a chain, its key and the names it is for), `store` (server name → certificate),
 //! [`policy`] (what a host asks of its clients), `table` (server name → configuration, what the handshake looks up),
-//! `files` (reads them, sees that they changed), `follow` (keeps the table true), `handshake`. Nothing here knows HTTP; TLS towards instances is not
-//! here either.
+//! `files` (reads them, sees that they changed), `follow` (keeps the table true), `handshake`, `hello` (the server name of
+//! a connection whose TLS is not ended here). Nothing here knows HTTP; TLS towards instances is not here either.
 
 pub mod certificate;
 mod files;
 mod follow;
 mod handshake;
+pub(crate) mod hello;
 pub mod policy;
 mod store;
 mod table;
 
 pub(crate) use follow::Follower;
 pub(crate) use handshake::{Protocol, accept};
-pub use policy::{ClientAuth, HostPolicy, MinVersion, Need};
+pub use policy::{Alpn, ClientAuth, HostPolicy, MinVersion, Need};
 pub(crate) use table::{Policies, TlsTable};

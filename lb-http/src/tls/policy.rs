@@ -15,8 +15,19 @@ pub struct HostPolicy {
     pub certificates: Vec<PathBuf>,
     pub client_auth: Option<ClientAuth>,
     pub min_version: Option<MinVersion>,
-    /// HTTP/1.1 only: what `alpn http/1.1` asks for.
-    pub without_http2: bool,
+    pub alpn: Alpn,
+}
+
+/// What may be spoken inside of TLS, as far as the balancer tells clients (RFC 7301).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Alpn {
+    /// HTTP/2 or HTTP/1.1.
+    #[default]
+    Http2,
+    /// What `alpn http/1.1` asks for.
+    Http1,
+    /// It tells nothing: in mode tcp it does not know.
+    Silent,
 }
 
 /// Client certificates, signed by one of the authorities in `ca`.

@@ -14,7 +14,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
 use super::certificate::Certificate;
-use super::policy::{HostPolicy, MinVersion, Need};
+use super::policy::{Alpn, HostPolicy, MinVersion, Need};
 use super::store::Store;
 
 /// RFC 7301.
@@ -156,9 +156,10 @@ impl Builder<'_> {
             policy.certificates.iter().filter_map(|path| self.contents.certificates.get(path)).flatten();
         let store = Store::new(own.chain(self.shared));
         let mut config = builder.with_cert_resolver(Arc::new(store));
-        config.alpn_protocols = match policy.without_http2 {
-            false => vec![HTTP_2.to_vec(), HTTP_1_1.to_vec()],
-            true => vec![HTTP_1_1.to_vec()],
+        config.alpn_protocols = match policy.alpn {
+            Alpn::Http2 => vec![HTTP_2.to_vec(), HTTP_1_1.to_vec()],
+            Alpn::Http1 => vec![HTTP_1_1.to_vec()],
+            Alpn::Silent => Vec::new(),
         };
         // Without one, sessions are resumed from a small memory that all clients share.
         if let Ok(ticketer) = aws_lc_rs::Ticketer::new() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use event_watcher::catalog::HealthCheckProtocol;
+use event_watcher::catalog::{Health, HealthCheckProtocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -206,5 +206,73 @@ async fn https_is_asked_over_tls_whatever_the_certificate() {
     becomes(&cluster, &app, plain.port(), "status", "DOWN").await;
     becomes(&cluster, &app, port, "status", "UP").await;
     serving.abort();
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn who_has_just_been_started_has_its_grace() {
+    let mut cluster = Cluster::start().await;
+    let patient = Patient::new().await;
+    patient.set(503);
+    let mut starting = app("/a").label("WAYMARK_0_REQUIRE", "running").instance(patient.port());
+    starting.health = Health::Unknown;
+    starting.health_checks[0].grace_period_seconds = Some(60);
+    cluster.put(&starting).await;
+    // Far more than the two failures that take a server out of use.
+    let failures = async {
+        while patient.n_probes.load(Relaxed) < 10 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("probes", failures).await;
+    becomes(&cluster, &starting, patient.port(), "check_status", "L7STS").await;
+    becomes(&cluster, &starting, patient.port(), "status", "UP").await;
+    becomes(&cluster, &starting, patient.port(), "chkdown", "0").await;
+    // The scheduler has spoken: it is no beginner any more.
+    let mut started = starting.clone();
+    started.health = Health::Healthy;
+    cluster.put(&started).await;
+    becomes(&cluster, &started, patient.port(), "status", "DOWN").await;
+    patient.set(200);
+    becomes(&cluster, &started, patient.port(), "status", "UP").await;
+    // Without a grace it counts from the first one on.
+    patient.set(503);
+    let mut hurried = starting.clone();
+    hurried.health_checks[0].grace_period_seconds = Some(0);
+    cluster.put(&hurried).await;
+    becomes(&cluster, &hurried, patient.port(), "status", "DOWN").await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn the_port_that_is_asked_is_the_checks_own_or_that_of_another_index() {
+    let mut cluster = Cluster::start().await;
+    let (serves, judges) = (Patient::new().await, Patient::new().await);
+    let mut borrowing = app("/borrowing").label("HAPROXY_0_BACKEND_HEALTHCHECK_PORT_INDEX", "1");
+    borrowing = borrowing.instance(serves.port());
+    borrowing.other_port = Some(judges.port());
+    // A check with a port of its own counts for every port of the app.
+    let mut fixed = app("/fixed").instance(serves.port());
+    fixed.health_checks[0].port = Some(judges.port());
+    fixed.health_checks[0].port_index = None;
+    // An index that the app does not have: its own port is asked, and the label is told to be wrong.
+    let mut missing = app("/missing").label("HAPROXY_0_BACKEND_HEALTHCHECK_PORT_INDEX", "7");
+    missing = missing.instance(serves.port());
+    for app in [&borrowing, &fixed, &missing] {
+        cluster.put(app).await;
+    }
+    assert_eq!(cluster.plane.problems().len(), 1, "{:?}", cluster.plane.problems());
+    becomes(&cluster, &borrowing, serves.port(), "check_status", "L7OK").await;
+    judges.set(500);
+    for app in [&borrowing, &fixed] {
+        becomes(&cluster, app, serves.port(), "status", "DOWN").await;
+    }
+    becomes(&cluster, &missing, serves.port(), "status", "UP").await;
+    judges.set(200);
+    serves.set(500);
+    for app in [&borrowing, &fixed] {
+        becomes(&cluster, app, serves.port(), "status", "UP").await;
+    }
+    becomes(&cluster, &missing, serves.port(), "status", "DOWN").await;
     cluster.stop().await;
 }

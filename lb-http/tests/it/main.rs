@@ -13,6 +13,7 @@ mod fuzz_seeds;
 mod http2_cases;
 mod http_cases;
 mod limits;
+mod passthrough;
 mod protocol;
 mod proxy_protocol;
 mod queue;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_watcher::catalog::InstanceState;
+use lb_http::stats::Servers;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
@@ -82,7 +83,7 @@ async fn what_is_over_the_maximum_goes_to_another_and_then_waits_in_order() {
     );
     assert_eq!(service.column(&service.server(0), "slim"), "1");
     assert_eq!(service.column(&service.server(0), "qlimit"), "1024");
-    let page = service.cluster.plane.stats_page();
+    let page = service.cluster.plane.stats_page(Servers::All);
     assert!(page.contains("<td>1024</td>"), "the limit of the queue is on the page");
     release_a.cancel();
     // Which of the two that is depends on the turn.

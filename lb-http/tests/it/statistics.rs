@@ -2,6 +2,8 @@
 
 use event_watcher::catalog::InstanceState;
 
+use lb_http::stats::Servers;
+
 use crate::support::*;
 
 #[tokio::test]
@@ -14,7 +16,7 @@ async fn the_csv_is_haproxys() {
     for _ in 0..3 {
         client.get("").await;
     }
-    let csv = cluster.plane.stats_csv();
+    let csv = cluster.plane.stats_csv(Servers::All);
     let header = csv.lines().next().unwrap();
     let start = "# pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,wretr,wredis,status,weight,act,bck,\
                  chkfail,chkdown,lastchg,downtime,qlimit,pid,iid,sid,throttle,lbtot,tracked,type,rate,rate_lim,rate_max,check_status,";
@@ -31,6 +33,8 @@ async fn the_csv_is_haproxys() {
     assert_eq!(
         order,
         [
+            ["stats", "FRONTEND"],
+            ["stats", "BACKEND"],
             ["marathon_http_in", "FRONTEND"],
             ["marathon_http_appid_in", "FRONTEND"],
             [&name, "FRONTEND"],
@@ -76,14 +80,14 @@ async fn names_from_apps_are_escaped_wherever_they_are_shown() {
     let mut cluster = Cluster::start().await;
     let app = AppSpec::new("/<script>alert(1)</script>,\"").label("HAPROXY_0_BALANCE", "<b>");
     cluster.put(&app).await;
-    let page = cluster.plane.stats_page();
+    let page = cluster.plane.stats_page(Servers::All);
     assert!(!page.contains("<script") && page.contains("&#60;script"), "{page}");
-    let csv = cluster.plane.stats_csv();
+    let csv = cluster.plane.stats_csv(Servers::All);
     assert!(csv.contains(&format!("\"<script>alert(1)<_script>,\"\"_{}\",BACKEND,", app.port)), "{csv}");
-    let json: serde_json::Value = serde_json::from_str(&cluster.plane.stats_json()).unwrap();
-    assert_eq!(json.as_array().unwrap().len(), 4);
-    assert_eq!(json[3][0]["objType"], "Backend");
-    assert_eq!(json[3][1]["value"]["value"], "BACKEND");
+    let json: serde_json::Value = serde_json::from_str(&cluster.plane.stats_json(Servers::All)).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 6);
+    assert_eq!(json[5][0]["objType"], "Backend");
+    assert_eq!(json[5][1]["value"]["value"], "BACKEND");
     let mut metrics = String::new();
     cluster.plane.metrics(&mut metrics);
     assert!(

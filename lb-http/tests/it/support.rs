@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use event_watcher::catalog::*;
 use event_watcher::publish::{self, Publisher};
+use lb_http::stats::Servers;
 use lb_http::{Config, Plane};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -85,7 +86,7 @@ impl Cluster {
     }
 
     pub fn csv_row(&self, proxy: &str, server: &str) -> BTreeMap<String, String> {
-        let csv = self.plane.stats_csv();
+        let csv = self.plane.stats_csv(Servers::All);
         let mut lines = csv.lines();
         let names: Vec<&str> = lines.next().unwrap().trim_start_matches("# ").split(',').collect();
         let row = lines.find(|l| l.starts_with(&format!("{proxy},{server},")));
@@ -106,6 +107,10 @@ pub struct AppSpec {
     pub labels: Vec<(&'static str, String)>,
     pub instances: Vec<(u16, InstanceState)>,
     pub health_checks: Vec<HealthCheck>,
+    /// What the scheduler says of every instance.
+    pub health: Health,
+    /// The second port of every instance.
+    pub other_port: Option<u16>,
 }
 
 impl AppSpec {
@@ -116,6 +121,8 @@ impl AppSpec {
             labels: vec![("HAPROXY_0_MODE", "http".to_owned())],
             instances: vec![],
             health_checks: vec![],
+            health: Health::Unchecked,
+            other_port: None,
         }
     }
 
@@ -158,26 +165,34 @@ impl AppSpec {
                 agent: None,
                 version: "v1".into(),
                 state: *state,
-                health: Health::Unchecked,
+                health: self.health,
                 readiness: Readiness::Unchecked,
                 started_at: None,
                 addresses: vec![],
-                endpoints: vec![Endpoint { port_index: 0, address: ([127, 0, 0, 1], *port).into() }],
+                endpoints: (0..)
+                    .zip([*port].into_iter().chain(self.other_port))
+                    .map(|(port_index, port)| Endpoint { port_index, address: ([127, 0, 0, 1], port).into() })
+                    .collect(),
             })
+        };
+        let service = |port_index, service_port| Service {
+            id: ServiceId { app: id.clone(), port_index },
+            name: None,
+            service_port,
+            protocols: Protocols::TCP,
+            labels: BTreeMap::new(),
+            vips: vec![],
         };
         App {
             id: id.clone(),
             version: "v1".into(),
             labels: self.labels.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
             n_instances_wanted: self.instances.len() as u32,
-            services: vec![Service {
-                id: ServiceId { app: id, port_index: 0 },
-                name: None,
-                service_port: Some(self.port),
-                protocols: Protocols::TCP,
-                labels: BTreeMap::new(),
-                vips: vec![],
-            }],
+            // The second port is for checks only.
+            services: [service(0, Some(self.port))]
+                .into_iter()
+                .chain(self.other_port.map(|_| service(1, None)))
+                .collect(),
             health_checks: self.health_checks.clone(),
             instances: self.instances.iter().map(instance).collect(),
             deployments: vec![],

@@ -1,6 +1,7 @@
 //! What is measured of Waymark's DNS alone: its memory, how soon a change is answered, and what a flood of questions
 //! for foreign names does to it.
 
+use std::io::Read;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,10 @@ const FLOOD_PER_SEC: u32 = 10_000;
 const FLOOD: Duration = Duration::from_secs(10);
 const LOCAL_PER_SEC: u32 = 500;
 
-/// The child's part: the real server with one worker, until killed.
+/// Queries in flight under callgrind, about as many as a batch has under load.
+const WINDOW: u32 = 16;
+
+/// The child's part: the real server with one worker, until its parent lets go of its input.
 pub fn serve(n_names: u32, upstream: Option<SocketAddr>) -> anyhow::Result<()> {
     let mut catalog = catalog()?;
     catalog.replace_all((0..n_names).map(update).collect(), vec![]);
@@ -30,16 +34,40 @@ pub fn serve(n_names: u32, upstream: Option<SocketAddr>) -> anyhow::Result<()> {
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let (publisher, subscriber) = channel();
         let upstreams = Some(upstream.into_iter().collect());
-        let config = dns::Config { listen: vec![free_address()?], upstreams, ..dns::Config::default() };
-        let (plane, workers) = dns::start(config, subscriber, None, 1, CancellationToken::new()).await?;
+        let config = dns::Config { listen: vec!["127.0.0.1:0".parse()?], upstreams, ..dns::Config::default() };
+        let cancel = CancellationToken::new();
+        let (plane, workers) = dns::start(config, subscriber, None, 1, cancel.clone()).await?;
         publisher.publish(Arc::clone(&snapshot));
         plane.applied().reached(snapshot.generation).await?;
         println!("{}", plane.addresses()[0]);
+        std::thread::spawn(move || {
+            let _ = std::io::stdin().read(&mut [0]);
+            cancel.cancel();
+        });
         for worker in workers {
             worker.run().await;
         }
         Ok(())
     })
+}
+
+/// Asks for the names in turn, and waits until the server has ended.
+pub fn ask(n: u32) -> anyhow::Result<()> {
+    let server = Server::waymark(crate::N_NAMES, None)?;
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(server.address)?;
+    socket.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut reply = [0; 512];
+    for first in (0..n).step_by(WINDOW as usize) {
+        let window = first..n.min(first + WINDOW);
+        for i in window.clone() {
+            socket.send(&query(&format!("app{}.marathon.mesos", i % crate::N_NAMES)))?;
+        }
+        for _ in window {
+            socket.recv(&mut reply).context("a query was not answered")?;
+        }
+    }
+    server.end()
 }
 
 fn catalog() -> anyhow::Result<Catalog> {

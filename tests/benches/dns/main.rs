@@ -3,7 +3,8 @@
 //! `cargo bench -p tests --bench dns`. Each server is a process of its own, pinned to one core; dnsperf asks on another.
 //! Rounds are interleaved. The CPU time of the server's processes per query is steady where throughput moves with the
 //! neighbours. Peers that are not installed are left out; without dnsperf nothing can be compared.
-//! `-- a srv tcp memory change flood` says which measurements; `a` alone is the default.
+//! `-- a srv tcp memory change flood` says which measurements; `a` alone is the default. `-- queries N` only asks N
+//! times, for callgrind (`benches/dns_instructions.sh`).
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 
@@ -33,6 +34,11 @@ fn main() -> anyhow::Result<()> {
         && command == "serve-dns"
     {
         return alone::serve(n_names.parse()?, upstream.first().map(|a| a.parse()).transpose()?);
+    }
+    if let [command, n] = &args[..]
+        && command == "queries"
+    {
+        return alone::ask(n.parse()?);
     }
     let wanted = |name: &str| args.iter().any(|a| a == name) || args.is_empty() && name == "a";
     for load in LOADS.iter().filter(|load| wanted(load.name)) {

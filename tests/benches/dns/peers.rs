@@ -27,9 +27,17 @@ pub struct Server {
 
 impl Server {
     pub fn waymark(n_names: u32, upstream: Option<SocketAddr>) -> anyhow::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = match std::env::var_os("WAYMARK_BENCH_CALLGRIND") {
+            None => Command::new(std::env::current_exe()?),
+            Some(file) => {
+                let mut valgrind = Command::new("valgrind");
+                valgrind.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", file.display()));
+                valgrind.arg(std::env::current_exe()?);
+                valgrind
+            }
+        };
         command.args(["serve-dns", &n_names.to_string()]).args(upstream.map(|a| a.to_string()));
-        command.stdout(Stdio::piped()).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut process = Pinned::start(&mut command).context("cannot start the DNS server")?;
         let stdout = process.0.stdout.take().context("the child has no output")?;
         let mut line = String::new();
@@ -160,6 +168,14 @@ impl Server {
             }
         }
         anyhow::bail!("{} at {} did not become ready", self.name, self.address)
+    }
+
+    /// Lets Waymark end by itself, which its tools write their results at.
+    pub fn end(mut self) -> anyhow::Result<()> {
+        drop(self.process.0.stdin.take());
+        let status = self.process.0.wait()?;
+        anyhow::ensure!(status.success(), "the server ended with {status}");
+        Ok(())
     }
 
     pub fn pid(&self) -> u32 {

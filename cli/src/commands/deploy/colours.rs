@@ -43,8 +43,23 @@ pub fn check(definition: &Value) -> Result<(), Failure> {
     service_port(definition).map(|_| ())
 }
 
+/// How many instances of the new app a split keeps; 0: it is none.
+pub fn kept_new(app: &Value) -> u64 {
+    label(app, NEW_INSTANCES).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+}
+
+/// How the new colour begins, and where it is to end.
+#[derive(Clone, Copy, Debug)]
+pub struct Beginning<'a> {
+    /// Instances to begin with.
+    pub n_initial: u64,
+    /// `Some`: a split that keeps so many of the new app.
+    pub split: Option<u64>,
+    pub now: &'a str,
+}
+
 /// The definition of the next colour. `last`: the app that runs now.
-pub fn next(definition: &Value, last: Option<&Value>, initial: u64, now: &str) -> Result<Value, Failure> {
+pub fn next(definition: &Value, last: Option<&Value>, begin: Beginning<'_>) -> Result<Value, Failure> {
     let mut app = definition.clone();
     let own_port = service_port(definition)?;
     let (colour, port, target) = match last {
@@ -54,8 +69,21 @@ pub fn next(definition: &Value, last: Option<&Value>, initial: u64, now: &str) -
             (colour, next_port(definition, last, own_port)?, instances(last))
         }
     };
+    if let Some(n) = begin.split {
+        if last.is_none() {
+            return Err(Failure::usage("there is no version yet that traffic could be split with")
+                .hint("deploy it without --new-instances first"));
+        }
+        if n >= target {
+            return Err(Failure::usage(format!(
+                "--new-instances {n} leaves nothing of the {target} there are"
+            ))
+            .hint("without it, all instances are replaced"));
+        }
+    }
     let id = definition["id"].as_str().unwrap_or_default();
-    let count = if last.is_some() { initial.clamp(1, target.max(1)) } else { target };
+    let most = begin.split.unwrap_or(target).max(1);
+    let count = if last.is_some() { begin.n_initial.clamp(1, most) } else { target };
     set_service_port(&mut app, port);
     let Value::Object(object) = &mut app else { return Err(Failure::usage("the definition is no app")) };
     object.insert("id".to_owned(), json!(format!("/{}-{colour}", id.trim_matches('/'))));
@@ -68,8 +96,8 @@ pub fn next(definition: &Value, last: Option<&Value>, initial: u64, now: &str) -
                 (PORT, &own_port.to_string()),
                 (TARGET, &target.to_string()),
                 (COLOUR, colour),
-                (STARTED_AT, now),
-                (NEW_INSTANCES, "0"),
+                (STARTED_AT, begin.now),
+                (NEW_INSTANCES, &begin.split.unwrap_or(0).to_string()),
             ],
         );
     }
@@ -138,17 +166,29 @@ mod tests {
 
     #[test]
     fn colours_take_turns_with_names_and_ports() {
-        let first = next(&definition(), None, 1, "t1").unwrap();
+        let begin = |n_initial, now| Beginning { n_initial, split: None, now };
+        let first = next(&definition(), None, begin(1, "t1")).unwrap();
         assert_eq!((&first["id"], &first["instances"]), (&json!("/shop-blue"), &json!(4)));
         assert_eq!(first["portDefinitions"][0]["port"], 10000);
-        let second = next(&definition(), Some(&first), 1, "t2").unwrap();
+        let second = next(&definition(), Some(&first), begin(1, "t2")).unwrap();
         assert_eq!((&second["id"], &second["instances"]), (&json!("/shop-green"), &json!(1)));
         assert_eq!(second["portDefinitions"][0]["port"], 10001);
         assert_eq!(label(&second, PORT), Some("10000"), "both are served on the port of the definition");
         assert_eq!((target(&second), label(&second, STARTED_AT)), (4, Some("t2")));
-        let third = next(&definition(), Some(&second), 9, "t3").unwrap();
+        assert_eq!(kept_new(&second), 0);
+        let third = next(&definition(), Some(&second), begin(9, "t3")).unwrap();
         assert_eq!((&third["id"], &third["instances"]), (&json!("/shop-blue"), &json!(1)));
         assert_eq!(third["portDefinitions"][0]["port"], 10000);
+    }
+
+    #[test]
+    fn a_split_leaves_something_of_both() {
+        let begin = |split| Beginning { n_initial: 9, split: Some(split), now: "t" };
+        let first = next(&definition(), None, Beginning { split: None, ..begin(1) }).unwrap();
+        let second = next(&definition(), Some(&first), begin(3)).unwrap();
+        assert_eq!((kept_new(&second), target(&second), instances(&second)), (3, 4, 3));
+        assert_eq!(next(&definition(), Some(&first), begin(4)).unwrap_err().code(), 2);
+        assert_eq!(next(&definition(), None, begin(1)).unwrap_err().code(), 2, "nothing to split with");
     }
 
     #[test]

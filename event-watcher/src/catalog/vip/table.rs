@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use serde::Serialize;
 
 use super::allocation::settle;
-use super::{VipKey, VipName, VipPool, VipTarget};
+use super::{Protocol, VipKey, VipName, VipPool, VipTarget};
 use crate::catalog::app::{App, ServiceId};
 use crate::catalog::problem::Problem;
 
@@ -50,11 +52,11 @@ pub struct Vip {
     pub services: Vec<ServiceId>,
 }
 
-/// All VIPs of a snapshot.
+/// All VIPs of a snapshot. What did not change is shared with the table before, so comparing two costs what differs.
 #[derive(Debug, Default, PartialEq)]
 pub struct Vips {
-    vips: BTreeMap<VipKey, Vip>,
-    names: BTreeMap<VipName, Vec<IpAddr>>,
+    vips: OrdMap<VipKey, Vip>,
+    names: OrdMap<VipName, Vec<IpAddr>>,
 }
 
 /// What of an app the table depends on.
@@ -83,8 +85,28 @@ impl Claims {
         !self.services.is_empty()
     }
 
+    /// The same services have the same VIPs; which families their endpoints have is another matter.
     pub(in crate::catalog) fn same_services(&self, other: &Self) -> bool {
-        self.services == other.services
+        let named = |claims: &Self| -> Vec<(ServiceId, Vec<VipKey>)> {
+            claims.services.iter().map(|(id, keys, _)| (id.clone(), keys.clone())).collect()
+        };
+        named(self) == named(other)
+    }
+
+    /// The families that its endpoints have, for each VIP that they feed.
+    pub(in crate::catalog) fn families(&self) -> Vec<(VipTarget, Family)> {
+        let mut found = Vec::new();
+        for (_, keys, families) in &self.services {
+            let targets: BTreeSet<&VipTarget> = keys.iter().map(|key| &key.target).collect();
+            for target in targets {
+                found.extend(families.iter().map(|family| (target.clone(), *family)));
+            }
+        }
+        found
+    }
+
+    pub(in crate::catalog) fn targets(&self) -> impl Iterator<Item = &VipTarget> {
+        self.services.iter().flat_map(|(_, keys, _)| keys).map(|key| &key.target)
     }
 
     /// The addresses that it names as VIPs, each once.
@@ -107,6 +129,19 @@ impl Vips {
         self.vips.values()
     }
 
+    /// The VIPs that a name has: one for each protocol and port.
+    pub fn of_name(&self, name: &VipName) -> impl Iterator<Item = &Vip> {
+        let at = |protocol, port| VipKey { target: VipTarget::Named(name.clone()), protocol, port };
+        self.vips.range(at(Protocol::Tcp, 0)..=at(Protocol::Udp, u16::MAX)).map(|(_, vip)| vip)
+    }
+
+    /// The VIPs that came, went or differ between two tables, in key order.
+    pub fn changed_since<'a>(&'a self, old: &'a Self) -> impl Iterator<Item = &'a VipKey> {
+        old.vips.diff(&self.vips).map(|item| match item {
+            DiffItem::Add(key, _) | DiffItem::Update { new: (key, _), .. } | DiffItem::Remove(key, _) => key,
+        })
+    }
+
     pub fn get(&self, key: &VipKey) -> Option<&Vip> {
         self.vips.get(key)
     }
@@ -120,8 +155,10 @@ impl Vips {
         self.names.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// Allocates addresses for all VIPs that `claims` name. What cannot be served is left out and is a problem.
+    /// Allocates addresses for all VIPs that `claims` name. What cannot be served is left out and is a problem. The
+    /// outcome is the same whatever `previous` is, with which it shares what it can.
     pub(in crate::catalog) fn allocate<'a>(
+        previous: &Self,
         claims: impl Iterator<Item = &'a Claims> + Clone,
         pools: &[VipPool],
         reserved: &[Reserved],
@@ -167,8 +204,7 @@ impl Vips {
                 names.entry(name).or_default().push(address);
             }
         }
-        // What a name has until its endpoints say otherwise.
-        let before_endpoints = if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 };
+        let before_endpoints = before_endpoints(pools);
         vips.retain(|key, vip| {
             let of_endpoints = families.get(&key.target).filter(|families| !families.is_empty());
             let (all, hint) = match &key.target {
@@ -218,15 +254,41 @@ impl Vips {
             problems.extend(vip.services.first().map(|s| refused(s, key, reason, hint)));
             vip.addresses.retain(|ip| reserved.iter().all(|r| r.address != *ip));
         }
-        let names = vips
+        let names: BTreeMap<VipName, Vec<IpAddr>> = vips
             .values()
             .filter_map(|vip| match &vip.key.target {
                 VipTarget::Named(name) => Some((name.clone(), vip.addresses.clone())),
                 VipTarget::Ip(_) => None,
             })
             .collect();
-        (Self { vips, names }, problems)
+        (Self { vips: share(&previous.vips, vips), names: share(&previous.names, names) }, problems)
     }
+}
+
+/// The family of a name's addresses until its endpoints say otherwise.
+pub(in crate::catalog) fn before_endpoints(pools: &[VipPool]) -> Family {
+    if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 }
+}
+
+/// `now`, sharing with `previous` what is equal.
+fn share<K: Ord + Clone, V: PartialEq + Clone>(previous: &OrdMap<K, V>, now: BTreeMap<K, V>) -> OrdMap<K, V> {
+    let mut shared = previous.clone();
+    let mut before = previous.iter().peekable();
+    for (key, value) in now {
+        while let Some((gone, _)) = before.next_if(|(known, _)| **known < key) {
+            shared.remove(gone);
+        }
+        match before.next_if(|(known, _)| **known == key) {
+            Some((_, known)) if *known == value => {}
+            _ => {
+                shared.insert(key, value);
+            }
+        }
+    }
+    for (gone, _) in before {
+        shared.remove(gone);
+    }
+    shared
 }
 
 /// Why an address that somebody chose for a VIP must not be served.
@@ -258,7 +320,7 @@ fn refused(service: &ServiceId, key: &VipKey, what: String, hint: &str) -> Probl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{AppId, Protocol, VipLabel};
+    use crate::catalog::{AppId, VipLabel};
 
     /// An app with one TCP VIP, and the families of its endpoints.
     fn claims(app: &str, label: &str, families: &[Family]) -> Claims {
@@ -279,7 +341,7 @@ mod tests {
         ];
         let reserved =
             reserved.map(|(ip, what)| Reserved { address: ip.parse().unwrap(), what: what.into() });
-        let (vips, problems) = Vips::allocate(claims.iter(), &pools, &reserved);
+        let (vips, problems) = Vips::allocate(&Vips::default(), claims.iter(), &pools, &reserved);
         let vips = vips.iter().map(|vip| {
             let services: Vec<String> = vip.services.iter().map(ToString::to_string).collect();
             format!("{}:{} {:?} {}", vip.key.target, vip.key.port, vip.addresses, services.join(" "))
@@ -350,6 +412,30 @@ mod tests {
         let (vips, problems) = allocate(&[claims("/acme", "acme:80", &[Ipv4])], &["11.0.0.0/8"]);
         assert_eq!(vips, ["acme.marathon:80 [] /acme#0"], "a name whose address is this host's");
         assert!(problems[0].contains("an address of this host"), "{problems:?}");
+    }
+
+    #[test]
+    fn tables_differ_by_what_changed_whatever_was_before() {
+        let label = |i: u32, port: u16| claims(&format!("/a{i}"), &format!("a{i}:{port}"), &[Family::Ipv4]);
+        let pools: Vec<VipPool> = vec!["11.0.0.0/8".parse().unwrap()];
+        let table =
+            |previous: &Vips, claims: &[Claims]| Vips::allocate(previous, claims.iter(), &pools, &[]).0;
+        let mut claims: Vec<Claims> = (0..300).map(|i| label(i, 80)).collect();
+        let first = table(&Vips::default(), &claims);
+        claims[7] = label(7, 81);
+        claims.remove(100);
+        claims.push(label(300, 80));
+        let second = table(&first, &claims);
+        assert_eq!(second, table(&Vips::default(), &claims));
+        let told = |keys: &mut dyn Iterator<Item = &VipKey>| {
+            keys.map(|key| format!("{}:{}", key.target, key.port)).collect::<Vec<_>>()
+        };
+        let expect =
+            ["a100.marathon:80", "a300.marathon:80", "a7.marathon:80", "a7.marathon:81"].map(String::from);
+        assert_eq!(told(&mut second.changed_since(&first)), expect);
+        assert_eq!(told(&mut second.changed_since(&second)), [""; 0]);
+        let VipTarget::Named(name) = &first.iter().next().unwrap().key.target else { unreachable!() };
+        assert_eq!(told(&mut first.of_name(name).map(|vip| &vip.key)), ["a0.marathon:80"]);
     }
 
     #[test]

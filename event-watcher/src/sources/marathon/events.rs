@@ -88,7 +88,7 @@ pub(crate) fn signal(kind: &str, data: &str) -> Result<Signal, serde_json::Error
                 event.plan.and_then(|p| p.steps).unwrap_or_default().into_iter().chain(event.current_step);
             let mut apps: Vec<AppId> = steps
                 .flat_map(|step| step.actions.unwrap_or_default())
-                .filter_map(|action| action.app.map(|id| AppId::new(&id)))
+                .filter_map(|action| action.app.or(action.pod).map(|id| AppId::new(&id)))
                 .collect();
             apps.sort();
             apps.dedup();
@@ -198,6 +198,11 @@ mod tests {
                 "deployment_info",
                 json!({"plan": plan, "currentStep": {"actions": [{"app": "/d"}]}}),
                 planned(&["/a/b", "/c", "/d"]),
+            ),
+            (
+                "deployment_success",
+                json!({"plan": {"steps": [{"actions": [{"action": "StartPod", "pod": "/p"}]}]}}),
+                planned(&["/p"]),
             ),
             ("deployment_success", json!({"id": "p"}), Signal::Everything),
             ("app_terminated_event", json!({"appId": "/a/b"}), planned(&["/a/b"])),

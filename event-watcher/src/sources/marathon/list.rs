@@ -1,10 +1,10 @@
-//! Answers with one or all apps: each app is read on its own, so that a bad one never hides a good one, and an app
-//! whose text is the same as in the last list is not read at all.
+//! Answers with one or all apps and pods: each is read on its own, so that a bad one never hides a good one, and one
+//! whose text is the same as in the last list is not read at all. From here on a pod is an app like any other.
 //!
 //! It applies nothing: the watcher says afterwards which texts it now holds. A list is read on a thread of its own,
 //! from copies that cost nothing, while everything else goes on.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,8 +14,16 @@ use serde_json::value::RawValue;
 use super::split::{ShapeError, Splitter};
 use super::translate::{self, Context};
 use super::wire;
+use super::words::Words;
 use crate::catalog::{AppId, AppUpdate, Apps, Problem};
 use crate::resolver::Names;
+
+/// What a text defines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    App,
+    Pod,
+}
 
 /// An answer that is none.
 #[derive(Debug, thiserror::Error)]
@@ -61,22 +69,20 @@ pub(crate) struct Answer {
     /// Host names to look up before the answer is applied.
     pub unasked_hosts: Vec<String>,
     /// Apps with instances on such hosts, with their place among the entries.
-    waiting: Vec<(usize, Box<str>)>,
+    waiting: Vec<(usize, Kind, Box<str>)>,
     pub n_tasks_skipped: u64,
     /// Running tasks of apps with health checks, and how many of them have any result.
     pub n_checked: usize,
     pub n_with_results: usize,
 }
 
-/// The texts of the last list. A copy costs nothing until one of them changes.
+/// The texts of the last list. A copy shares everything with the original until one of them changes, and then nearly
+/// everything.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Texts(Arc<Known>);
-
-#[derive(Clone, Debug, Default)]
-struct Known {
+pub(crate) struct Texts {
     hasher: RandomState,
-    apps: HashMap<TextHash, AppId>,
-    texts: HashMap<AppId, TextHash>,
+    apps: imbl::HashMap<TextHash, AppId>,
+    texts: imbl::HashMap<AppId, TextHash>,
 }
 
 impl Texts {
@@ -84,19 +90,15 @@ impl Texts {
     pub(crate) fn remember(&mut self, id: &AppId, text: Option<TextHash>) {
         self.forget(id);
         if let Some(text) = text {
-            let known = Arc::make_mut(&mut self.0);
-            known.apps.insert(text, id.clone());
-            known.texts.insert(id.clone(), text);
+            self.apps.insert(text, id.clone());
+            self.texts.insert(id.clone(), text);
         }
     }
 
     /// What is held is no longer what the last list said.
     pub(crate) fn forget(&mut self, id: &AppId) {
-        if self.0.texts.contains_key(id) {
-            let known = Arc::make_mut(&mut self.0);
-            if let Some(text) = known.texts.remove(id) {
-                known.apps.remove(&text);
-            }
+        if let Some(text) = self.texts.remove(id) {
+            self.apps.remove(&text);
         }
     }
 
@@ -123,42 +125,42 @@ pub(crate) struct ListReader {
     splitter: Splitter,
     answer: Answer,
     known: BTreeSet<AppId>,
+    words: Words,
 }
 
 impl ListReader {
     pub(crate) fn new(around: Surroundings) -> Self {
-        Self { around, splitter: Splitter::new(), answer: Answer::default(), known: BTreeSet::new() }
+        Self {
+            around,
+            splitter: Splitter::new(),
+            answer: Answer::default(),
+            known: BTreeSet::new(),
+            words: Words::default(),
+        }
     }
 
     /// An error means that the answer as a whole is none.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
-        let Self { around, splitter, answer, known } = self;
+        let Self { around, splitter, answer, known, words } = self;
         splitter.push(bytes, |text| {
-            let entry = match around.entry(text_of(text)?, answer) {
+            let mut entry = match around.entry(Kind::App, text_of(text)?, answer) {
                 Ok(entry) => entry,
                 Err(error) => {
                     not_broken(text)?;
-                    answer.problems.push(Problem {
-                        app: None,
-                        at: format!("apps[{}]", answer.n_apps()),
-                        what: error.to_string(),
-                        hint: "it is left out; the others are served".into(),
-                    });
+                    answer.has_unreadable(format!("apps[{}]", answer.n_apps()), &error);
                     return Ok(());
                 }
             };
             if let Entry::Rejected(..) = entry {
                 not_broken(text)?;
             }
-            if known.insert(entry.id().clone()) {
-                answer.entries.push(entry);
-            } else {
-                answer.problems.push(Problem {
-                    app: Some(entry.id().clone()),
-                    at: format!("apps[{}].id", answer.n_apps()),
-                    what: "the app is listed twice".into(),
-                    hint: "the first one counts".into(),
-                });
+            if let Entry::Read { update, .. } = &mut entry {
+                words.share(&mut update.app);
+            }
+            let at = || format!("apps[{}].id", answer.n_apps());
+            match known.insert(entry.id().clone()) {
+                true => answer.entries.push(entry),
+                false => answer.problems.push(listed_twice(entry.id(), at())),
             }
             Ok(())
         })
@@ -171,10 +173,29 @@ impl ListReader {
 }
 
 impl Answer {
+    /// Adds the pods of `/v2/pods/::status`.
+    pub(crate) fn add_pods(&mut self, body: &[u8], around: &Surroundings) -> Result<(), Malformed> {
+        let pods: Vec<&RawValue> = serde_json::from_slice(body)?;
+        let mut known: BTreeSet<AppId> = self.entries.iter().map(|entry| entry.id().clone()).collect();
+        for (index, pod) in pods.iter().enumerate() {
+            match around.entry(Kind::Pod, pod.get(), self) {
+                Ok(entry) if known.insert(entry.id().clone()) => self.entries.push(entry),
+                Ok(entry) => self.problems.push(listed_twice(entry.id(), format!("pods[{index}].id"))),
+                Err(error) => self.has_unreadable(format!("pods[{index}]"), &error),
+            }
+        }
+        Ok(())
+    }
+
+    fn has_unreadable(&mut self, at: String, error: &serde_json::Error) {
+        let hint = "it is left out; the others are served".into();
+        self.problems.push(Problem { app: None, at, what: error.to_string(), hint });
+    }
+
     /// Reads again what waited for addresses. Hosts that are still unknown cost their instances the address.
     pub(crate) fn look_again(&mut self, around: &Surroundings) -> Result<(), serde_json::Error> {
-        for (at, text) in std::mem::take(&mut self.waiting) {
-            let entry = around.entry(&text, &mut Self::default())?;
+        for (at, kind, text) in std::mem::take(&mut self.waiting) {
+            let entry = around.entry(kind, &text, &mut Self::default())?;
             if let Some(known) = self.entries.get_mut(at).filter(|known| known.id() == entry.id()) {
                 *known = entry;
             }
@@ -190,11 +211,14 @@ impl Answer {
 }
 
 impl Surroundings {
-    /// Reads `{"app": {…}}`.
-    pub(crate) fn single(&self, body: &[u8]) -> Result<Answer, serde_json::Error> {
-        let single: wire::SingleApp<'_> = serde_json::from_slice(body)?;
+    /// Reads `{"app": {…}}`, or a pod's status.
+    pub(crate) fn single(&self, kind: Kind, body: &[u8]) -> Result<Answer, serde_json::Error> {
+        let text: &RawValue = match kind {
+            Kind::App => serde_json::from_slice::<wire::SingleApp<'_>>(body)?.app,
+            Kind::Pod => serde_json::from_slice(body)?,
+        };
         let mut answer = Answer::default();
-        let entry = match self.entry(single.app.get(), &mut answer)? {
+        let entry = match self.entry(kind, text.get(), &mut answer)? {
             // A single answer has other fields than a list's; its text says nothing about the next list.
             Entry::Read { update, .. } => Entry::Read { update, text: None },
             entry => entry,
@@ -203,9 +227,9 @@ impl Surroundings {
         Ok(answer)
     }
 
-    fn entry(&self, raw: &str, answer: &mut Answer) -> Result<Entry, serde_json::Error> {
-        let text = TextHash(self.texts.0.hasher.hash_one(raw));
-        if let Some(id) = self.texts.0.apps.get(&text) {
+    fn entry(&self, kind: Kind, raw: &str, answer: &mut Answer) -> Result<Entry, serde_json::Error> {
+        let text = TextHash(self.texts.hasher.hash_one(raw));
+        if let Some(id) = self.texts.apps.get(&text) {
             return Ok(Entry::Same(id.clone()));
         }
         // Without a readable id there is no last good version to keep either.
@@ -215,11 +239,15 @@ impl Surroundings {
             resolve: &|host| self.names.resolve(host, self.moment),
             previous: self.previous.get(&id).map(|app| &**app),
         };
-        match translate::app(raw, &context) {
+        let translated = match kind {
+            Kind::App => translate::app(raw, &context),
+            Kind::Pod => translate::pod(raw, &context),
+        };
+        match translated {
             Ok(translated) => {
                 let text = translated.hosts_known().then_some(text);
                 if !translated.unasked_hosts.is_empty() {
-                    answer.waiting.push((answer.entries.len(), raw.into()));
+                    answer.waiting.push((answer.entries.len(), kind, raw.into()));
                 }
                 for host in translated.unasked_hosts {
                     if !answer.unasked_hosts.contains(&host) {
@@ -242,6 +270,11 @@ impl Surroundings {
             }
         }
     }
+}
+
+fn listed_twice(id: &AppId, at: String) -> Problem {
+    let what = "it is listed twice".into();
+    Problem { app: Some(id.clone()), at, what, hint: "the first one counts".into() }
 }
 
 fn text_of(bytes: &[u8]) -> Result<&str, Malformed> {

@@ -2,9 +2,11 @@
 //!
 //! It never holds less because something failed: without an answer, the last good state stays and is called stale.
 
-use std::collections::{BTreeSet, HashMap};
+mod answers;
+mod keeping;
+
 use std::future::Future;
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,19 +17,19 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::client::{Base, Client, Found, Leadership, ListAnswer, OpenStream};
+use self::keeping::Keeper;
+use super::client::{About, Base, Client, Found, HostAndPort, Leadership, ListAnswer, OpenStream};
 use super::events;
 use super::grace::Grace;
-use super::list::{Answer, Entry, Surroundings, Texts};
+use super::list::{Answer, Entry, Kind, Surroundings, Texts};
 use super::stream::{Report, SeenEvent, StreamReader};
-use crate::catalog::{App, AppId, InstanceId, InstanceState};
+use super::words::Words;
+use crate::catalog::{AppId, Leaders};
 use crate::config::Marathon;
 use crate::error::{ConfigError, FetchError, StreamError, chain};
 use crate::hub::Feed;
-use crate::keep;
-use crate::reconcile::{Action, Contents, Input, Reconcile, Survey, Ticket, Timing};
+use crate::reconcile::{Action, Input, Reconcile, Ticket, Timing};
 use crate::resolver::{self, Changed, Lookups, Names};
-use crate::sources::{InstanceRef, Verdict};
 use crate::stats::Stats;
 use crate::watcher::{Command, now};
 
@@ -35,14 +37,8 @@ use crate::watcher::{Command, now};
 const MAX_WAITING_SIGNALS: usize = 1024;
 /// Signals that are taken in before a snapshot is published for all of them.
 const SIGNALS_AT_ONCE: usize = 256;
-/// How long the first list waits for the framework's name, which is part of every DNS name.
-const FRAMEWORK_DEADLINE: Duration = Duration::from_secs(3);
-/// With fewer instances, that nobody has a result yet is nothing special.
-const MANY_WITHOUT_RESULTS: usize = 3;
-/// What is kept on disk is this much behind what is held.
-const KEEP_AFTER: Duration = Duration::from_secs(1);
-/// Keeping takes at most this share of the time.
-const KEEP_SHARE: u32 = 20;
+/// How long the first list waits for what the scheduler says about itself: its name is part of every DNS name.
+const ABOUT_DEADLINE: Duration = Duration::from_secs(3);
 
 pub(crate) struct Watch {
     config: Marathon,
@@ -60,7 +56,11 @@ pub(crate) struct Watch {
     seen: broadcast::Sender<Arc<SeenEvent>>,
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
     stream: Option<LiveStream>,
-    framework_known: bool,
+    /// What the scheduler says about itself was read since the stream was opened and its leader changed last.
+    about_known: bool,
+    leaders: Leaders,
+    /// Who the last list named as leader.
+    listed_leader: Option<String>,
     grace: Grace,
     keeper: Keeper,
 }
@@ -70,19 +70,11 @@ struct LiveStream {
     _reader: AbortOnDropHandle<()>,
 }
 
-#[derive(Default)]
-struct Keeper {
-    /// When the next save begins.
-    due: Option<Instant>,
-    busy_since: Option<Instant>,
-    not_before: Option<Instant>,
-}
-
 enum Done {
     Stream(Result<OpenStream, FetchError>),
     List {
         ticket: Ticket,
-        framework: Option<String>,
+        about: Option<Told>,
         leadership: Leadership,
         result: Result<ListAnswer, FetchError>,
     },
@@ -98,10 +90,32 @@ enum Done {
     Kept(std::io::Result<()>),
 }
 
+/// What the scheduler says about itself, with addresses.
+struct Told {
+    framework: Option<String>,
+    leaders: Leaders,
+}
+
+impl Told {
+    async fn of(about: About) -> Self {
+        let (scheduler, master) = tokio::join!(address(about.leader), address(about.master));
+        Self { framework: about.framework, leaders: Leaders { scheduler, master } }
+    }
+}
+
+async fn address(of: Option<HostAndPort>) -> Option<SocketAddr> {
+    let HostAndPort { host, port } = of?;
+    if let Ok(ip) = host.parse() {
+        return Some(SocketAddr::new(ip, port));
+    }
+    let (_, ip) = resolver::look_up(vec![host]).await.pop()?;
+    Some(SocketAddr::new(ip?, port))
+}
+
 /// An answer that waits for the addresses of new hosts.
 enum Waiting {
     List { ticket: Ticket, answer: ListAnswer },
-    App { ticket: Ticket, id: AppId, body: Vec<u8> },
+    App { ticket: Ticket, id: AppId, kind: Kind, body: Vec<u8> },
 }
 
 /// Whether an answer may still wait for addresses.
@@ -138,7 +152,9 @@ impl Watch {
             seen,
             running: FuturesUnordered::new(),
             stream: None,
-            framework_known: false,
+            about_known: false,
+            leaders: Leaders::default(),
+            listed_leader: None,
             grace: Grace::default(),
             keeper: Keeper::default(),
             config,
@@ -218,22 +234,23 @@ impl Watch {
 
     fn fetch_list(&mut self, ticket: Ticket) {
         self.stats.n_list_fetches.add_one();
-        let (client, base, framework_known) = (self.client.clone(), self.base.clone(), self.framework_known);
+        let (client, base, about_known) = (self.client.clone(), self.base.clone(), self.about_known);
         let mut around = self.surroundings();
         self.spawn(async move {
-            let framework = match framework_known {
+            let about = match about_known {
                 true => None,
                 false => {
-                    let asking = tokio::time::timeout(FRAMEWORK_DEADLINE, client.framework(&base));
-                    asking.await.ok().and_then(Result::ok).flatten()
+                    let asking = async { Some(Told::of(client.about(&base).await.ok()?).await) };
+                    tokio::time::timeout(ABOUT_DEADLINE, asking).await.ok().flatten()
                 }
             };
-            if let Some(framework) = framework.as_deref().filter(|name| **name != *around.framework) {
+            let framework = about.as_ref().and_then(|told| told.framework.as_deref());
+            if let Some(framework) = framework.filter(|name| **name != *around.framework) {
                 around.framework = framework.into();
                 around.texts.forget_all();
             }
             let (result, leadership) = tokio::join!(client.list(&base, around), client.leadership(&base));
-            Done::List { ticket, framework, leadership, result }
+            Done::List { ticket, about, leadership, result }
         });
     }
 
@@ -281,10 +298,14 @@ impl Watch {
                 tracing::warn!(source = %self.feed.name(), reason, "cannot open the event stream");
                 self.step(Input::StreamDown { kind: error.kind(), reason }, None);
             }
-            Done::List { ticket, framework, leadership, result } => {
-                if let Some(framework) = framework {
-                    self.framework_known = true;
-                    self.set_framework(&framework);
+            Done::List { ticket, about, leadership, result } => {
+                if let Some(told) = about {
+                    // Without a name it is not done starting: ask again with the next list.
+                    self.about_known = told.framework.is_some();
+                    self.leaders = told.leaders;
+                    if let Some(framework) = told.framework {
+                        self.set_framework(&framework);
+                    }
                 }
                 match (result, leadership) {
                     (Err(error), _) => self.list_failed(&error),
@@ -299,7 +320,7 @@ impl Watch {
                 }
             }
             Done::App { ticket, id, result } => match result {
-                Ok(Found::Body(body)) => self.read_app(ticket, id, &body, Patience::Left),
+                Ok(Found::Body(kind, body)) => self.read_app(ticket, id, kind, &body, Patience::Left),
                 Ok(Found::Gone) => self.step(Input::AppGone { ticket, id }, None),
                 Err(error) => self.app_failed(id, &error),
             },
@@ -315,7 +336,9 @@ impl Watch {
                             }),
                         }
                     }
-                    Waiting::App { ticket, id, body } => self.read_app(ticket, id, &body, Patience::None),
+                    Waiting::App { ticket, id, kind, body } => {
+                        self.read_app(ticket, id, kind, &body, Patience::None);
+                    }
                 }
             }
             Done::Kept(result) => self.kept(result),
@@ -326,7 +349,7 @@ impl Watch {
         self.stats.n_streams_opened.add_one();
         tracing::info!(source = %self.feed.name(), host = base.host(), "the event stream is open");
         self.read_from(base);
-        self.framework_known = false;
+        self.about_known = false;
         let (sender, reports) = mpsc::channel(MAX_WAITING_SIGNALS);
         let reader = StreamReader {
             deadline: self.config.stream_deadline,
@@ -358,92 +381,6 @@ impl Watch {
         }
     }
 
-    fn take_list_answer(&mut self, ticket: Ticket, mut answer: ListAnswer, patience: Patience) {
-        if patience == Patience::Left && !answer.answer.unasked_hosts.is_empty() {
-            let hosts = std::mem::take(&mut answer.answer.unasked_hosts);
-            return self.look_up(hosts, Waiting::List { ticket, answer });
-        }
-        let ids = answer.answer.entries.iter().map(|entry| entry.id().clone()).collect();
-        let survey = self.survey(&answer);
-        self.step(Input::ListFetched { ticket, ids, survey }, Some(answer.answer));
-        let held = self.reconcile.held();
-        if held.is_some() {
-            self.feed.rejected("held_drop");
-        }
-        self.feed.holds_back(held);
-    }
-
-    /// What of the instances held the list lacks.
-    fn survey(&self, answer: &ListAnswer) -> Survey {
-        let mut survey = Survey {
-            leader: Some(answer.leader.clone()),
-            contents: if answer.answer.entries.is_empty() { Contents::Nothing } else { Contents::Apps },
-            ..Survey::default()
-        };
-        let mut listed: HashMap<&AppId, Option<usize>> = answer
-            .answer
-            .entries
-            .iter()
-            .map(|entry| match entry {
-                Entry::Read { update, .. } => (&update.app.id, Some(n_alive(&update.app))),
-                // What is held stays.
-                Entry::Same(id) | Entry::Rejected(id, _) => (id, None),
-            })
-            .collect();
-        for (id, app) in self.feed.held.apps() {
-            let n_before = n_alive(app);
-            survey.n_before += n_before;
-            let n_now = match listed.remove(id) {
-                None => 0,
-                Some(Some(n_now)) => n_now,
-                Some(None) => continue,
-            };
-            if n_now < n_before {
-                survey.lost.insert(id.clone(), n_before - n_now);
-            }
-        }
-        survey
-    }
-
-    fn list_failed(&mut self, error: &FetchError) {
-        self.stats.n_fetch_failures.add_one();
-        self.feed.rejected(error.word());
-        let reason = chain(error);
-        tracing::warn!(source = %self.feed.name(), reason, "cannot read the list of apps; the last known state keeps serving");
-        self.step(Input::ListFailed { kind: error.kind(), reason }, None);
-    }
-
-    fn app_failed(&mut self, id: AppId, error: &FetchError) {
-        self.stats.n_fetch_failures.add_one();
-        tracing::warn!(source = %self.feed.name(), app = %id, reason = chain(error), "cannot read an app");
-        self.step(Input::AppFailed { id }, None);
-    }
-
-    fn read_app(&mut self, ticket: Ticket, id: AppId, body: &[u8], patience: Patience) {
-        let malformed = |this: &Self, error: serde_json::Error| FetchError::Malformed {
-            host: this.base.host(),
-            source: error.into(),
-        };
-        match self.surroundings().single(body) {
-            Ok(mut answer) if patience == Patience::Left && !answer.unasked_hosts.is_empty() => {
-                let hosts = std::mem::take(&mut answer.unasked_hosts);
-                self.look_up(hosts, Waiting::App { ticket, id, body: body.to_vec() });
-            }
-            Ok(answer) if answer.entries.iter().all(|entry| *entry.id() == id) => {
-                self.feed.saw_answer();
-                self.step(Input::AppFetched { ticket, id }, Some(answer));
-            }
-            Ok(_) => {
-                let error = malformed(self, serde::de::Error::custom("asked for an app and got another one"));
-                self.app_failed(id, &error);
-            }
-            Err(error) => {
-                let error = malformed(self, error);
-                self.app_failed(id, &error);
-            }
-        }
-    }
-
     fn surroundings(&self) -> Surroundings {
         Surroundings {
             framework: Arc::clone(&self.framework),
@@ -451,59 +388,6 @@ impl Watch {
             moment: now(),
             previous: self.feed.held.apps().clone(),
             texts: self.texts.clone(),
-        }
-    }
-
-    fn take_list(&mut self, answer: Answer, keep: &BTreeSet<AppId>) {
-        let mut known: BTreeSet<AppId> = keep.clone();
-        known.extend(answer.entries.iter().map(|entry| entry.id().clone()));
-        self.feed.held.retain(&known);
-        for entry in answer.entries {
-            if !keep.contains(entry.id()) {
-                self.take_entry(entry);
-            }
-        }
-        self.feed.held.set_source_problems(answer.problems);
-        // An election: it runs many instances, and has forgotten what it knew of the health of each.
-        let forgotten = answer.n_checked >= MANY_WITHOUT_RESULTS && answer.n_with_results == 0;
-        if forgotten {
-            let all = self.grace.take_all();
-            self.presume(all);
-        }
-    }
-
-    /// Serves instances that nobody has a verdict about.
-    fn presume(&mut self, instances: Vec<(AppId, InstanceId)>) {
-        for (app, instance) in instances {
-            self.feed.held.presume_healthy(&app, &instance);
-        }
-    }
-
-    fn take_entry(&mut self, entry: Entry) {
-        match entry {
-            Entry::Same(_) => self.stats.n_apps_unchanged.add_one(),
-            Entry::Read { update, text } => {
-                self.texts.remember(&update.app.id, text);
-                self.grace.note(&update.app, now());
-                self.feed.held.replace(update);
-            }
-            Entry::Rejected(id, problem) => {
-                self.stats.n_apps_rejected.add_one();
-                self.texts.forget(&id);
-                self.feed.held.set_problems(&id, vec![problem]);
-            }
-        }
-    }
-
-    fn retire(&mut self, app: &AppId, instance: &InstanceRef, verdict: Verdict) {
-        let Some(known) = self.feed.held.app(app) else { return };
-        let named = known.instances.iter().map(|i| &i.id).filter(|id| instance.names(id)).cloned();
-        for id in named.collect::<Vec<_>>() {
-            self.texts.forget(app);
-            match verdict {
-                Verdict::State(state) => self.feed.held.retire(app, &id, state),
-                Verdict::Unhealthy => self.feed.held.mark_unhealthy(app, &id),
-            }
         }
     }
 
@@ -524,74 +408,6 @@ impl Watch {
             self.texts.forget_all();
         }
     }
-
-    fn commit(&mut self) {
-        if self.feed.commit(self.reconcile.state(), Some(&self.framework)) == crate::hub::Changed::Yes
-            && self.config.state_file.is_some()
-            && self.keeper.due.is_none()
-        {
-            let due = now() + KEEP_AFTER;
-            self.keeper.due = Some(self.keeper.not_before.map_or(due, |at| due.max(at)));
-        }
-    }
-
-    fn keep_when_due(&mut self) {
-        let Some(path) = self.config.state_file.clone() else { return };
-        if self.keeper.due.is_none_or(|due| due > now()) || self.keeper.busy_since.is_some() {
-            return;
-        }
-        self.keeper.due = None;
-        self.keeper.busy_since = Some(now());
-        let (name, framework, apps) =
-            (Arc::clone(self.feed.name()), Arc::clone(&self.framework), self.feed.held.apps().clone());
-        self.spawn(async move {
-            let saving = tokio::task::spawn_blocking(move || keep::save(&path, &name, &framework, &apps));
-            Done::Kept(saving.await.unwrap_or_else(|error| Err(std::io::Error::other(error))))
-        });
-    }
-
-    fn kept(&mut self, result: std::io::Result<()>) {
-        let now = now();
-        if let Some(since) = self.keeper.busy_since.take() {
-            self.keeper.not_before = Some(now + (now - since) * KEEP_SHARE);
-        }
-        if let Err(error) = result {
-            if self.stats.n_keep_failures.value() == 0 {
-                let path = self.config.state_file.as_ref().map(|path| path.display().to_string());
-                tracing::warn!(path, %error, "cannot keep the last good state on disk; serving goes on");
-            }
-            self.stats.n_keep_failures.add_one();
-        }
-    }
-
-    /// Serves what an earlier run kept, until the scheduler answers.
-    fn restore(&mut self) {
-        let Some(path): Option<PathBuf> = self.config.state_file.clone() else { return };
-        match keep::load(&path, self.feed.name()) {
-            Ok(Some(kept)) => {
-                self.framework = kept.framework.as_str().into();
-                for app in kept.apps {
-                    self.feed.held.put(app, Vec::new());
-                }
-                let minutes = kept.age.as_secs() / 60;
-                let reason =
-                    format!("serving the state kept {minutes} minutes ago; no answer from the scheduler yet");
-                let since = now().checked_sub(kept.age).unwrap_or_else(now);
-                self.reconcile.restored(since, &reason);
-            }
-            Ok(None) => {}
-            Err(error) => {
-                self.feed.rejected("kept_state");
-                tracing::warn!(path = %path.display(), reason = chain(&error), "cannot use the kept state");
-            }
-        }
-    }
-}
-
-/// Instances that have not ended and are not being ended.
-fn n_alive(app: &App) -> usize {
-    let ends = |state| matches!(state, InstanceState::Killing | InstanceState::Terminal);
-    app.instances.iter().filter(|instance| !ends(instance.state)).count()
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -2,6 +2,8 @@
 //!
 //! Only what the catalog needs is here. A wrong type in an app fails that app; a wrong type in a task, that task.
 
+pub(crate) mod pod;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -30,12 +32,16 @@ pub(crate) struct IdOnly {
 /// `GET /v2/info`, as far as it matters.
 #[derive(Deserialize)]
 pub(crate) struct Info {
+    /// `host:port` of the leading Marathon.
+    pub leader: Option<String>,
     pub marathon_config: Option<InfoConfig>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(crate) struct InfoConfig {
     pub framework_name: Option<String>,
+    /// Where the leading Mesos master is, unless somebody configured a page for people.
+    pub mesos_leader_ui_url: Option<String>,
 }
 
 /// Any error answer; only its presence tells Marathon's own 404 from a proxy's.
@@ -204,7 +210,9 @@ pub(crate) struct Step {
     pub actions: Option<Vec<StepAction>>,
 }
 
+/// Names an app or a pod.
 #[derive(Deserialize)]
 pub(crate) struct StepAction {
     pub app: Option<String>,
+    pub pod: Option<String>,
 }

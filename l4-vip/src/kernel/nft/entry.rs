@@ -1,16 +1,16 @@
 //! One frontend as the kernel holds it: how it picks and what is in its slots, made from a service so that as few slots
 //! as possible change.
 //!
-//! It talks to no kernel: `Edits` gathers what a transaction has to remove and to add.
+//! A packet looks up the number of slots and then one of them, and a change may be made between the two. So slots
+//! beyond the number stay for a while, each with a backend that takes new connections: whatever the packet has read,
+//! the slot that it draws is there. It talks to no kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use super::batch::{Batch, Value};
-use super::elements::{backend_value, frontend_key, slot_key};
-use super::family::{Family, SetKind};
-use super::pick::Pick;
-use crate::kernel::{Backend, Frontend, Service};
+use super::family::Family;
+use super::pick::{Lifetime, Pick};
+use crate::kernel::{Backend, Service};
 
 /// Weights whose sum is beyond it even in lowest terms are rounded to parts of it, so that a frontend never costs the
 /// kernel more memory than this many slots, or one for each backend.
@@ -22,6 +22,7 @@ const AFFINITY_SLOTS: u64 = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) pick: Pick,
+    /// As many as are picked from, and then the spare ones.
     pub(super) slots: Box<[SocketAddr]>,
 }
 
@@ -34,24 +35,35 @@ impl Entry {
         }
         let shares = match service.affinity {
             None => shares(&service.backends),
-            Some(_) => shares_of(affinity_slots(service.backends.len()), &service.backends),
+            Some(_) => shares_of(affinity_slots(service.backends.len(), held), &service.backends),
         };
         let n_slots = u16::try_from(shares.values().sum::<u64>())
             .map_err(|_| format!("more than {} backends", u16::MAX))?;
         let pick = match (n_slots, service.affinity) {
             (0, _) => Pick::Refuse,
             (n_slots, None) => Pick::Random(n_slots),
-            (n_slots, Some(_)) => Pick::ByClient(n_slots),
+            (n_slots, Some(time)) => Pick::ByClient(n_slots, Lifetime::of(time)),
         };
         let held = held.map_or(&[][..], |entry| &entry.slots);
         Ok(Self { pick, slots: fill(n_slots.into(), shares, held) })
     }
+
+    /// Without its spare slots, if it has any. Nobody may still draw from them: the number of slots is an older one.
+    pub(super) fn without_spare(&self) -> Option<Self> {
+        let in_use = usize::from(self.pick.n_slots());
+        (self.slots.len() > in_use).then(|| Self { pick: self.pick, slots: self.slots[..in_use].into() })
+    }
 }
 
 /// With session affinity the number of slots does not follow that of backends, and a slot is a group of clients: a
-/// backend that goes leaves its clients to the others, one that comes takes its share, and all others stay.
-fn affinity_slots(n_backends: usize) -> u64 {
-    (4 * n_backends as u64).next_power_of_two().max(AFFINITY_SLOTS)
+/// backend that goes leaves its clients to the others, one that comes takes its share, and all others stay. There are
+/// never fewer than before, because clients are remembered by their slots.
+fn affinity_slots(n_backends: usize, held: Option<&Entry>) -> u64 {
+    let before = match held.map(|held| held.pick) {
+        Some(Pick::ByClient(n_slots, _)) => n_slots.into(),
+        _ => AFFINITY_SLOTS,
+    };
+    (4 * n_backends as u64).next_power_of_two().max(before)
 }
 
 /// The number of slots of each backend that takes new connections: as few as their weights allow.
@@ -91,8 +103,9 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-/// Leaves what is right where it is.
+/// Leaves what is right where it is. What was a slot before and is none any more becomes a spare one.
 fn fill(n_slots: usize, mut shares: BTreeMap<SocketAddr, u64>, held: &[SocketAddr]) -> Box<[SocketAddr]> {
+    let usable: BTreeSet<SocketAddr> = shares.keys().copied().collect();
     let mut take = |backend: &SocketAddr| {
         let share = shares.get_mut(backend).filter(|share| **share > 0)?;
         *share -= 1;
@@ -100,85 +113,14 @@ fn fill(n_slots: usize, mut shares: BTreeMap<SocketAddr, u64>, held: &[SocketAdd
     };
     let kept: Vec<Option<SocketAddr>> = (0..n_slots).map(|slot| take(held.get(slot)?)).collect();
     let mut rest = shares.into_iter().flat_map(|(backend, share)| (0..share).map(move |_| backend));
-    kept.into_iter().filter_map(|kept| kept.or_else(|| rest.next())).collect()
-}
-
-/// Elements to remove and to add, in one family.
-#[derive(Debug, Default)]
-struct FamilyEdits {
-    removed: Vec<(SetKind, Vec<u8>)>,
-    added: Vec<(SetKind, Vec<u8>, Value)>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Edits {
-    v4: FamilyEdits,
-    v6: FamilyEdits,
-}
-
-const EDITED: [SetKind; 4] = [SetKind::Services, SetKind::Slots, SetKind::Connections, SetKind::Refusals];
-
-/// The sets that count for each frontend.
-pub(super) const COUNTING: [SetKind; 2] = [SetKind::Connections, SetKind::Refusals];
-
-impl Edits {
-    /// Makes `new` of `old`; none is no frontend at all.
-    pub(super) fn change(&mut self, frontend: Frontend, old: Option<&Entry>, new: Option<&Entry>) {
-        let FamilyEdits { removed, added } = self.of(Family::of(frontend.address.ip()));
-        let key = || frontend_key(frontend);
-        for kind in COUNTING {
-            match (old, new) {
-                (None, Some(_)) => added.push((kind, key(), Value::None)),
-                (Some(_), None) => removed.push((kind, key())),
-                _ => {}
-            }
-        }
-        let pick = |entry: Option<&Entry>| entry.map(|entry| entry.pick);
-        if pick(old) != pick(new) {
-            removed.extend(old.map(|_| (SetKind::Services, key())));
-            added.extend(new.map(|new| (SetKind::Services, key(), Value::Bytes(new.pick.value()))));
-        }
-        let slots = |entry: Option<&Entry>| entry.map_or(&[][..], |entry| &entry.slots).to_vec();
-        let (old_slots, new_slots) = (slots(old), slots(new));
-        for slot in 0..old_slots.len().max(new_slots.len()) {
-            let (old, new) = (old_slots.get(slot), new_slots.get(slot));
-            if old != new {
-                let key = slot_key(frontend, slot as u16);
-                removed.extend(old.map(|_| (SetKind::Slots, key.clone())));
-                added.extend(new.map(|new| (SetKind::Slots, key, Value::Bytes(backend_value(*new)))));
-            }
+    let mut slots: Vec<SocketAddr> =
+        kept.into_iter().filter_map(|kept| kept.or_else(|| rest.next())).collect();
+    if n_slots > 0 {
+        for (spare, backend) in held.iter().enumerate().skip(n_slots) {
+            slots.push(if usable.contains(backend) { *backend } else { slots[spare % n_slots] });
         }
     }
-
-    /// Takes out elements that belong to nothing.
-    pub(super) fn remove(&mut self, family: Family, kind: SetKind, key: Vec<u8>) {
-        self.of(family).removed.push((kind, key));
-    }
-
-    /// Removals first, because an element takes a new value only as a new element.
-    pub(super) fn write(&self, batch: &mut Batch) {
-        for (family, edits) in [(Family::V4, &self.v4), (Family::V6, &self.v6)] {
-            for kind in EDITED {
-                let keys: Vec<&[u8]> =
-                    edits.removed.iter().filter(|(k, _)| *k == kind).map(|(_, key)| &key[..]).collect();
-                batch.delete_elements(family.set(kind), &keys);
-                let elements: Vec<(&[u8], &Value)> = edits
-                    .added
-                    .iter()
-                    .filter(|(k, ..)| *k == kind)
-                    .map(|(_, key, value)| (&key[..], value))
-                    .collect();
-                batch.add_elements(family.set(kind), &elements);
-            }
-        }
-    }
-
-    fn of(&mut self, family: Family) -> &mut FamilyEdits {
-        match family {
-            Family::V4 => &mut self.v4,
-            Family::V6 => &mut self.v6,
-        }
-    }
+    slots.into()
 }
 
 #[cfg(test)]
@@ -186,6 +128,7 @@ mod tests {
     use event_watcher::catalog::Protocol;
 
     use super::*;
+    use crate::kernel::Frontend;
 
     fn service(weights: &[u16]) -> Service {
         let frontend = Frontend { protocol: Protocol::Tcp, address: "11.0.0.1:80".parse().unwrap() };
@@ -220,10 +163,28 @@ mod tests {
     fn what_stays_keeps_its_slot() {
         let three = Entry::compile(&service(&[1, 1, 1]), None).unwrap();
         let two = Entry::compile(&service(&[0, 1, 1]), Some(&three)).unwrap();
-        assert_eq!(*two.slots, [address(2), address(1)]);
+        assert_eq!(*two.slots, [address(2), address(1), address(2)], "the last is a spare one");
         let again = Entry::compile(&service(&[1, 1, 1]), Some(&two)).unwrap();
         assert_eq!(*again.slots, [address(2), address(1), address(0)]);
+        assert_eq!((three.without_spare(), two.without_spare().unwrap().slots.len()), (None, 2));
         assert_eq!(Entry::compile(&service(&[1, 1, 1]), Some(&again)).unwrap(), again);
+    }
+
+    #[test]
+    fn whatever_number_of_slots_was_read_the_slot_is_there_and_takes_connections() {
+        let mut held: Option<Entry> = None;
+        for weights in [&[1_u16, 1, 1, 1, 1][..], &[0, 5, 0, 2], &[1], &[0, 1, 1], &[0, 0, 0, 3, 9]] {
+            let entry = Entry::compile(&service(weights), held.as_ref()).unwrap();
+            let before = held.map_or(0, |held| held.pick.n_slots());
+            assert!(entry.slots.len() >= usize::from(before.max(entry.pick.n_slots())), "{weights:?}");
+            for slot in &entry.slots {
+                let backend = (0..weights.len()).find(|n| address(*n) == *slot);
+                assert!(backend.is_some_and(|n| weights[n] > 0), "{weights:?}: {slot}");
+            }
+            held = Some(entry);
+        }
+        let none = Entry::compile(&service(&[0]), held.as_ref()).unwrap();
+        assert_eq!((none.pick, none.slots.len()), (Pick::Refuse, 0));
     }
 
     #[test]
@@ -231,7 +192,7 @@ mod tests {
         let mut service = service(&[1; 3]);
         service.affinity = Some(std::time::Duration::from_secs(60));
         let three = Entry::compile(&service, None).unwrap();
-        assert_eq!(three.pick, Pick::ByClient(256));
+        assert_eq!(three.pick.n_slots(), 256);
         let gone = service.backends.remove(1).address;
         let two = Entry::compile(&service, Some(&three)).unwrap();
         for (before, after) in three.slots.iter().zip(&two.slots) {

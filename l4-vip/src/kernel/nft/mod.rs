@@ -1,51 +1,46 @@
 //! The plane inside nftables: a connection's first packet is sent to a backend by a rule, and connection tracking
 //! translates the rest of it. No process is in the path, and none has to run for VIPs to work.
 //!
-//! Reading order: `ruleset` (what happens to a packet), `pick` and `entry` (a service as elements of sets), `batch`
-//! (one transaction), `contents` (reading it back), `flows` (connections to backends that are gone), `routes`, and
-//! [`Nft`], which puts them together. `message` and `socket` speak netlink; nothing is written as text, and nft(8) is
-//! not needed.
+//! Reading order: `ruleset` (what happens to a packet), `pick`, `entry` and `edits` (a service as elements of sets),
+//! `batch` (one transaction), `contents` (reading it back), `flows` (connections to backends that are gone), `routes`, and
+//! [`Nft`], which puts them together. All of it speaks netlink; nothing is written as text, and nft(8) is not needed.
 //!
 //! It follows no snapshot and chooses no addresses. What a container needs beside it, forwarding and hairpin mode on
 //! its bridge, belongs to the container runtime.
 
 mod batch;
 mod contents;
+mod edits;
 mod elements;
 mod entry;
 mod expression;
 mod family;
 mod flows;
-pub(in crate::kernel) mod message;
 mod monitor;
 mod pick;
 mod routes;
 mod ruleset;
-mod socket;
 mod sweeper;
-
-/// For what else speaks netlink in the kernel planes.
-pub(in crate::kernel) mod netlink {
-    pub(in crate::kernel) use super::socket::Socket;
-}
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use event_watcher::catalog::VipPool;
 
 use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, OpenError, Service};
+use crate::netlink::Socket;
 use crate::stats::PlaneKind;
 use batch::{Batch, Rejected, TABLE};
 use contents::Contents;
-use entry::{Edits, Entry};
+use edits::Edits;
+use entry::Entry;
 use family::{Family, SetKind};
 use flows::Members;
 use monitor::Monitor;
-use pick::Pick;
+use pick::{Lifetime, Pick};
 use routes::Routes;
-use socket::Socket;
 use sweeper::Sweeper;
 
 /// Whether other programs may change our table while we run.
@@ -200,8 +195,9 @@ impl Nft {
         self.picks = contents.picks;
         let refuses = Family::ALL.map(|family| (family, Pick::Refuse));
         let are_refused = refuses.into_iter().all(|refuse| self.picks.remove(&refuse));
-        // Each chain that picks is one rule.
-        let is_whole = are_refused && contents::n_rules(&mut self.socket)? == self.n_rules + self.picks.len();
+        let n_rules =
+            self.n_rules + self.picks.iter().map(|(_, pick)| ruleset::n_rules(*pick)).sum::<usize>();
+        let is_whole = are_refused && contents::n_rules(&mut self.socket)? == n_rules;
         self.held = contents.entries;
         self.mending = contents.mending;
         self.n_faults = contents.n_faults;
@@ -221,7 +217,8 @@ impl Nft {
         batch.table(self.table_flags, &self.label);
         ruleset::write(&mut batch, &self.config.pools);
         self.picks.clear();
-        let picks = self.write_picks(&mut batch, &compiled);
+        let picks = self.missing_picks(&compiled);
+        picks.iter().for_each(|(family, pick)| ruleset::write_pick(&mut batch, *family, *pick));
         let mut edits = Edits::default();
         for (frontend, entry) in &compiled {
             edits.change(*frontend, None, Some(entry));
@@ -234,16 +231,23 @@ impl Nft {
         Ok(services.len().max(1))
     }
 
-    /// Makes the chains that these entries need and that are not there; returns them all.
-    fn write_picks(&self, batch: &mut Batch, entries: &[(Frontend, Entry)]) -> HashSet<(Family, Pick)> {
-        let mut picks = self.picks.clone();
-        for (frontend, entry) in entries {
-            let family = Family::of(frontend.address.ip());
-            if entry.pick != Pick::Refuse && picks.insert((family, entry.pick)) {
-                ruleset::write_pick(batch, family, entry.pick);
-            }
-        }
-        picks
+    /// The chains that these entries need and that are not there.
+    fn missing_picks(&self, entries: &[(Frontend, Entry)]) -> HashSet<(Family, Pick)> {
+        let needed = entries.iter().map(|(frontend, entry)| (Family::of(frontend.address.ip()), entry.pick));
+        needed
+            .filter(|(family, pick)| *pick != Pick::Refuse && !self.picks.contains(&(*family, *pick)))
+            .collect()
+    }
+
+    /// Makes the chains that these entries need, in a transaction of their own: a packet that is on its way while a
+    /// chain is made finds no rule in it.
+    fn make_picks(&mut self, entries: &[(Frontend, Entry)]) -> Result<(), ApplyError> {
+        let missing = self.missing_picks(entries);
+        let mut batch = Batch::new();
+        missing.iter().for_each(|(family, pick)| ruleset::write_pick(&mut batch, *family, *pick));
+        self.commit(batch)?;
+        self.picks.extend(missing);
+        Ok(())
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), ApplyError> {
@@ -295,8 +299,8 @@ impl KernelPlane for Nft {
             return Ok(());
         }
         let compiled = compile(services.iter().copied(), &self.held)?;
+        self.make_picks(&compiled)?;
         let mut batch = Batch::new();
-        let picks = self.write_picks(&mut batch, &compiled);
         let mut edits = Edits::default();
         for (frontend, entry) in &compiled {
             edits.change(*frontend, self.held.get(frontend), Some(entry));
@@ -308,7 +312,6 @@ impl KernelPlane for Nft {
         }
         edits.write(&mut batch);
         self.commit(batch)?;
-        self.picks = picks;
         let mut to_sweep = members(services.iter().copied());
         to_sweep.extend(removed.iter().map(|frontend| (*frontend, Box::default())));
         self.sweeper.ask(to_sweep);
@@ -407,16 +410,24 @@ const ROUTING: &str = "make the addresses of the pools local to this host";
 impl Nft {
     /// Changes what differs in a table that has just been adopted. Returns the number of frontends that did.
     fn converge(&mut self, all: &[Service]) -> Result<usize, ApplyError> {
-        let compiled = compile(all.iter(), &self.held)?;
+        let mut compiled = compile(all.iter(), &self.held)?;
+        self.make_picks(&compiled)?;
         let mut batch = Batch::new();
-        let picks = self.write_picks(&mut batch, &compiled);
         let mut edits = std::mem::take(&mut self.mending);
         let mut n_different = std::mem::take(&mut self.n_faults);
-        for (frontend, entry) in &compiled {
+        let mut used: HashSet<(Family, Pick)> = HashSet::new();
+        for (frontend, entry) in &mut compiled {
+            let family = Family::of(frontend.address.ip());
             let held = self.held.get(frontend);
+            used.insert((family, entry.pick));
             if held != Some(entry) {
+                // Packets that are on their way may have read how it picked until now.
+                used.extend(held.map(|held| (family, held.pick)));
                 n_different += 1;
                 edits.change(*frontend, held, Some(entry));
+            } else if let Some(trimmed) = entry.without_spare() {
+                edits.change(*frontend, held, Some(&trimmed));
+                *entry = trimmed;
             }
         }
         let compiled: Entries = compiled.into_iter().collect();
@@ -425,13 +436,11 @@ impl Nft {
             edits.change(*frontend, Some(entry), None);
         }
         edits.write(&mut batch);
-        let used: HashSet<(Family, Pick)> =
-            compiled.iter().map(|(f, entry)| (Family::of(f.address.ip()), entry.pick)).collect();
-        for (family, pick) in picks.difference(&used) {
+        for (family, pick) in self.picks.difference(&used) {
             ruleset::delete_pick(&mut batch, *family, *pick);
         }
         self.commit(batch)?;
-        self.picks = picks.intersection(&used).copied().collect();
+        self.picks.retain(|pick| used.contains(pick));
         self.held = compiled;
         Ok(n_different)
     }
@@ -441,11 +450,16 @@ impl Nft {
 fn layout(pools: &[VipPool]) -> (String, usize) {
     let mut batch = Batch::new();
     ruleset::write(&mut batch, pools);
+    let n_rules = batch.n_rules();
+    for family in Family::ALL {
+        ruleset::write_pick(&mut batch, family, Pick::Random(1));
+        ruleset::write_pick(&mut batch, family, Pick::ByClient(1, Lifetime::of(Duration::ZERO)));
+    }
     // FNV-1a: the same in every build of this program.
     let hash = batch.bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    (format!("VIPs of waymark, layout {hash:016x}"), batch.n_rules())
+    (format!("VIPs of waymark, layout {hash:016x}"), n_rules)
 }
 
 fn compile<'a>(

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::super::reader::Reader;
 use super::super::{AcceptProxy, ServiceLabels};
 use super::lines::lines;
-use crate::tls::{ClientAuth, MinVersion, Need};
+use crate::tls::{Alpn, ClientAuth, MinVersion, Need};
 
 pub(super) fn options(reader: &mut Reader<'_>, labels: &mut ServiceLabels) {
     let Some(text) = reader.text("BIND_OPTIONS") else { return };
@@ -21,7 +21,9 @@ pub(super) fn options(reader: &mut Reader<'_>, labels: &mut ServiceLabels) {
                     Some(())
                 }
                 "alpn" => words.next().map(|list| {
-                    labels.tls.without_http2 = list.split(',').all(|protocol| protocol != "h2");
+                    if labels.tls.alpn != Alpn::Silent && list.split(',').all(|protocol| protocol != "h2") {
+                        labels.tls.alpn = Alpn::Http1;
+                    }
                 }),
                 "crt" => words.next().map(|path| labels.tls.certificates.push(path.into())),
                 "verify" => words.next().and_then(|need| clients.verify(need)),

@@ -35,6 +35,8 @@ struct Routed {
     hosts: Vec<HostPattern>,
     paths: Vec<PathPrefix>,
     n_rules: usize,
+    /// Of those, the ones of plain HTTP.
+    n_plain_rules: usize,
 }
 
 pub(super) fn apply(reader: &mut Reader<'_>, labels: &mut ServiceLabels) {
@@ -60,7 +62,13 @@ pub(super) fn apply(reader: &mut Reader<'_>, labels: &mut ServiceLabels) {
                 _ => None,
             };
             match fill(&text, value) {
-                Ok(text) => rules(reader, labels, key, &text, &mut routed),
+                Ok(text) => {
+                    let before = routed.n_rules;
+                    rules(reader, labels, key, &text, &mut routed);
+                    if key.starts_with("HTTP_") {
+                        routed.n_plain_rules += routed.n_rules - before;
+                    }
+                }
                 Err(placeholder) => {
                     let what = format!("{{{placeholder}}} is no placeholder of this template");
                     reader.problem(key, what, "the template has no effect");
@@ -71,13 +79,14 @@ pub(super) fn apply(reader: &mut Reader<'_>, labels: &mut ServiceLabels) {
     if routed.n_rules == 0 {
         return;
     }
-    if labels.mode == Mode::Tcp {
-        reader.problem(
-            "MODE",
-            "hosts need mode http; this service is mode tcp".to_owned(),
-            "set MODE to http",
-        );
+    if labels.mode == Mode::Tcp && !routed.paths.is_empty() {
+        let what = "paths need mode http; this service is mode tcp".to_owned();
+        reader.problem("MODE", what, "rules with paths have no effect; set MODE to http");
         return;
+    }
+    if routed.n_plain_rules == 0 {
+        // The default rules for plain HTTP stand as they are.
+        routed.hosts.extend(labels.vhosts.iter().cloned());
     }
     routed.hosts.sort();
     routed.hosts.dedup();

@@ -171,7 +171,7 @@ fn filled(reader: &mut Reader<'_>, labels: &ServiceLabels, key: &str) -> Vec<Lin
             "healthCheckProtocol" => "HTTP".to_owned(),
             "healthCheckTimeoutSeconds" => check.as_ref().map_or(20, |c| c.timeout.as_secs()).to_string(),
             "healthCheckIntervalSeconds" => check.as_ref().map_or(60, |c| c.interval.as_secs()).to_string(),
-            "healthCheckGracePeriodSeconds" => "0".to_owned(),
+            "healthCheckGracePeriodSeconds" => check.as_ref().map_or(300, |c| c.grace.as_secs()).to_string(),
             "healthCheckFalls" => check.as_ref().map_or(4, |c| c.fall).to_string(),
             "healthCheckMaxConsecutiveFailures" => {
                 check.as_ref().map_or(3, |c| c.fall.saturating_sub(1)).to_string()

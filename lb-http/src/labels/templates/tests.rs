@@ -136,7 +136,7 @@ fn hosts_by_their_end_and_by_expressions() {
         (
             "HAPROXY_0_HTTPS_FRONTEND_ACL",
             "  use_backend {backend} if {{ ssl_fc_sni -m end .{hostname} }}",
-            &["*.a.test"],
+            &["a.test", "*.a.test"],
             &[],
         ),
         (

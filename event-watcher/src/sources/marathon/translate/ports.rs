@@ -24,6 +24,8 @@ pub(super) struct Port {
     pub(super) protocol: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) target: Target,
+    /// Whose it is: the index of a pod's container, 0 in an app.
+    pub(super) owner: usize,
 }
 
 /// The ports of an app by its network mode (Marathon's `NetworkInfo.computePortAssignments`), and where they stand in
@@ -43,6 +45,7 @@ pub(super) fn ports(wire: &mut wire::App<'_>) -> (Vec<Port>, &'static str) {
                 protocol: d.protocol,
                 labels: text_labels(d.labels),
                 target: next_host_port(),
+                owner: 0,
             });
             return (ports.collect(), "portDefinitions");
         }
@@ -52,6 +55,7 @@ pub(super) fn ports(wire: &mut wire::App<'_>) -> (Vec<Port>, &'static str) {
             protocol: None,
             labels: BTreeMap::new(),
             target: next_host_port(),
+            owner: 0,
         });
         return (ports.collect(), "ports");
     }
@@ -72,6 +76,7 @@ pub(super) fn ports(wire: &mut wire::App<'_>) -> (Vec<Port>, &'static str) {
                 (_, None, Some(port)) => Target::Container(port),
                 (_, None, None) => Target::Nowhere,
             },
+            owner: 0,
         });
         return (ports.collect(), place);
     }
@@ -83,25 +88,31 @@ pub(super) fn ports(wire: &mut wire::App<'_>) -> (Vec<Port>, &'static str) {
         protocol: d.protocol,
         labels: text_labels(d.labels),
         target: port_number(d.number).map_or(Target::Nowhere, Target::Container),
+        owner: 0,
     });
     (ports.collect(), "ipAddress.discovery.ports")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Host,
     Bridge,
     Container,
 }
 
+/// By the networks of a definition, when it has any that is known.
+pub(super) fn mode_of_networks(networks: Option<&[wire::Network]>) -> Option<Mode> {
+    networks.unwrap_or_default().iter().find_map(|network| match network.mode.as_deref() {
+        Some("host") => Some(Mode::Host),
+        Some("container/bridge") => Some(Mode::Bridge),
+        Some("container") => Some(Mode::Container),
+        _ => None,
+    })
+}
+
 fn mode(wire: &wire::App<'_>) -> Mode {
-    for network in wire.networks.iter().flatten() {
-        match network.mode.as_deref() {
-            Some("host") => return Mode::Host,
-            Some("container/bridge") => return Mode::Bridge,
-            Some("container") => return Mode::Container,
-            _ => {}
-        }
+    if let Some(mode) = mode_of_networks(wire.networks.as_deref()) {
+        return mode;
     }
     let docker_network =
         wire.container.as_ref().and_then(|c| c.docker.as_ref()).and_then(|d| d.network.as_deref());

@@ -1,38 +1,36 @@
-//! Services of an app: protocols and VIPs of each port, and the VIPs that the app's own labels name for a port.
+//! Services of an app or pod: protocols and VIPs of each port, and the VIPs that labels of the whole name for a port.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Problems;
 use super::ports::{Port, Target};
-use crate::catalog::{AppId, Protocol, Protocols, Service, ServiceId, VipKey, VipLabel};
+use crate::catalog::{Protocol, Protocols, Service, ServiceId, VipKey, VipLabel};
 
+/// `at` is where the port stands in the definition.
 pub(super) fn service(
-    app: &AppId,
-    index: usize,
+    id: ServiceId,
     port: &Port,
-    place: &str,
+    at: impl Fn() -> String,
     framework: &str,
     problems: &mut Problems,
 ) -> Service {
-    let protocols = protocols(port.protocol.as_deref(), || format!("{place}[{index}].protocol"), problems);
+    let protocols = protocols(port.protocol.as_deref(), || format!("{}.protocol", at()), problems);
     let mut vips = Vec::new();
     // Exactly these two spellings, whatever follows: DC/OS's `handle_vip_labels`.
     for (key, value) in port.labels.iter().filter(|(key, _)| key.starts_with("VIP") || key.starts_with("vip"))
     {
         match VipLabel::parse(value, framework) {
             Ok(label) => vips.extend(vip_keys(&label, protocols)),
-            Err(error) => problems.add(
-                format!("{place}[{index}].labels.{key}"),
-                error.to_string(),
-                "this VIP is not served",
-            ),
+            Err(error) => {
+                problems.add(format!("{}.labels.{key}", at()), error.to_string(), "this VIP is not served")
+            }
         }
     }
     vips.sort();
     vips.dedup();
     Service {
-        id: ServiceId { app: app.clone(), port_index: index },
+        id,
         name: port.name.as_deref().map(Arc::from),
         service_port: port.service_port,
         protocols,
@@ -66,9 +64,11 @@ fn vip_keys(label: &VipLabel, protocols: Protocols) -> impl Iterator<Item = VipK
     tcp.into_iter().chain(udp)
 }
 
-/// `VIP_PORT<n>` labels of the app: `tcp://name:port` for the n-th host port (DC/OS's `handle_task_vip_label`).
-pub(super) fn app_vip_labels(
+/// `VIP_PORT<n>` labels of a task: `tcp://name:port` for its n-th host port (DC/OS's `handle_task_vip_label`). `owner`
+/// is whose ports are meant.
+pub(super) fn task_vip_labels(
     labels: &BTreeMap<String, String>,
+    owner: usize,
     ports: &[Port],
     services: &mut [Service],
     framework: &str,
@@ -81,8 +81,8 @@ pub(super) fn app_vip_labels(
                 key[prefix.len()..].parse().map_err(|_| "the label's name has no port index".to_owned())?;
             let service = ports
                 .iter()
-                .position(|p| p.target == Target::HostPort(n))
-                .ok_or_else(|| format!("the app has no host port {n}"))?;
+                .position(|p| p.owner == owner && p.target == Target::HostPort(n))
+                .ok_or_else(|| format!("there is no host port {n}"))?;
             let (protocol, vip) = match value.split_once("://") {
                 Some(("tcp", vip)) => (Protocol::Tcp, vip),
                 Some(("udp", vip)) => (Protocol::Udp, vip),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::catalog::Rotation;
+use crate::catalog::{Health, InstanceState, Rotation};
 
 fn translate(json: &Value, previous: Option<&App>) -> AppUpdate {
     let resolve = |host: &str| match host {
@@ -365,4 +365,90 @@ fn an_app_that_cannot_be_read_is_an_error_and_never_a_panic() {
     }
     let hostile = json!({"id": "//../a\r\n\u{1f600}/", "labels": {"HAPROXY_0_VHOST": "x".repeat(1 << 20), "VIP_PORT\u{e9}": "x", "VIP_P\u{f6}RT0": ""}, "ports": [0]});
     assert_eq!(app(&hostile.to_string(), &context).unwrap().update.problems.len(), 1);
+}
+
+/// A pod as `/v2/pods/::status` has it: two containers, two instances.
+fn pod_status() -> Value {
+    let instance = |uuid: &str, host: &str, web: Value| {
+        json!({"id": format!("p.instance-{uuid}"), "status": "STABLE", "agentHostname": host, "agentId": "S0",
+        "networks": [{"name": "dcos", "addresses": ["9.0.1.2", "fd00::2"]}],
+        "specReference": "/v2/pods/p::versions/v1",
+        "containers": [
+            {"name": "web", "status": "TASK_RUNNING", "containerId": format!("p.instance-{uuid}.web"),
+             "statusSince": "2026-01-01T00:00:00.000Z", "endpoints": [web, {"name": "admin"}]},
+            {"name": "db", "status": "TASK_RUNNING", "containerId": format!("p.instance-{uuid}.db"),
+             "endpoints": [{"name": "sql", "allocatedHostPort": 31009}]},
+            {"name": "not launched", "containerId": null},
+        ]})
+    };
+    json!({"id": "/p", "status": "STABLE", "spec": {
+    "id": "/p", "version": "v1", "labels": {"A": "b"}, "scaling": {"kind": "fixed", "instances": 2},
+    "networks": [{"mode": "container", "name": "dcos"}],
+    "containers": [
+        {"name": "web", "labels": {"VIP_PORT0": "tcp://by-task:81"},
+         "healthCheck": {"http": {"endpoint": "http", "path": "/up"}, "gracePeriodSeconds": 7},
+         "endpoints": [
+            {"name": "http", "containerPort": 80, "hostPort": 0, "protocol": ["tcp"], "labels": {"VIP_0": "/p:80"}},
+            {"name": "admin", "containerPort": 90, "labels": {"VIP_0": "9.9.9.9:90", "VIP_1": "nonsense"}}]},
+        {"name": "db", "endpoints": [{"name": "sql", "hostPort": 0, "protocol": ["udp", "tcp"], "labels": {"vip": "db:5432"}}]},
+    ]},
+    "instances": [
+        instance("u", "10.0.0.1", json!({"name": "http", "allocatedHostPort": 31007, "healthy": true})),
+        instance("v", "10.0.0.2", json!({"name": "http", "allocatedHostPort": 31008, "healthy": false})),
+        {"id": "p.instance-w", "status": "PENDING", "networks": [], "containers": []},
+    ]})
+}
+
+fn translate_pod(json: &Value, previous: Option<&App>) -> AppUpdate {
+    let context = Context { framework: "marathon", resolve: &|_| Resolved::Failed, previous };
+    pod(&json.to_string(), &context).unwrap().update
+}
+
+#[test]
+fn each_container_of_a_pod_is_an_instance_with_its_own_endpoints() {
+    let AppUpdate { app: pod, problems } = translate_pod(&pod_status(), None);
+    assert_eq!((pod.id.as_str(), pod.label("A"), pod.n_instances_wanted), ("/p", Some("b"), 4));
+    assert_eq!(
+        vips(&pod),
+        [
+            "by-task.marathon:81/tcp",
+            "p.marathon:80/tcp",
+            "9.9.9.9:90/tcp",
+            "db.marathon:5432/tcp",
+            "db.marathon:5432/udp"
+        ]
+    );
+    let rotations: Vec<_> = pod.instances.iter().map(|i| (i.id.as_str(), i.rotation())).collect();
+    assert_eq!(
+        rotations,
+        [
+            ("p.instance-u.db", Rotation::In),
+            ("p.instance-u.web", Rotation::In),
+            ("p.instance-v.db", Rotation::In),
+            ("p.instance-v.web", Rotation::Draining),
+        ]
+    );
+    assert_eq!(
+        endpoints(&pod)[..4],
+        ["2=10.0.0.1:31009", "0=10.0.0.1:31007", "1=9.0.1.2:90", "1=[fd00::2]:90"],
+        "a host port where there is one, the pod's addresses otherwise"
+    );
+    assert_eq!(pod.health_checks[0].grace_period_seconds, Some(7));
+    assert_eq!(pod.health_checks[0].port_index, Some(0));
+    let said: Vec<String> = problems.iter().map(|p| p.at.clone()).collect();
+    assert_eq!(said, ["containers[0].endpoints[1].labels.VIP_1"]);
+
+    let again = translate_pod(&pod_status(), Some(&pod)).app;
+    let same = again.instances.iter().zip(&pod.instances).all(|(a, b)| Arc::ptr_eq(a, b));
+    assert!(same, "what did not change stays the same object");
+}
+
+#[test]
+fn an_instance_of_a_pod_that_cannot_be_read_keeps_its_last_good_state() {
+    let known = translate_pod(&pod_status(), None).app;
+    let mut json = pod_status();
+    json["instances"][0]["containers"] = json!("none");
+    let AppUpdate { app: pod, problems } = translate_pod(&json, Some(&known));
+    assert_eq!(pod.instances, known.instances);
+    assert!(problems.iter().any(|p| p.at == "instances[0]" && p.hint.contains("last good")), "{problems:?}");
 }

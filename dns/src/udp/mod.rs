@@ -1,0 +1,145 @@
+//! Serves one UDP socket: receives what has arrived with one system call, answers, sends all replies with another.
+//!
+//! Nothing is queued: what is not received waits in the socket's buffer, and the kernel drops what that cannot hold.
+
+mod batch;
+
+use std::io;
+use std::net::UdpSocket as StdUdpSocket;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::pin;
+use std::rc::Rc;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use self::batch::{BATCH, Batch, Destination, Peer};
+use crate::handler::Outcome;
+use crate::server::Context;
+use crate::stats::{Silence, Transport};
+
+/// A socket of which the runtime hears only that something has arrived. Were it to hear of room for replies too, every
+/// reply that its reader takes would wake this worker once more.
+type Socket = AsyncFd<StdUdpSocket>;
+
+pub(crate) async fn serve(socket: StdUdpSocket, context: Rc<Context>) {
+    let destination = match socket.local_addr() {
+        Ok(address) if address.ip().is_unspecified() => Destination::Told,
+        _ => Destination::Known,
+    };
+    let socket = match watch(socket, Interest::READABLE) {
+        Ok(socket) => Rc::new(socket),
+        Err(error) => {
+            tracing::error!(%error, "cannot watch a DNS socket");
+            return;
+        }
+    };
+    let mut responder = context.responder();
+    let mut batch = Batch::new(destination);
+    let mut cancelled = pin!(context.cancel.cancelled());
+    loop {
+        let (stopping, n) = tokio::select! {
+            biased;
+            () = &mut cancelled => (true, receive(&socket, &mut batch)),
+            readable = socket.readable() => match readable {
+                Ok(mut readable) => {
+                    let n = receive(&socket, &mut batch);
+                    if n < BATCH {
+                        // It is empty now: no need for the call that would find it so.
+                        readable.clear_ready();
+                    }
+                    (false, n)
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for DNS packets");
+                    return;
+                }
+            }
+        };
+        for slot in 0..n {
+            let (peer, packet, reply) = batch.packet(slot);
+            let Some(client) = peer.client() else {
+                responder.silent(Silence::PortZero);
+                continue;
+            };
+            if let Outcome::Forward(foreign) = responder.respond(packet, Transport::Udp, client, reply)
+                && let Some(pending) = context.forwarder.begin(&foreign, &context.counters, reply)
+            {
+                let (socket, context, peer) = (Rc::clone(&socket), Rc::clone(&context), peer.clone());
+                context.tasks.clone().spawn_local(async move {
+                    let mut reply = Vec::new();
+                    context.forwarder.finish(pending, &foreign, &context.counters, &mut reply).await;
+                    send_one(&socket, &context, &peer, &reply).await;
+                });
+            }
+            if !reply.is_empty() {
+                batch.reply(slot);
+            }
+        }
+        send(&socket, &context, &mut batch).await;
+        if stopping && n == 0 {
+            return;
+        }
+        if n == BATCH {
+            // There is probably more; the connections that share this worker come first.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn watch(socket: StdUdpSocket, interest: Interest) -> io::Result<Socket> {
+    // SAFETY: a socket keeps its one descriptor open until it is dropped, and `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
+}
+
+/// Fills the batch with what has arrived, if anything.
+fn receive(socket: &Socket, batch: &mut Batch) -> usize {
+    match batch.receive(socket.as_raw_fd()) {
+        Ok(n) => n,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                tracing::debug!(%error, "cannot receive DNS packets");
+            }
+            0
+        }
+    }
+}
+
+async fn send(socket: &Socket, context: &Context, batch: &mut Batch) {
+    let mut sent = 0;
+    while sent < batch.n_replies() {
+        match when_writable(socket, |fd| batch.send(fd, sent)).await {
+            Ok(more) => sent += more,
+            Err(error) => {
+                // The first reply cannot be sent (to nowhere, say); the others may.
+                not_sent(context, &error);
+                sent += 1;
+            }
+        }
+    }
+}
+
+async fn send_one(socket: &Socket, context: &Context, peer: &Peer, reply: &[u8]) {
+    if let Err(error) = when_writable(socket, |fd| peer.send(fd, reply)).await {
+        not_sent(context, &error);
+    }
+}
+
+fn not_sent(context: &Context, error: &io::Error) {
+    tracing::debug!(%error, "cannot send a DNS reply");
+    context.counters.silent(Silence::SendFailed);
+}
+
+/// Sends, and when there is no room for it, waits until there is.
+async fn when_writable<T>(socket: &Socket, mut send: impl FnMut(RawFd) -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match send(socket.as_raw_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Seldom enough to ask for a notice of its own.
+                let twin = watch(socket.get_ref().try_clone()?, Interest::WRITABLE)?;
+                let _room = twin.writable().await?;
+            }
+            done => return done,
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! A client's connection, from its first byte to its last: one exchange after the other.
+//!
+//! One task per connection and no other. It holds memory only while bytes move, reads no further than the request that
+//! it is at (what is pipelined waits in the buffer, and beyond that in the kernel), and leaves every wait to the
+//! worker's sweep.
+
+mod answer;
+mod deliver;
+mod head;
+mod prepare;
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+pub(crate) use answer::{FAREWELL, FAREWELL_BYTES};
+use head::HeadReader;
+use prepare::{About, NotPrepared, Prepared};
+
+use super::Framing;
+use super::buffer::Buffer;
+use super::front::Http1Front;
+use super::refusal::Refusal;
+use super::request::{Persistence, Version};
+use super::side::{ClientSide, ClientStream, Side};
+use crate::access::Scheme;
+use crate::access_log::{Outcome, Record};
+use crate::edits;
+use crate::failover::Attempt;
+use crate::proxy::{Accepted, Entry, Protection, Then};
+use crate::stats::ResponseClass;
+use crate::sticky::Cookie;
+use crate::wait::{Phase, Registered, Wait};
+use crate::worker::Local;
+
+/// How long a connection that was accepted during a drain may take to send its request.
+const LAST_REQUEST: Duration = Duration::from_millis(100);
+/// So many pipelined requests are served before others of the worker have their turn.
+const MOST_IN_A_ROW: u32 = 16;
+
+struct Connection<S> {
+    local: Rc<Local>,
+    registered: Registered,
+    side: ClientSide<S>,
+    entry: Entry,
+    origin: edits::Connection,
+    protection: Protection,
+    /// What every request is told about the client.
+    lines: Box<[u8]>,
+    /// Of the present request, when it is to be logged.
+    record: Option<Box<Record>>,
+    /// Of the last response.
+    status: u16,
+}
+
+/// What is waited for of a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Its first bytes: mostly they are all of its head, which is parsed without a search for its end.
+    Anything,
+    /// Line after line, because those were not.
+    Lines,
+}
+
+/// How long the next request is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    KeepAlive,
+    /// Not for long: it is waited for elsewhere then.
+    Shortly,
+    /// Even in a drain.
+    LastChance,
+}
+
+enum Arrival {
+    Nothing,
+    /// Some.
+    Bytes,
+    /// A whole head of so many bytes.
+    Head(usize),
+    Refused(Refusal),
+    Ended,
+}
+
+/// Serves a connection until it ends; a drain lets it end after the request it is at.
+pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<S>, registered: Registered) {
+    let Accepted { stream, client, local_port, entry, protection, session, permit } = accepted;
+    let address = client.ip().to_canonical();
+    let proto = match protection {
+        Protection::Plain => "",
+        Protection::Tls { .. } => "X-Forwarded-Proto: https\r\n",
+    };
+    let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n{proto}");
+    let side = ClientSide {
+        stream,
+        input: Buffer::default(),
+        client,
+        local_port,
+        frontend: Arc::clone(session.series()),
+        worker: local.index,
+        has_ended: false,
+        n_written: Cell::new(0),
+    };
+    let lines = lines.into_bytes().into();
+    let scheme = match protection {
+        Protection::Plain => Scheme::Http,
+        Protection::Tls { .. } => Scheme::Https,
+    };
+    let origin = edits::Connection { scheme, client: address, local_port };
+    let mut connection =
+        Connection { local, registered, side, entry, origin, protection, lines, record: None, status: 0 };
+    connection.run().await;
+    drop((session, permit));
+}
+
+impl<S: ClientStream> Connection<S> {
+    async fn run(&mut self) {
+        self.registered.wake_this_task().await;
+        // It was in the backlog: its request is served, if there is one.
+        let mut waiting =
+            if self.registered.is_draining() { Waiting::LastChance } else { Waiting::KeepAlive };
+        let mut reading = Reading::Anything;
+        loop {
+            let arrival = self.read_head(reading, waiting).await;
+            if let Arrival::Ended = arrival {
+                return;
+            }
+            // Boxed: an idle connection, of which there may be many, holds no room for an exchange. A busy one keeps
+            // it from request to request.
+            match Box::pin(self.serve_while_busy(arrival)).await {
+                Some(next) => reading = next,
+                None => return,
+            }
+            waiting = Waiting::KeepAlive;
+        }
+    }
+
+    /// One request after the other while they come at once. Then says what is to be read next; `None`: nothing.
+    async fn serve_while_busy(&mut self, mut arrival: Arrival) -> Option<Reading> {
+        let mut n_in_a_row = 0;
+        loop {
+            let known = match arrival {
+                Arrival::Bytes => None,
+                Arrival::Head(n) => Some(n),
+                Arrival::Nothing => return Some(Reading::Anything),
+                Arrival::Refused(refusal) => {
+                    Box::pin(self.refuse(refusal)).await;
+                    return None;
+                }
+                Arrival::Ended => return None,
+            };
+            let prepared = self.prepare(known, None);
+            if let Err(NotPrepared::Unscanned) = prepared {
+                return Some(Reading::Lines);
+            }
+            let n_before = self.side.n_written.get();
+            let then = self.exchange(known, prepared).await;
+            self.log(n_before);
+            if then == Then::Close {
+                return None;
+            }
+            n_in_a_row = if self.side.input.is_empty() { 0 } else { n_in_a_row + 1 };
+            if n_in_a_row == MOST_IN_A_ROW {
+                n_in_a_row = 0;
+                tokio::task::yield_now().await;
+            }
+            arrival = self.read_head(Reading::Anything, Waiting::Shortly).await;
+        }
+    }
+
+    fn log(&mut self, n_before: u64) {
+        if let (Some(record), Some(log)) = (self.record.take(), &self.local.access_log) {
+            let n_bytes = self.side.n_written.get() - n_before;
+            log.write(*record, Outcome { status: self.status, n_bytes });
+        }
+    }
+
+    /// The client gets a response with this status.
+    fn responds(&mut self, status: u16) {
+        self.status = status;
+        self.side.shard().responded(ResponseClass::of_number(status));
+    }
+
+    fn wait(&self) -> &Rc<Wait> {
+        self.registered.wait()
+    }
+
+    async fn read_head(&mut self, reading: Reading, waiting: Waiting) -> Arrival {
+        let Self { local, registered, side, .. } = self;
+        let (limits, timeouts) = (local.limits.head(), &local.timeouts);
+        let idle = if waiting == Waiting::LastChance { LAST_REQUEST } else { timeouts.client_keepalive };
+        let wait = registered.wait();
+        wait.limit_all(None);
+        wait.enter(Phase::Idle, idle);
+        let begin = || {
+            wait.enter(Phase::Head, timeouts.client_header);
+            wait.limit_all(timeouts.request);
+        };
+        if !side.input.is_empty() {
+            begin();
+        }
+        let mut head = HeadReader::default();
+        poll_fn(|cx| {
+            loop {
+                if reading == Reading::Anything && !side.input.is_empty() {
+                    return Poll::Ready(Arrival::Bytes);
+                }
+                match head.look(&mut side.input, &limits) {
+                    Ok(Some(n)) => return Poll::Ready(Arrival::Head(n)),
+                    Ok(None) => {}
+                    Err(refusal) => return Poll::Ready(Arrival::Refused(refusal)),
+                }
+                if side.input.is_full() {
+                    side.input.grow(limits.head_bytes(), &local.means.spare);
+                }
+                match side.poll_fill(cx, &local.means.spare) {
+                    Poll::Ready(Ok(1..)) if wait.phase() == Phase::Idle => begin(),
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Arrival::Ended),
+                    Poll::Pending if wait.is_expired() && wait.phase() == Phase::Head => {
+                        return Poll::Ready(Arrival::Refused(Refusal::HeadTime));
+                    }
+                    Poll::Pending if wait.is_expired() => return Poll::Ready(Arrival::Ended),
+                    Poll::Pending if wait.phase() != Phase::Idle => return Poll::Pending,
+                    Poll::Pending if registered.is_draining() && waiting != Waiting::LastChance => {
+                        return Poll::Ready(Arrival::Ended);
+                    }
+                    Poll::Pending if waiting == Waiting::Shortly && wait.is_long() => {
+                        return Poll::Ready(Arrival::Nothing);
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    /// One request and its response. `known` is the head's length, if it has been scanned. What is rare is boxed, so
+    /// that the memory for what is not stays small.
+    async fn exchange(&mut self, known: Option<usize>, mut prepared: Result<Prepared, NotPrepared>) -> Then {
+        self.side.shard().n_requests.increment();
+        if let Err(NotPrepared::Unverified(verification)) = prepared {
+            let login = Box::pin(verification.run()).await;
+            prepared = self.prepare(known, Some(login));
+        }
+        let Prepared { backend, flow, cookie, affinity, about } = match prepared {
+            Ok(prepared) => prepared,
+            // A login that was decided on is not asked for again, and a head that was whole still is.
+            Err(NotPrepared::Unverified(_) | NotPrepared::Unscanned) => return Then::Close,
+            Err(NotPrepared::Refused(refusal)) => return Box::pin(self.refuse(refusal)).await,
+            Err(NotPrepared::Answered(answer, about, framing)) => {
+                let has_body = !matches!(framing, Framing::None | Framing::Length(0));
+                let then = if has_body { Then::Close } else { self.then(&about) };
+                return Box::pin(self.answer(&answer, &about, then, Vec::new())).await;
+            }
+        };
+        let local = Rc::clone(&self.local);
+        let wait = Rc::clone(self.wait());
+        let mut front = Http1Front::new(&mut self.side, flow, about.method, &wait, &local.means);
+        front.passes_interim = about.version == Version::Http11;
+        front.expects_continue = about.expects_continue;
+        let cookie = cookie.as_ref().map(Cookie::as_bytes);
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
+        let sent = attempt.send(&backend, &mut front).await;
+        let (flow, interim) = front.into_parts();
+        match sent {
+            Ok(exchange) => self.deliver(exchange, flow, &about, interim).await,
+            Err(error) => {
+                let is_read = flow.has_source_ended();
+                flow.release(&local.means);
+                let then = if is_read { self.then(&about) } else { Then::Close };
+                Box::pin(self.fail(error, &about, then, interim)).await
+            }
+        }
+    }
+
+    fn then(&self, about: &About) -> Then {
+        let keeps = about.persistence == Persistence::Keep && !self.registered.is_draining();
+        if keeps { Then::Keep } else { Then::Close }
+    }
+}

@@ -1,0 +1,159 @@
+//! Mode tcp: connections that are passed on byte by byte, by service port or by the server name of their TLS.
+//!
+//! The relaying itself is the forwarder's, but for service ports with a certificate, whose TLS is ended here.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use l4_vip::forward::tcp::Connected;
+use l4_vip::proxy_protocol::{self, Ends};
+use l4_vip::stats::Counters;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use crate::peek;
+use crate::proxy::{Accepted, Entry};
+use crate::secure;
+use crate::table::Backend;
+use crate::tls;
+use crate::tls::hello::{self, Beginning, LONGEST_BEGINNING};
+use crate::worker::Local;
+
+/// Enough for the first message of today's clients, whose post-quantum keys make it as long as that.
+const USUAL_BEGINNING: usize = 4 * 1024;
+
+/// As long as a TLS record.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// Serves a connection to a backend in mode tcp to its end.
+pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Accepted<TcpStream>) {
+    let Accepted { stream, client, entry, session, permit, .. } = accepted;
+    let of_frontend = session.series().of_worker(local.index);
+    let of_backend = backend.series.of_worker(local.index);
+    if !backend.labels.admission.lets_in(client.ip()) {
+        of_frontend.n_denied_requests.increment();
+        of_backend.n_denied_requests.increment();
+        return;
+    }
+    of_backend.n_sessions.increment();
+    let current = backend.series.begin();
+    let destination = stream.local_addr().unwrap_or(client);
+    let greeting = match backend.labels.proxy_protocol.send {
+        Some(version) => proxy_protocol::header(version, &Ends { source: client, destination }),
+        None => Vec::new(),
+    };
+    let counters = match entry {
+        Entry::TlsHosts => &backend.tcp.of_names,
+        Entry::ServicePort(_) | Entry::Hosts | Entry::AppIds => &backend.tcp.of_port,
+    };
+    let pool = &backend.pool;
+    if let Some(config) = secure::config_of(&local, entry, None).filter(|_| entry != Entry::TlsHosts) {
+        let limit = local.timeouts.client_header;
+        let Ok(Ok(greeted)) = tokio::time::timeout(limit, tls::accept(stream, |_| Some(config))).await else {
+            of_frontend.n_handshake_failures.increment();
+            tracing::debug!(%client, "TLS handshake failed or timed out");
+            return;
+        };
+        let connected = local.forwarder.connect_to_one(client.ip(), pool, counters).await;
+        if let Ok(connected) = connected
+            && let Err(error) = relay(greeted.stream, connected, &greeting, counters).await
+        {
+            counters.n_resets.add(1);
+            tracing::debug!(backend = %backend.name, %client, %error, "connection broke");
+        }
+        return;
+    }
+    let ended = local.forwarder.forward_after(&greeting, stream, client.ip(), pool, counters).await;
+    if entry == Entry::TlsHosts {
+        // The port of a service tells its bytes as they flow; this one has other connections, too.
+        of_frontend.bytes_in.add(ended.bytes_in);
+        of_frontend.bytes_out.add(ended.bytes_out);
+    }
+    tracing::debug!(backend = %backend.name, %client, outcome = ?ended.outcome, "connection ended");
+    drop((current, permit));
+}
+
+/// Passes on what a client says inside of TLS until both sides have ended.
+async fn relay(
+    client: TlsStream<TcpStream>,
+    mut connected: Connected,
+    greeting: &[u8],
+    counters: &Counters,
+) -> io::Result<()> {
+    let endpoint = connected.in_flight.endpoint();
+    let (from_client, to_client) = tokio::io::split(client);
+    let (from_server, mut to_server) = connected.stream.split();
+    let note_in = |n| {
+        endpoint.add_bytes_in(n);
+        counters.bytes_in.add(n);
+    };
+    let note_out = |n| {
+        endpoint.add_bytes_out(n);
+        counters.bytes_out.add(n);
+    };
+    let both = async {
+        to_server.write_all(greeting).await?;
+        tokio::try_join!(copy(from_client, to_server, note_in), copy(from_server, to_client, note_out))
+    };
+    let ended = both.await;
+    if ended.is_err() {
+        // What was cut off must not look complete to the instance; TLS tells the client by itself.
+        let _ = connected.stream.set_zero_linger();
+    }
+    ended.map(|_| ())
+}
+
+/// Until `from` has ended; its end is passed on.
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    note: impl Fn(u64),
+) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let n = from.read(&mut piece).await?;
+        if n == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&piece[..n]).await?;
+        to.flush().await?;
+        note(n as u64);
+    }
+}
+
+/// The backend in mode tcp whose host a connection's TLS is for. `None`: TLS is ended here. It takes no byte off the
+/// connection; the caller limits the time.
+pub(crate) async fn backend_of_server_name(
+    local: &Local,
+    stream: &TcpStream,
+) -> io::Result<Option<Arc<Backend>>> {
+    let mut seen = vec![0; USUAL_BEGINNING];
+    let mut n_seen = 0;
+    loop {
+        let n = peek::beyond(stream, n_seen, &mut seen).await?;
+        match hello::read(&seen[..n]) {
+            Beginning::Hello(name) => {
+                return Ok(local.with_table(|table| {
+                    let index = table.routes.of_server_name(name.as_deref())?;
+                    Some(Arc::clone(&table.backends[index]))
+                }));
+            }
+            // The handshake will fail, and say so in TLS's own words.
+            Beginning::Strange => return Ok(None),
+            Beginning::Unfinished if n == seen.len() && n < LONGEST_BEGINNING => {
+                seen.resize(LONGEST_BEGINNING, 0);
+            }
+            Beginning::Unfinished if n == seen.len() => return Err(too_long()),
+            Beginning::Unfinished if n <= n_seen => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Beginning::Unfinished => {}
+            Beginning::TooLong => return Err(too_long()),
+        }
+        n_seen = n;
+    }
+}
+
+fn too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "its ClientHello is too long")
+}
