@@ -4,13 +4,13 @@
 //! other. So routing, guard, rules of services, statistics and connections to endpoints are the same whatever a client
 //! speaks, and nothing that the guard refuses can come in by another protocol. Endpoints are spoken to in HTTP/1.1.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, COOKIE, HOST, HeaderValue, TE};
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
@@ -38,6 +38,8 @@ const MOST_PENDING_RESETS: usize = 20;
 const MOST_ERROR_RESETS: usize = 256;
 /// A stream's buffer in each direction.
 const PIPE_BYTES: usize = 32 * 1024;
+/// Kept for the next streams of a connection; more would only be held after a burst.
+const MOST_PIPES: usize = 16;
 /// A client that does not answer a ping is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,6 +63,7 @@ struct Client {
     frontend: std::sync::Arc<Series>,
     permit: Rc<Permit>,
     n_streams: Cell<usize>,
+    pipes: RefCell<Vec<Pipe>>,
     registered: Registered,
 }
 
@@ -79,6 +82,7 @@ where
         protection,
         permit,
         n_streams: Cell::new(0),
+        pipes: RefCell::default(),
         registered,
     });
     let of_streams = Rc::clone(&client);
@@ -133,11 +137,9 @@ impl Client {
     }
 
     async fn handle(self: Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
-        self.n_streams.set(self.n_streams.get() + 1);
-        let answered = self.exchange(request).await;
-        self.n_streams.set(self.n_streams.get() - 1);
-        self.rest();
-        answered.map_or_else(
+        // Also when the client resets the stream, and nobody waits for this any more.
+        let _active = Active::begin(&self);
+        self.exchange(request).await.map_or_else(
             |error| {
                 tracing::debug!(client = %self.address, %error, "HTTP/2 request failed");
                 let mut response = Response::new(Either::Right(Empty::new()));
@@ -149,6 +151,44 @@ impl Client {
     }
 
     async fn exchange(&self, mut request: Request<Incoming>) -> Result<Response<Incoming>, hyper::Error> {
+        make_http1(&mut request);
+        let mut pipe = match self.idle_pipe() {
+            Some(pipe) => pipe,
+            None => self.new_pipe().await?,
+        };
+        let request = request.map(|body| RequestBody { inner: Some(body), rest: Rc::clone(&pipe.rest) });
+        let mut response = pipe.sender.send_request(request).await?;
+        pipe.used_at = Instant::now();
+        let mut pipes = self.pipes.borrow_mut();
+        if pipes.len() < MOST_PIPES {
+            pipes.push(pipe);
+        }
+        *response.version_mut() = Version::HTTP_2;
+        // RFC 9113 section 8.2.2: it says nothing in HTTP/2, and may not be said.
+        response.headers_mut().remove(CONNECTION);
+        response.headers_mut().remove("keep-alive");
+        response.headers_mut().remove("proxy-connection");
+        response.headers_mut().remove("upgrade");
+        Ok(response)
+    }
+
+    /// One whose last exchange has ended, and that will not end while the next one begins.
+    fn idle_pipe(&self) -> Option<Pipe> {
+        if self.registered.is_draining() {
+            return None;
+        }
+        let longest = self.local.timeouts.client_keepalive / 2;
+        let mut pipes = self.pipes.borrow_mut();
+        pipes.retain(|pipe| !pipe.sender.is_closed());
+        let at = pipes.iter().position(|p| p.sender.is_ready() && p.used_at.elapsed() < longest)?;
+        let pipe = pipes.swap_remove(at);
+        if let Some(rest) = pipe.rest.take() {
+            self.local.tasks.spawn_local(read_away(rest));
+        }
+        Some(pipe)
+    }
+
+    async fn new_pipe(&self) -> Result<Pipe, hyper::Error> {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let accepted = Accepted {
             stream: theirs,
@@ -162,27 +202,43 @@ impl Client {
         let registered = self.registered.another();
         let local = Rc::clone(&self.local);
         self.local.tasks.spawn_local(connection::serve(local, accepted, registered));
-        let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(ours)).await?;
         let rest = Rc::new(Cell::new(None));
-        make_http1(&mut request);
-        let request = request.map(|body| RequestBody { inner: Some(body), rest: Rc::clone(&rest) });
+        let left = Rc::clone(&rest);
         self.local.tasks.spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a stream's exchange ended early");
             }
-            if let Some(rest) = rest.take() {
-                // However much was read: an end by time is none by error.
-                let _ = tokio::time::timeout(FAREWELL, read_away(rest)).await;
+            if let Some(rest) = left.take() {
+                read_away(rest).await;
             }
         });
-        let mut response = sender.send_request(request).await?;
-        *response.version_mut() = Version::HTTP_2;
-        // RFC 9113 section 8.2.2: it says nothing in HTTP/2, and may not be said.
-        response.headers_mut().remove(CONNECTION);
-        response.headers_mut().remove("keep-alive");
-        response.headers_mut().remove("proxy-connection");
-        response.headers_mut().remove("upgrade");
-        Ok(response)
+        Ok(Pipe { sender, rest, used_at: Instant::now() })
+    }
+}
+
+/// A way through the engine: one HTTP/1.1 connection in memory, for one stream after the other.
+struct Pipe {
+    sender: http1::SendRequest<RequestBody>,
+    /// What nobody wanted of the last request's body.
+    rest: Rc<Cell<Option<Incoming>>>,
+    used_at: Instant,
+}
+
+/// A stream whose response has not begun.
+struct Active<'a>(&'a Client);
+
+impl<'a> Active<'a> {
+    fn begin(client: &'a Client) -> Self {
+        client.n_streams.set(client.n_streams.get() + 1);
+        Self(client)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.n_streams.set(self.0.n_streams.get() - 1);
+        self.0.rest();
     }
 }
 
@@ -220,12 +276,16 @@ impl Drop for RequestBody {
 }
 
 async fn read_away(mut body: Incoming) {
-    let mut n_bytes = 0;
-    while n_bytes < FAREWELL_BYTES
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        n_bytes += frame.data_ref().map_or(0, Bytes::len);
-    }
+    let read = async {
+        let mut n_bytes = 0;
+        while n_bytes < FAREWELL_BYTES
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            n_bytes += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    // However much was read: an end by time is none by error.
+    let _ = tokio::time::timeout(FAREWELL, read).await;
 }
 
 /// The target in its origin form, the authority in Host. Everything else is the guard's to look at.
@@ -243,8 +303,6 @@ fn make_http1(request: &mut Request<Incoming>) {
         }
     }
     join_cookies(request.headers_mut());
-    // One exchange, one pipe.
-    request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     request.headers_mut().remove(TE);
 }
 

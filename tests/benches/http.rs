@@ -3,6 +3,8 @@
 //! `cargo bench -p tests --bench http [SHAPE…]`. Session cookies and statistics on. Each proxy is a process of its own,
 //! pinned to one core; the load and the endpoint are threads of this process on another core. Rounds are interleaved.
 //! What is reported is the CPU time of the proxy's process, which is steady where throughput moves with the neighbours.
+//! `latency` sends requests to both at the same pace, 70 % of HAProxy's peak, and compares the 99th percentiles; a request
+//! that could not be sent when it was due has waited since then.
 //! Without HAProxy it says so and reports Waymark alone. `balancer PORT ENDPOINT` is the child, and what callgrind is
 //! pointed at (`benches/http_instructions.sh`).
 
@@ -19,11 +21,14 @@ use anyhow::Context as _;
 use event_watcher::catalog::{AppUpdate, Catalog, CatalogConfig};
 use event_watcher::publish::channel;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+#[path = "support/endpoint.rs"]
+mod endpoint;
 mod support;
 
+use endpoint::{free_address, spawn_endpoint};
 use support::{LOAD_CORE, Pinned, app, is_not_installed, median, pin};
 
 /// What `cli` uses.
@@ -105,6 +110,9 @@ fn main() -> anyhow::Result<()> {
     if args.get(1).is_some_and(|a| a == "balancer") {
         return balancer(args[2].parse()?, args[3].parse()?);
     }
+    if args.iter().any(|a| a == "latency") {
+        return latency();
+    }
     if args.get(1).is_some_and(|a| a == "requests") {
         return serve_so_many(args[2].parse()?);
     }
@@ -171,6 +179,35 @@ fn serve_so_many(n: u64) -> anyhow::Result<()> {
     // Its input ends, and so does it.
     drop(waymark.process.0.stdin.take());
     waymark.process.0.wait()?;
+    Ok(())
+}
+
+const N_LATENCY_ROUNDS: usize = 9;
+const PACED_FOR: Duration = Duration::from_secs(2);
+/// Of HAProxy's peak.
+const PACE: f64 = 0.70;
+
+/// The 99th percentile of both at the same pace.
+fn latency() -> anyhow::Result<()> {
+    pin(LOAD_CORE)?;
+    let endpoint = spawn_endpoint()?;
+    let (waymark, haproxy) = (Proxy::waymark(endpoint)?, Proxy::haproxy(endpoint)?);
+    let peaks = (0..N_ROUNDS).map(|_| haproxy.measure(&SHAPES[0]).map(|m| m.per_sec));
+    let peak = median(peaks.collect::<anyhow::Result<Vec<f64>>>()?);
+    let per_sec = peak * PACE;
+    println!("HAProxy's peak is {peak:.0} requests/s; paced at {per_sec:.0}");
+    let (mut mine, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..N_LATENCY_ROUNDS {
+        mine.push(waymark.paced(per_sec)?);
+        theirs.push(haproxy.paced(per_sec)?);
+    }
+    let mut p99s = [0.0; 2];
+    for (p99, (name, rounds)) in p99s.iter_mut().zip([("waymark", &mine), ("haproxy", &theirs)]) {
+        let of = |part: usize| median(rounds.iter().map(|quantiles: &[f64; 3]| quantiles[part]));
+        *p99 = of(1);
+        println!("{name}: p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs", of(0), of(1), of(2));
+    }
+    println!("p99 ratio: {:.3} (goal: at most 1.00)", p99s[0] / p99s[1]);
     Ok(())
 }
 
@@ -259,8 +296,65 @@ impl Proxy {
     }
 }
 
-fn free_address() -> io::Result<SocketAddr> {
-    std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()
+impl Proxy {
+    /// Microseconds from when a request was due to its whole response: 50, 99 and 99.9 % are below.
+    fn paced(&self, per_sec: f64) -> anyhow::Result<[f64; 3]> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let mut clients = tokio::task::JoinSet::new();
+            let begin = Instant::now() + WARM_UP;
+            for index in 0..N_CONNECTIONS {
+                clients.spawn_local(paced_client(self.address, begin, index, per_sec));
+            }
+            let mut micros = Vec::new();
+            while let Some(done) = clients.join_next().await {
+                micros.extend(done??);
+            }
+            micros.sort_by(f64::total_cmp);
+            let quantile =
+                |q: f64| micros.get((micros.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN);
+            Ok([quantile(0.5), quantile(0.99), quantile(0.999)])
+        })
+    }
+}
+
+/// Every so-manyth request of all is this client's, whether the one before has been answered in time or not.
+async fn paced_client(
+    address: SocketAddr,
+    begin: Instant,
+    index: usize,
+    per_sec: f64,
+) -> anyhow::Result<Vec<f64>> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut buffer = Vec::with_capacity(4096);
+    let mut micros = Vec::new();
+    for n in 0.. {
+        let due = begin + Duration::from_secs_f64((n * N_CONNECTIONS + index) as f64 / per_sec);
+        if due > begin + PACED_FOR {
+            break;
+        }
+        // The runtime's timers are good for a millisecond; the rest is yielded away.
+        let early = Duration::from_millis(2);
+        if let Some(time) = due.checked_duration_since(Instant::now()).filter(|t| *t > early) {
+            tokio::time::sleep(time - early).await;
+        }
+        while Instant::now() < due {
+            tokio::task::yield_now().await;
+        }
+        stream.write_all(b"GET /128 HTTP/1.1\r\nHost: bench.test\r\n\r\n").await?;
+        buffer.clear();
+        loop {
+            anyhow::ensure!(stream.read_buf(&mut buffer).await? > 0, "the proxy closed a connection");
+            let end = buffer.windows(4).position(|w| w == b"\r\n\r\n");
+            if end.is_some_and(|end| buffer.len() >= end + 4 + 128) {
+                break;
+            }
+        }
+        anyhow::ensure!(buffer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&buffer));
+        micros.push(due.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(micros)
 }
 
 /// The child: the balancer with one worker, and a snapshot with one app on `port`.
@@ -293,66 +387,6 @@ fn balancer(port: u16, endpoint: SocketAddr) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(|| io::stdin().read(&mut [0])).await??;
         anyhow::Ok(())
     })
-}
-
-/// Answers every request as fast as it can.
-fn spawn_endpoint() -> anyhow::Result<SocketAddr> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::spawn(move || {
-        let serve = async {
-            let listener = TcpListener::from_std(listener)?;
-            loop {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                tokio::spawn(answer(stream));
-            }
-        };
-        let ended: io::Result<()> = runtime.block_on(serve);
-        println!("the endpoint failed: {ended:?}");
-        std::process::exit(1);
-    });
-    Ok(address)
-}
-
-/// The path says how long the response is to be.
-async fn answer(mut stream: TcpStream) -> io::Result<()> {
-    let mut buffer = Vec::with_capacity(80 << 10);
-    let mut response = Vec::new();
-    loop {
-        buffer.clear();
-        let head_end = loop {
-            if stream.read_buf(&mut buffer).await? == 0 {
-                return Ok(());
-            }
-            if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
-                break end + 4;
-            }
-        };
-        let head = String::from_utf8_lossy(&buffer[..head_end]).into_owned();
-        let number = |text: Option<&str>| text.and_then(|t| t.trim().parse::<usize>().ok()).unwrap_or(0);
-        let mut lines = head.lines();
-        let n = number(lines.next().and_then(|l| l.split(' ').nth(1)?.strip_prefix('/')));
-        let field =
-            lines.find_map(|l| l.strip_prefix("Content-Length: ").or(l.strip_prefix("content-length: ")));
-        let mut left = number(field).saturating_sub(buffer.len() - head_end);
-        while left > 0 {
-            buffer.clear();
-            let n = stream.read_buf(&mut buffer).await?;
-            if n == 0 {
-                return Ok(());
-            }
-            left = left.saturating_sub(n);
-        }
-        response.clear();
-        response.extend_from_slice(
-            format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {n}\r\n\r\n").as_bytes(),
-        );
-        response.resize(response.len() + n, b'x');
-        stream.write_all(&response).await?;
-    }
 }
 
 /// Sends one request after the other; counts those that were answered as they should be.

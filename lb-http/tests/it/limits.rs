@@ -169,7 +169,7 @@ async fn who_does_not_say_what_is_spoken_is_closed_in_time() {
         assert!(takes_short(client.is_closed()).await, "{begin:?}");
     }
     let counted = async {
-        let line = "waymark_http_tls_handshake_failures_total{proxy=\"marathon_https_in\"} 2";
+        let line = "waymark_http_tls_failures_total{proxy=\"marathon_https_in\"} 2";
         let mut metrics = String::new();
         while !metrics.lines().any(|l| l == line) {
             metrics.clear();

@@ -114,7 +114,7 @@ async fn what_is_over_the_maximum_goes_to_another_and_then_waits_in_order() {
 #[tokio::test]
 async fn who_waits_too_long_or_finds_the_queue_full_is_told_so() {
     let (a, release) = holding().await;
-    let labels = [ONE, ("WAYMARK_0_QUEUE", "1"), ("WAYMARK_0_TIMEOUT_QUEUE", "300ms")];
+    let labels = [ONE, ("WAYMARK_0_QUEUE", "1"), ("WAYMARK_0_TIMEOUT_QUEUE", "2s")];
     let service = Service::start(AppSpec::new("/a").instance(a.port), &labels).await;
     let mut first = service.send("/hold", "", "scur", 1).await;
     let mut waits = service.send("/", "", "qcur", 1).await;

@@ -20,9 +20,8 @@ thread_local! {
 pub fn run(packet: &[u8]) {
     for (transport, limit) in [(Transport::Udp, 1232), (Transport::Tcp, 65_535)] {
         let mut reply = Vec::new();
-        let fate = SERVER.with_borrow_mut(|server| {
-            server.answer(packet, transport, [127, 0, 0, 1].into(), &mut reply)
-        });
+        let fate = SERVER
+            .with_borrow_mut(|server| server.answer(packet, transport, [127, 0, 0, 1].into(), &mut reply));
         match fate {
             Fate::Reply => {
                 assert!(reply.len() >= 12 && reply.len() <= limit);
