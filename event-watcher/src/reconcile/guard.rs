@@ -66,9 +66,12 @@ struct Held {
 }
 
 impl Guard {
-    /// From now on, for a while, a large loss may be a mistake.
+    /// From now on, for a while, a large loss may be a mistake. What confirmed one before may have been the same mistake.
     pub(crate) fn arm(&mut self, now: Instant) {
         self.suspicious_until = Some(now + WINDOW);
+        if let Some(held) = &mut self.held {
+            (held.since, held.n_seen) = (now, 0);
+        }
     }
 
     /// An event said that this app is being changed or has ended.
