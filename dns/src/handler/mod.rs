@@ -3,6 +3,7 @@
 //! It does no IO. A query for somebody else's name is handed back to the caller, who may forward it.
 
 mod answer;
+mod remembered;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use hickory_server::proto::op::ResponseCode;
 use hickory_server::proto::rr::RecordType;
 
 use self::answer::Answer;
+use self::remembered::{Given, Remembered};
 use crate::config::{Config, MIN_UDP_PAYLOAD_BYTES};
 use crate::cookies::Cookies;
 use crate::forward::Foreign;
@@ -93,6 +95,7 @@ pub(crate) struct Responder {
     turn: u64,
     /// Where the targets of the SRV answer being written are.
     targets: Vec<(usize, usize)>,
+    remembered: Remembered,
 }
 
 /// Whether names of other zones can be resolved at all.
@@ -121,7 +124,14 @@ enum Standing {
 impl Responder {
     pub fn new(zone: Arc<ArcSwap<Zone>>, counters: Arc<Counters>, terms: Arc<Terms>) -> Self {
         let turn = rand::random();
-        Self { zone: Cache::new(zone), counters, terms, turn, targets: Vec::new() }
+        Self {
+            zone: Cache::new(zone),
+            counters,
+            terms,
+            turn,
+            targets: Vec::new(),
+            remembered: Remembered::new(),
+        }
     }
 
     /// Answers one packet; the reply is appended to `out`.
@@ -133,6 +143,14 @@ impl Responder {
         out: &mut Vec<u8>,
     ) -> Outcome {
         self.counters.query(transport);
+        let recursion = self.terms.recursion();
+        // Connections ask too seldom to be worth the space.
+        let may_be_known = transport == Transport::Udp && !self.has_limit(client);
+        if may_be_known && let Some(given) = self.remembered.reply(self.zone.load(), recursion, packet, out) {
+            self.counters.asked(given.record_type);
+            self.counters.answered(given.code, given.zone, given.source);
+            return Outcome::Reply;
+        }
         let start = out.len();
         let mut space = EMPTY_NAME_SPACE;
         let query = match Query::parse(packet, &mut space) {
@@ -159,13 +177,13 @@ impl Responder {
         if found.is_none()
             && is_answerable(&query).is_ok()
             && query.head().recursion_desired
-            && self.terms.recursion() == Recursion::Available
+            && recursion == Recursion::Available
             && self.terms.is_local(client)
         {
             return Outcome::Forward(Foreign::new(query.head(), query.name(), limit, opt));
         }
         let mut reply = Reply::new(query.head(), out, limit, opt);
-        if self.terms.recursion() == Recursion::Available {
+        if recursion == Recursion::Available {
             reply.set_recursion_available();
         }
         let counted = found.as_ref().map_or((OTHER_ZONE, Source::None), Found::counted);
@@ -174,6 +192,7 @@ impl Responder {
             // Missing names of a zone count as one, or every random name would have a limit of its own.
             _ => counted.0 as u64,
         });
+        let is_lasting = may_be_known && is_lasting(&query, found.as_ref()) && self.remembered.is_of(zone);
         let code = match (is_answerable(&query), found) {
             (Err(code), _) => code,
             (Ok(()), None) => ResponseCode::Refused,
@@ -193,6 +212,10 @@ impl Responder {
             }
         };
         reply.finish(code);
+        if is_lasting && code == ResponseCode::NoError {
+            let (record_type, (zone, source)) = (query.record_type, counted);
+            self.remembered.put(packet, &out[start..], Given { record_type, code, zone, source });
+        }
         let about = about.map(|name| (name, u16::from(query.record_type), code.low()));
         self.conclude(asker, about, code, counted, start, out)
     }
@@ -203,10 +226,13 @@ impl Responder {
 
     /// Whether the client may be somebody else than it says, to whom too many answers could be sent.
     fn is_limited(&self, asker: Asker) -> bool {
-        self.terms.limiter.is_some()
-            && asker.transport == Transport::Udp
+        asker.transport == Transport::Udp
             && asker.standing == Standing::Unproven
-            && !self.terms.is_local(asker.client)
+            && self.has_limit(asker.client)
+    }
+
+    fn has_limit(&self, client: IpAddr) -> bool {
+        self.terms.limiter.is_some() && !self.terms.is_local(client)
     }
 
     /// Counts the reply that begins at `start`, and takes it back if its client has had too many about the same;
@@ -278,6 +304,18 @@ impl Terms {
 /// Seconds since 1970, as far as 32 bits go.
 fn unix_seconds() -> u32 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as u32)
+}
+
+/// The next who asks the same gets the same reply, as long as the zone is: at most one address, so nothing takes turns,
+/// and no cookie, which is the client's own.
+fn is_lasting(query: &Query<'_>, found: Option<&Found<'_>>) -> bool {
+    let Some(node) = found.and_then(|found| found.node) else { return false };
+    let n = match query.record_type {
+        RecordType::A => node.v4.len(),
+        RecordType::AAAA => node.v6.len(),
+        _ => return false,
+    };
+    n < 2 && query.edns.is_none_or(|edns| edns.cookie.is_none())
 }
 
 /// What cannot be answered whatever the name.

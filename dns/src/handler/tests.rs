@@ -88,3 +88,44 @@ proptest! {
         }
     }
 }
+
+/// What is remembered is what would be said anew.
+#[test]
+fn a_question_asked_again_is_answered_as_the_first_time() {
+    let client = [127, 0, 0, 1].into();
+    let ask = |server: &mut Offline, packet: &[u8]| {
+        let mut reply = Vec::new();
+        let fate = server.answer(packet, Transport::Udp, client, &mut reply);
+        assert!(matches!(fate, Fate::Reply), "{packet:x?}");
+        reply
+    };
+    let mut known = offline();
+    let query = |id: u8, name: &[&[u8]], record_type: u8, edns: bool| {
+        let mut packet = vec![id, id, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns)];
+        for label in name {
+            packet.push(label.len() as u8);
+            packet.extend(*label);
+        }
+        packet.extend([0, 0, record_type, 0, 1]);
+        if edns {
+            packet.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+        }
+        packet
+    };
+    let names: [&[&[u8]]; 5] = [
+        &[b"leader", b"mesos"],
+        &[b"LeaDer", b"mesos"],
+        &[b"localhost"],
+        &[b"nobody", b"mesos"],
+        &[b"example", b"test"],
+    ];
+    for name in names {
+        for record_type in [1, 28, 33, 6] {
+            for edns in [false, true] {
+                ask(&mut known, &query(1, name, record_type, edns));
+                let packet = query(9, name, record_type, edns);
+                assert_eq!(ask(&mut known, &packet), ask(&mut offline(), &packet), "{name:?} {record_type}");
+            }
+        }
+    }
+}
