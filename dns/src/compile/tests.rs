@@ -81,6 +81,8 @@ fn contents(zone: &Zone) -> Contents {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn changes_lead_where_a_fresh_start_does(changes in prop::collection::vec(change(), 1..30)) {
         let config = Config { vip_pools: vec!["127.11.0.0/16".parse().unwrap()], ..Config::default() };

@@ -15,6 +15,8 @@ use crate::watcher::now;
 const KEEP_AFTER: Duration = Duration::from_secs(1);
 /// Keeping takes at most this share of the time: what is kept of a small cluster is a moment old.
 const KEEP_SHARE: u32 = 100;
+/// The same after a failure: whoever makes room on a disk waits for the next one.
+const RETRY_SHARE: u32 = 20;
 /// What is kept of a large cluster is never older than this.
 const KEEP_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
@@ -56,7 +58,8 @@ impl Watch {
     pub(super) fn kept(&mut self, result: std::io::Result<()>) {
         let now = now();
         if let Some(since) = self.keeper.busy_since.take() {
-            self.keeper.not_before = Some(now + ((now - since) * KEEP_SHARE).min(KEEP_AT_LEAST_EVERY));
+            let share = if result.is_ok() { KEEP_SHARE } else { RETRY_SHARE };
+            self.keeper.not_before = Some(now + ((now - since) * share).min(KEEP_AT_LEAST_EVERY));
         }
         if let Err(error) = result {
             if self.stats.n_keep_failures.value() == 0 {
