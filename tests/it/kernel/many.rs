@@ -19,8 +19,8 @@ const N_BACKENDS: u16 = 3;
 /// Threads that hold connections; each has as many descriptors as the limit allows.
 const N_CLIENTS: usize = 10;
 
-/// The client's TCP sees the backends, so each of them has all its ports: there are fewer ports than connections. (With
-/// the usual 28,232 it works too, but Linux takes milliseconds to find a port when more than half of them are taken.)
+/// The client's TCP sees the backends, so each of them has all its ports: there are fewer ports than connections. (Not
+/// the usual 28,232: Linux takes milliseconds to find a port when more than half of them are taken, and minutes in all.)
 #[test]
 fn sixty_thousand_connections_to_one_vip_by_ebpf() -> anyhow::Result<()> {
     hold_all(EBPF, "16384 65535", |_| TcpStream::connect(VIP))
