@@ -5,6 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,6 +44,8 @@ pub struct Output {
 struct Networks {
     service: Ipv4Addr,
     vips: Ipv4Addr,
+    /// For instances: two schedulers that offer the same port see too late that only one can have it.
+    host_ports: RangeInclusive<u16>,
     /// Nobody else can have the same while this is bound.
     _lease: std::net::TcpListener,
 }
@@ -51,6 +54,10 @@ impl Networks {
     const N: u32 = 1024;
     /// The network's own address is no VIP's.
     const LEASE_PORT: u16 = 65_000;
+    /// Above service ports, below what the system hands out by itself. As many ranges as tests may run side by side.
+    const FIRST_HOST_PORT: u16 = 12_000;
+    const N_HOST_PORTS: u16 = 100;
+    const N_PORT_RANGES: u32 = 200;
 
     fn take() -> anyhow::Result<Self> {
         static TURN: AtomicU32 = AtomicU32::new(0);
@@ -60,7 +67,10 @@ impl Networks {
             let vips = Ipv4Addr::from_bits(0x7fc0_0000 | number << 12);
             if let Ok(lease) = std::net::TcpListener::bind((vips, Self::LEASE_PORT)) {
                 let service = Ipv4Addr::new(127, 64 | (number >> 8) as u8, number as u8, 1);
-                return Ok(Self { service, vips, _lease: lease });
+                let first_port =
+                    Self::FIRST_HOST_PORT + (number % Self::N_PORT_RANGES) as u16 * Self::N_HOST_PORTS;
+                let host_ports = first_port..=first_port + Self::N_HOST_PORTS - 1;
+                return Ok(Self { service, vips, host_ports, _lease: lease });
             }
         }
         bail!("all networks for tests are taken")
@@ -127,6 +137,11 @@ impl Waymark {
         }
         if command == "serve" && !extra.contains(&"--dns-dcos-listen") {
             arguments.args(["--dns-dcos-listen", "127.0.0.1:0"]);
+        }
+        // Simulated instances use no ports, and may be more.
+        if command == "dev" && !extra.contains(&"--ports") && !extra.contains(&"--simulate") {
+            let (first_port, last_port) = networks.host_ports.clone().into_inner();
+            arguments.arg("--ports").arg(format!("{first_port}-{last_port}"));
         }
         for (flag, value) in own {
             if !extra.contains(flag) {
