@@ -3,8 +3,11 @@
 //! Every flag `--a-b` is the key `a.b` and the variable `WAYMARK_A_B`. It binds nothing and knows no plane: the
 //! wiring in `daemon` turns it into each crate's own configuration.
 
+mod dns;
+mod http;
 mod layers;
 mod sources;
+mod vip;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -18,8 +21,11 @@ use serde::{Deserialize, Serialize};
 use crate::args::{Compat, DaemonArgs, DevArgs, DnsCompat, Mode, PlaneName, ServeArgs};
 use crate::failure::Failure;
 
+pub use dns::{Dns, DnsDcos, DnsHttp, NoUpstreams, Upstreams};
+pub use http::{AccessLogFormat, Http, HttpAccessLog, HttpLimits, HttpTimeouts, Https};
 pub use layers::Environment;
 pub use sources::{Credentials, Sources, WatchedScheduler};
+pub use vip::{Vip, VipTcp, VipUdp};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -93,100 +99,6 @@ pub struct Scheduler {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Http {
-    pub listen: SocketAddr,
-    /// Plain connections may begin with HTTP/2 (prior knowledge); over TLS it is always on offer.
-    pub h2c: bool,
-    /// Connections to the addresses of virtual hosts (plain and TLS) begin with a PROXY protocol header: a balancer of
-    /// layer 4 stands in front.
-    pub accept_proxy: bool,
-    pub timeouts: HttpTimeouts,
-    pub limits: HttpLimits,
-    pub access_log: HttpAccessLog,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpAccessLog {
-    pub format: AccessLogFormat,
-    /// Appended to. Absent: standard output.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub file: Option<PathBuf>,
-    /// Of so many requests one is logged; 1: all.
-    pub one_in: u32,
-    /// The ids of the apps whose requests are logged; empty: all. A service's own label `ACCESS_LOG` has the last word.
-    pub apps: Vec<String>,
-    /// Only services whose label says so are logged.
-    pub labelled_only: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AccessLogFormat {
-    Off,
-    Json,
-    Common,
-}
-
-impl Default for HttpAccessLog {
-    fn default() -> Self {
-        // Whoever wants it says where to; a log that nobody reads fills a disk.
-        Self { format: AccessLogFormat::Off, file: None, one_in: 1, apps: Vec::new(), labelled_only: false }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Https {
-    pub listen: SocketAddr,
-    /// PEM files with chain and key, and directories of them; the first is for clients that name no host. Without any
-    /// (and without `HAPROXY_SSL_CERT`), a self-signed one is made.
-    pub certificates: Vec<PathBuf>,
-    /// The oldest version of TLS that is spoken: `1.2` or `1.3`.
-    pub min_version: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpTimeouts {
-    #[serde(with = "humantime_text")]
-    pub client_header: Duration,
-    #[serde(with = "humantime_text")]
-    pub client_body_idle: Duration,
-    #[serde(with = "humantime_text")]
-    pub client_keepalive: Duration,
-    #[serde(with = "humantime_text")]
-    pub connect: Duration,
-    #[serde(with = "humantime_text")]
-    pub server_head: Duration,
-    #[serde(with = "humantime_text")]
-    pub server_body_idle: Duration,
-    #[serde(with = "humantime_text")]
-    pub tunnel_idle: Duration,
-    /// From a request's first byte to the last of its response; `0s`: no limit.
-    #[serde(with = "humantime_text")]
-    pub request: Duration,
-    /// For room at an instance, where its requests are limited: 503.
-    #[serde(with = "humantime_text")]
-    pub queue: Duration,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpLimits {
-    pub request_line_bytes: usize,
-    pub header_bytes: usize,
-    pub header_count: usize,
-    pub connections_per_listener: usize,
-    pub connections_per_client: usize,
-    /// In flight at one instance, unless a label says otherwise; 0: as many as come.
-    pub requests_per_instance: u32,
-    /// Of one service, waiting for room at an instance.
-    pub queue_per_service: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 pub struct Service {
     pub address: IpAddr,
 }
@@ -201,122 +113,6 @@ pub struct AppId {
 #[serde(default, deny_unknown_fields)]
 pub struct Stats {
     pub listen: SocketAddr,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Dns {
-    pub listen: Vec<SocketAddr>,
-    /// Where foreign names are asked: `IP`, `IP:PORT`, or `ZONE=IP`. Absent: the system's own servers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub upstreams: Option<Upstreams>,
-    pub udp_payload_bytes: u16,
-    /// Of the cluster's names.
-    #[serde(with = "humantime_text")]
-    pub ttl: Duration,
-    pub compat: DnsCompat,
-    pub http: DnsHttp,
-    pub dcos: DnsDcos,
-    /// `thisnode.thisdcos.directory`; empty: found out.
-    pub node_addresses: Vec<IpAddr>,
-    /// `public.thisnode.thisdcos.directory`.
-    pub public_addresses: Vec<IpAddr>,
-    /// `<id>.dcos.directory` stands for `thisdcos.directory`.
-    pub cluster_ids: Vec<String>,
-    /// What `dig +nsid` shows; absent: the host's name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nsid: Option<String>,
-    /// 32 hexadecimal digits that nodes of one address share; absent: a random secret.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cookie_secret: Option<String>,
-    pub rate_limit_per_sec: u32,
-    pub rate_limit_slip: u32,
-    /// Networks that are not rate limited and may have foreign names resolved; empty: all private ones.
-    pub local_networks: Vec<String>,
-    pub cache_bytes: usize,
-    #[serde(with = "humantime_text")]
-    pub serve_stale: Duration,
-    /// Make this server the host's resolver while it runs.
-    pub install: bool,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DnsHttp {
-    /// Mesos-DNS's HTTP API and DNS over HTTPS.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
-    /// PEM files; absent: a certificate that is made at each start.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub key: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DnsDcos {
-    /// dcos-net's HTTP API.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
-}
-
-/// `[]` and `"none"` both mean: answer nothing but our own names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Upstreams {
-    Word(NoUpstreams),
-    List(Vec<String>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NoUpstreams {
-    None,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Vip {
-    pub pool: Vec<String>,
-    pub plane: PlaneChoice,
-    /// For eBPF. Absent: the root of the cgroup2 hierarchy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<PathBuf>,
-    /// Leave nothing in the kernel at the end.
-    pub flush_on_exit: bool,
-    /// Of VIPs whose labels do not say.
-    pub policy: Policy,
-    /// The same: how long a client without a connection stays with its endpoint. 0: it does not.
-    #[serde(with = "humantime_text")]
-    pub affinity: Duration,
-    pub tcp: VipTcp,
-    pub udp: VipUdp,
-}
-
-/// Of VIPs that the userspace plane serves.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct VipTcp {
-    /// 0: idle connections live for ever.
-    #[serde(with = "humantime_text")]
-    pub idle: Duration,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct VipUdp {
-    /// At least a second.
-    #[serde(with = "humantime_text")]
-    pub idle: Duration,
-    /// Flows of all workers together.
-    pub flows: usize,
-}
-
-impl Default for VipUdp {
-    fn default() -> Self {
-        Self { idle: l4_vip::UDP_IDLE, flows: l4_vip::UDP_FLOWS }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -419,7 +215,7 @@ impl Config {
                 listen: dns,
                 upstreams: None,
                 udp_payload_bytes: 1232,
-                ttl: dns::config::DEFAULT_TTL,
+                ttl: ::dns::config::DEFAULT_TTL,
                 compat: DnsCompat::None,
                 http: DnsHttp { listen: Some(SocketAddr::new(LOCALHOST, 8123)), ..DnsHttp::default() },
                 dcos: DnsDcos {
@@ -431,11 +227,11 @@ impl Config {
                 cluster_ids: Vec::new(),
                 nsid: None,
                 cookie_secret: None,
-                rate_limit_per_sec: dns::config::DEFAULT_RATE_LIMIT_PER_SEC,
-                rate_limit_slip: dns::config::DEFAULT_RATE_LIMIT_SLIP,
+                rate_limit_per_sec: ::dns::config::DEFAULT_RATE_LIMIT_PER_SEC,
+                rate_limit_slip: ::dns::config::DEFAULT_RATE_LIMIT_SLIP,
                 local_networks: Vec::new(),
-                cache_bytes: dns::config::DEFAULT_CACHE_BYTES,
-                serve_stale: dns::config::DEFAULT_SERVE_STALE,
+                cache_bytes: ::dns::config::DEFAULT_CACHE_BYTES,
+                serve_stale: ::dns::config::DEFAULT_SERVE_STALE,
                 install: false,
             },
             vip: Vip {
@@ -584,37 +380,6 @@ defaults_of_dev!(Scheduler => scheduler, Http => http, Https => https, Service =
 impl Default for Config {
     fn default() -> Self {
         Self::defaults(Mode::Dev)
-    }
-}
-
-impl Default for HttpTimeouts {
-    fn default() -> Self {
-        Self {
-            client_header: Duration::from_secs(10),
-            client_body_idle: Duration::from_secs(30),
-            client_keepalive: Duration::from_secs(60),
-            connect: Duration::from_secs(3),
-            server_head: Duration::from_secs(60),
-            server_body_idle: Duration::from_secs(30),
-            tunnel_idle: Duration::from_secs(3600),
-            request: Duration::ZERO,
-            queue: lb_http::labels::Capacity::default().queue_timeout,
-        }
-    }
-}
-
-impl Default for HttpLimits {
-    fn default() -> Self {
-        Self {
-            // RFC 9112 section 3 asks for at least 8,000.
-            request_line_bytes: 16_384,
-            header_bytes: 32_768,
-            header_count: 100,
-            connections_per_listener: 20_000,
-            connections_per_client: 512,
-            requests_per_instance: 0,
-            queue_per_service: lb_http::labels::Capacity::default().queue,
-        }
     }
 }
 

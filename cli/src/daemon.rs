@@ -260,6 +260,9 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
         let ready_file = config.ready.file.clone();
         let (mode, install) = (config.mode, config.dns.install);
         let running = build(config).await?;
+        if mode == Mode::Serve {
+            runtime::yield_to_workers();
+        }
         let mut installed = None;
         let ready = async {
             running.ready().await;
@@ -333,8 +336,8 @@ fn raise_descriptor_limit() {
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0 }
     };
     let is_default = (LEAST_DEFAULT_LIMIT..WANTED_DESCRIPTORS).contains(&limit.rlim_max);
-    let is_raised = is_default && set(WANTED_DESCRIPTORS) || set(limit.rlim_max);
-    if !is_raised {
+    let went_beyond = is_default && set(WANTED_DESCRIPTORS);
+    if !went_beyond && !set(limit.rlim_max) {
         tracing::warn!("the limit of open files could not be raised");
     }
 }

@@ -10,7 +10,7 @@ use event_watcher::publish::Applied;
 use lb_http::stats::{Series, Servers};
 use serde::Serialize;
 
-use crate::admin::{EndpointSample, Haproxy, Plane, VipPlane};
+use crate::admin::{EndpointSample, Haproxy, Plane, VipPlane, Which};
 
 pub struct Http(pub lb_http::Plane);
 
@@ -23,20 +23,24 @@ impl Plane for Http {
         self.0.problems()
     }
 
-    fn endpoints(&self, each: &mut dyn FnMut(EndpointSample)) {
-        for server in self.0.backends().into_iter().flat_map(|backend| backend.servers) {
-            each(EndpointSample {
-                instance: server.instance,
-                address: server.address,
-                vip: None,
-                n_in_flight: server.n_in_flight.into(),
-                n_total: server.n_requests,
-                n_failures: server.n_failures,
-                bytes_in: server.bytes_in,
-                bytes_out: server.bytes_out,
-                latency: server.mean_time,
-                ejected: server.ejected,
-            });
+    fn endpoints(&self, which: Which, each: &mut dyn FnMut(EndpointSample)) {
+        let table = self.0.table();
+        for backend in table.backends.iter().filter(|b| which == Which::All || b.is_used()) {
+            for server in &backend.servers {
+                let totals = backend.totals_of(server);
+                each(EndpointSample {
+                    instance: server.endpoint.instance.clone(),
+                    address: server.endpoint.address,
+                    vip: None,
+                    n_in_flight: server.endpoint.n_in_flight().into(),
+                    n_total: totals.n_sessions,
+                    n_failures: totals.n_connect_errors + totals.n_response_errors,
+                    bytes_in: totals.bytes_in,
+                    bytes_out: totals.bytes_out,
+                    latency: totals.mean_time,
+                    ejected: server.endpoint.is_ejected(),
+                });
+            }
         }
     }
 
@@ -45,11 +49,12 @@ impl Plane for Http {
     }
 
     fn totals(&self) -> Vec<(&'static str, u64)> {
-        let backends = self.0.backends();
+        let table = self.0.table();
+        let used = || table.backends.iter().filter(|backend| backend.is_used());
         vec![
-            ("backends", backends.len() as u64),
-            ("requests", backends.iter().map(|b| b.n_requests).sum()),
-            ("in flight", backends.iter().map(|b| u64::from(b.n_in_flight)).sum()),
+            ("backends", table.backends.len() as u64),
+            ("requests", used().map(|backend| backend.totals().n_requests).sum()),
+            ("in flight", used().map(|backend| u64::from(backend.series.n_current())).sum()),
         ]
     }
 }
@@ -121,8 +126,12 @@ impl Plane for Vip {
         self.0.problems()
     }
 
-    fn endpoints(&self, each: &mut dyn FnMut(EndpointSample)) {
-        for vip in self.0.vips() {
+    fn endpoints(&self, which: Which, each: &mut dyn FnMut(EndpointSample)) {
+        let vips = match which {
+            Which::All => self.0.vips(),
+            Which::Used => self.0.used_vips(),
+        };
+        for vip in vips {
             let key = VipKey { target: vip.vip, protocol: vip.protocol, port: vip.port };
             for endpoint in vip.endpoints {
                 each(EndpointSample {
@@ -143,9 +152,12 @@ impl Plane for Vip {
 
     fn metrics(&self, text: &mut String) {
         let vips = self.0.vips();
+        // What a kernel plane does not count has no line, not a zero.
+        let forwarded = |vip: &&l4_vip::stats::VipView| vip.plane == l4_vip::stats::PlaneKind::Userspace;
+        let kernel_counts = ["endpoints", "connections_total", "no_endpoint_total"];
         let mut family = |name: &str, kind: &str, value: &dyn Fn(&l4_vip::stats::VipView) -> u64| {
             let _ = writeln!(text, "# TYPE waymark_vip_{name} {kind}");
-            for vip in &vips {
+            for vip in vips.iter().filter(|vip| kernel_counts.contains(&name) || forwarded(vip)) {
                 // VIP names are DNS names or addresses: nothing in them needs an escape.
                 let _ = writeln!(
                     text,
@@ -192,11 +204,11 @@ impl Plane for Vip {
     }
 
     fn totals(&self) -> Vec<(&'static str, u64)> {
-        let (totals, vips) = (self.0.totals(), self.0.vips());
+        let totals = self.0.totals();
         vec![
             ("VIPs", totals.n_vips as u64),
             ("listening", totals.n_listening as u64),
-            ("connections", vips.iter().map(|vip| vip.counters.n_connections).sum()),
+            ("connections", totals.n_connections),
             ("open", totals.n_in_flight),
         ]
     }
@@ -224,7 +236,7 @@ impl Plane for Dns {
     }
 
     /// DNS sends nobody any traffic.
-    fn endpoints(&self, _each: &mut dyn FnMut(EndpointSample)) {}
+    fn endpoints(&self, _which: Which, _each: &mut dyn FnMut(EndpointSample)) {}
 
     fn metrics(&self, text: &mut String) {
         self.0.metrics(text);

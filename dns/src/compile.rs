@@ -3,8 +3,10 @@
 //!
 //! It does not wait for anybody: `follow` decides what is applied when.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,9 +15,9 @@ use foldhash::fast::FixedState;
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::names::WireName;
-use crate::records::{Data, Facts, Tier, of_agents, of_app, of_cluster, of_vip};
-use crate::zone::{Node, ServiceRecord, Zone};
+use crate::names::{self, WireName};
+use crate::records::{Data, Fact, Facts, Tier, of_agents, of_app, of_cluster, of_vip};
+use crate::zone::{Node, Records, SaidBy, ServiceRecord, Zone};
 
 /// Who says something about a name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,15 +30,9 @@ enum Source {
 
 #[derive(Debug)]
 struct Contribution {
-    number: u32,
-    names: Vec<WireName>,
-}
-
-#[derive(Debug, Default)]
-struct Entry {
-    facts: Vec<(u32, Tier, Data)>,
-    /// Names one label longer. A name with children exists without records of its own (RFC 8020).
-    n_children: usize,
+    number: NonZeroU32,
+    /// In order.
+    names: Box<[WireName]>,
 }
 
 /// What a snapshot says of one VIP name.
@@ -56,10 +52,13 @@ pub(crate) enum NewVips {
 #[derive(Debug)]
 pub(crate) struct Compiler {
     config: Config,
-    entries: HashMap<WireName, Entry, FixedState>,
     sources: HashMap<Source, Contribution, FixedState>,
-    next_source: u32,
-    changed: BTreeSet<WireName>,
+    by_number: HashMap<NonZeroU32, Source, FixedState>,
+    last_number: NonZeroU32,
+    /// Names that several sources say something about, which is rare.
+    shared: HashMap<WireName, BTreeSet<NonZeroU32>, FixedState>,
+    /// Of those and of those that were, what has to be merged anew.
+    unmerged: BTreeSet<WireName>,
     /// The agents of each app's instances, and how many apps each agent has.
     agents_of: HashMap<AppId, BTreeSet<IpAddr>, FixedState>,
     agents: BTreeMap<IpAddr, usize>,
@@ -75,10 +74,11 @@ impl Compiler {
     pub fn new(config: &Config) -> Self {
         let mut compiler = Self {
             config: config.clone(),
-            entries: HashMap::default(),
             sources: HashMap::default(),
-            next_source: 0,
-            changed: BTreeSet::new(),
+            by_number: HashMap::default(),
+            last_number: NonZeroU32::MIN,
+            shared: HashMap::default(),
+            unmerged: BTreeSet::new(),
             agents_of: HashMap::default(),
             agents: BTreeMap::new(),
             vips: BTreeMap::new(),
@@ -86,7 +86,8 @@ impl Compiler {
             snapshot: Snapshot::default(),
             zone: Zone::new(Authority::new(config)),
         };
-        compiler.set_cluster("", Leaders::default());
+        let facts = compiler.of_cluster("", Leaders::default());
+        compiler.set(Source::Cluster, facts);
         compiler
     }
 
@@ -100,7 +101,8 @@ impl Compiler {
         }
         let renamed = self.snapshot.framework != snapshot.framework;
         if renamed || self.snapshot.leaders != snapshot.leaders {
-            self.set_cluster(&snapshot.framework, snapshot.leaders);
+            let facts = self.of_cluster(&snapshot.framework, snapshot.leaders);
+            self.set(Source::Cluster, facts);
         }
         let apps: Vec<&Arc<App>> =
             if renamed { snapshot.apps.values().collect() } else { delta.changed.iter().collect() };
@@ -149,9 +151,7 @@ impl Compiler {
 
     /// The zone of all that was applied.
     pub fn zone(&mut self) -> Zone {
-        while let Some(name) = self.changed.pop_last() {
-            self.refresh(name);
-        }
+        self.merge();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as u32);
         self.zone.serial = now.max(self.zone.serial.wrapping_add(1));
         self.zone.generation = self.snapshot.generation;
@@ -159,100 +159,191 @@ impl Compiler {
     }
 
     /// Names of the cluster as a whole.
-    fn set_cluster(&mut self, framework: &str, leaders: Leaders) {
+    fn of_cluster(&self, framework: &str, leaders: Leaders) -> Facts {
         let mut facts = of_cluster(&self.config, framework, leaders);
         for apex in &self.zone.authority().apexes {
-            facts.exists(&apex.name.to_string());
+            facts.exists(&apex.name);
         }
-        self.set(Source::Cluster, facts);
+        facts
+    }
+
+    /// What a source says, of all that was applied.
+    fn facts(&self, source: &Source) -> Facts {
+        match source {
+            Source::App(id) => self.snapshot.app(id).map_or_else(Facts::default, |app| {
+                of_app(app, self.snapshot.framework_of(id), self.config.compat)
+            }),
+            Source::Vip(name) => self
+                .vips
+                .get(name)
+                .map_or_else(Facts::default, |vip| of_vip(name, &vip.addresses, &vip.ports)),
+            Source::Agents => of_agents(&self.agents.keys().copied().collect::<Vec<_>>()),
+            Source::Cluster => self.of_cluster(&self.snapshot.framework, self.snapshot.leaders),
+        }
     }
 
     /// Replaces what a source says.
     fn set(&mut self, source: Source, facts: Facts) {
-        let number = match self.sources.remove(&source) {
-            Some(Contribution { number, names }) => {
-                for name in names {
-                    if let Some(entry) = self.entries.get_mut(&name) {
-                        entry.facts.retain(|(by, ..)| *by != number);
-                        self.changed.insert(name);
-                    }
-                }
-                number
-            }
-            None => {
-                self.next_source = self.next_source.wrapping_add(1);
-                self.next_source
-            }
+        let (number, before) = match self.sources.remove(&source) {
+            Some(Contribution { number, names }) => (number, names),
+            None => (self.new_number(), Box::default()),
         };
-        if facts.0.is_empty() {
-            return;
-        }
+        let mut facts = facts.0;
+        // Those of an app's own names are mostly the same object.
+        facts.sort_by(|a, b| if a.name.is_same(&b.name) { Ordering::Equal } else { a.name.cmp(&b.name) });
         let mut names = Vec::new();
-        for fact in facts.0 {
-            self.ensure(&fact.name);
-            if let Some(entry) = self.entries.get_mut(&fact.name) {
-                entry.facts.push((number, fact.tier, fact.data));
-            }
-            names.push(fact.name);
+        // The names of an instance have mostly the same records.
+        let mut known = HashSet::<Arc<Records>, FixedState>::default();
+        for of_name in facts.chunk_by(|a, b| a.name == b.name) {
+            names.extend(self.say(&of_name[0].name, number, of_name, &mut known));
         }
-        names.sort_unstable();
-        names.dedup();
-        names.shrink_to_fit();
-        for name in &names {
-            if let Some(entry) = self.entries.get_mut(name) {
-                // Most names have one or two facts for as long as they live; a vector makes room for four.
-                entry.facts.shrink_to_fit();
+        for name in before {
+            if names.binary_search(&name).is_err() {
+                self.unsay(name, number);
             }
         }
-        self.changed.extend(names.iter().cloned());
-        self.sources.insert(source, Contribution { number, names });
+        if names.is_empty() {
+            self.by_number.remove(&number);
+        } else {
+            self.by_number.insert(number, source.clone());
+            self.sources.insert(source, Contribution { number, names: names.into() });
+        }
+    }
+
+    fn new_number(&mut self) -> NonZeroU32 {
+        while self.by_number.contains_key(&self.last_number) {
+            self.last_number = self.last_number.checked_add(1).unwrap_or(NonZeroU32::MIN);
+        }
+        self.last_number
+    }
+
+    /// A source says this about a name. Returns the zone's own copy of the name, unless it lies in no zone.
+    fn say(
+        &mut self,
+        name: &WireName,
+        number: NonZeroU32,
+        facts: &[Fact],
+        known: &mut HashSet<Arc<Records>, FixedState>,
+    ) -> Option<WireName> {
+        let name = self.ensure(name)?;
+        match self.zone.names.get(&name)?.said_by {
+            SaidBy::One(other) if other != number => {
+                self.shared.insert(name.clone(), [other, number].into());
+                self.unmerged.insert(name.clone());
+                self.zone.names.get_mut(&name)?.said_by = SaidBy::Several;
+            }
+            SaidBy::Several => {
+                self.shared.entry(name.clone()).or_default().insert(number);
+                self.unmerged.insert(name.clone());
+            }
+            SaidBy::Nobody | SaidBy::One(_) => {
+                let records = records(facts.iter());
+                let records = match known.get(&records) {
+                    Some(known) => Arc::clone(known),
+                    None => {
+                        let records = Arc::new(records);
+                        known.insert(Arc::clone(&records));
+                        records
+                    }
+                };
+                self.put(&name, SaidBy::One(number), &records);
+            }
+        }
+        Some(name)
+    }
+
+    /// A source says nothing about a name any more.
+    fn unsay(&mut self, name: WireName, number: NonZeroU32) {
+        match self.zone.names.get(&name).map(|node| node.said_by) {
+            Some(SaidBy::One(known)) if known == number => {
+                self.put(&name, SaidBy::Nobody, &Arc::default());
+                self.prune(name);
+            }
+            Some(SaidBy::Several) => {
+                if let Some(numbers) = self.shared.get_mut(&name) {
+                    numbers.remove(&number);
+                }
+                self.unmerged.insert(name);
+            }
+            _ => {}
+        }
     }
 
     /// Makes a name and its ancestors up to the apex exist.
-    fn ensure(&mut self, name: &WireName) {
-        let mut name = name.clone();
-        let mut n_new_children = 0;
-        loop {
-            if let Some(entry) = self.entries.get_mut(&name) {
-                entry.n_children += n_new_children;
-                return;
+    fn ensure(&mut self, name: &WireName) -> Option<WireName> {
+        if let Some((known, _)) = self.zone.names.get_key_value(name) {
+            return Some(known.clone());
+        }
+        let authority = self.zone.authority();
+        let apex = authority.apex_of(name.as_bytes())?;
+        let n_apex_bytes = authority.apexes[apex].name.as_bytes().len();
+        self.zone.names.insert(name.clone(), Node::new(apex));
+        let mut child = name.as_bytes();
+        while child.len() > n_apex_bytes {
+            let parent = names::parent(child)?;
+            if let Some(node) = self.zone.names.get_mut(parent) {
+                node.n_children += 1;
+                break;
             }
-            self.entries.insert(name.clone(), Entry { facts: Vec::new(), n_children: n_new_children });
-            self.changed.insert(name.clone());
-            n_new_children = 1;
-            match self.parent(&name) {
-                Some(parent) => name = parent,
-                None => return,
+            let mut node = Node::new(apex);
+            node.n_children = 1;
+            self.zone.names.insert(WireName::from_wire(parent), node);
+            child = parent;
+        }
+        Some(name.clone())
+    }
+
+    /// Removes a name that nobody speaks of, and its ancestors that exist for its sake alone.
+    fn prune(&mut self, name: WireName) {
+        let mut child = name.as_bytes();
+        while let Some(node) = self.zone.names.get(child)
+            && node.said_by == SaidBy::Nobody
+            && node.n_children == 0
+        {
+            let is_apex = self.zone.authority().apexes[node.apex].name.as_bytes().len() == child.len();
+            self.zone.names.remove(child);
+            let Some(parent) = names::parent(child).filter(|_| !is_apex) else { return };
+            if let Some(node) = self.zone.names.get_mut(parent) {
+                node.n_children -= 1;
             }
+            child = parent;
         }
     }
 
-    /// The name above, unless `name` is the top of a zone or in none.
-    fn parent(&self, name: &WireName) -> Option<WireName> {
-        let authority = self.zone.authority();
-        let apex = authority.apex_of(name.as_bytes())?;
-        (authority.apexes[apex].name != *name).then(|| name.parent()).flatten()
+    /// Changes a name in the zone, if that changes anything.
+    fn put(&mut self, name: &WireName, said_by: SaidBy, records: &Arc<Records>) {
+        let is_same = |node: &Node| node.said_by == said_by && **node == **records;
+        if self.zone.names.get(name).is_none_or(is_same) {
+            return;
+        }
+        if let Some(node) = self.zone.names.get_mut(name) {
+            node.said_by = said_by;
+            node.set_records(records);
+        }
     }
 
-    /// Brings one name of the zone up to date with what is said about it.
-    fn refresh(&mut self, name: WireName) {
-        let apex = self.zone.authority().apex_of(name.as_bytes());
-        match (self.entries.get(&name), apex) {
-            (Some(entry), Some(apex)) if !entry.facts.is_empty() || entry.n_children > 0 => {
-                let node = node(apex, &entry.facts);
-                self.zone.set(name, Some(node));
-            }
-            (Some(_), _) => {
-                self.entries.remove(&name);
-                if let Some(parent) = self.parent(&name)
-                    && let Some(entry) = self.entries.get_mut(&parent)
-                {
-                    entry.n_children -= 1;
-                    self.changed.insert(parent);
+    /// Merges what several sources say about a name.
+    fn merge(&mut self) {
+        let mut told: HashMap<NonZeroU32, Facts, FixedState> = HashMap::default();
+        while let Some(name) = self.unmerged.pop_last() {
+            let Some(numbers) = self.shared.get(&name) else { continue };
+            for number in numbers {
+                if let Some(source) = self.by_number.get(number) {
+                    told.entry(*number).or_insert_with(|| self.facts(source));
                 }
-                self.zone.set(name, None);
             }
-            (None, _) => {}
+            let all = numbers.iter().filter_map(|number| told.get(number)).flat_map(|facts| &facts.0);
+            let records = Arc::new(records(all.filter(|fact| fact.name == name)));
+            let said_by = match (numbers.first(), numbers.len()) {
+                (None, _) => SaidBy::Nobody,
+                (Some(last), 1) => SaidBy::One(*last),
+                _ => SaidBy::Several,
+            };
+            self.put(&name, said_by, &records);
+            if said_by != SaidBy::Several {
+                self.shared.remove(&name);
+                self.prune(name);
+            }
         }
     }
 
@@ -288,19 +379,18 @@ fn vip_facts(vips: &Vips, name: &VipName) -> Option<VipFacts> {
     Some(VipFacts { addresses, ports })
 }
 
-/// Merges what all sources say about a name.
-fn node(apex: usize, facts: &[(u32, Tier, Data)]) -> Node {
-    Node {
-        apex,
-        v4: best(facts, |data| match data {
+/// Merges all that is said about a name.
+fn records<'a>(facts: impl Iterator<Item = &'a Fact> + Clone) -> Records {
+    Records {
+        v4: best(facts.clone(), |data| match data {
             Data::Address(IpAddr::V4(ip)) => Some(*ip),
             _ => None,
         }),
-        v6: best(facts, |data| match data {
+        v6: best(facts.clone(), |data| match data {
             Data::Address(IpAddr::V6(ip)) => Some(*ip),
             _ => None,
         }),
-        services: best(facts, |data| match data {
+        services: best(facts.clone(), |data| match data {
             Data::Service { port, target } => Some(ServiceRecord { target: target.clone(), port: *port }),
             _ => None,
         }),
@@ -312,10 +402,13 @@ fn node(apex: usize, facts: &[(u32, Tier, Data)]) -> Node {
 }
 
 /// The records that `pick` makes of the best tier that has any, in order, without duplicates.
-fn best<T: Ord>(facts: &[(u32, Tier, Data)], pick: impl Fn(&Data) -> Option<T>) -> Box<[T]> {
+fn best<'a, T: Ord>(
+    facts: impl Iterator<Item = &'a Fact> + Clone,
+    pick: impl Fn(&Data) -> Option<T>,
+) -> Box<[T]> {
     for tier in [Tier::Preferred, Tier::LastResort] {
-        let of_tier = facts.iter().filter(|(_, t, _)| *t == tier);
-        let mut records: Vec<T> = of_tier.filter_map(|(.., data)| pick(data)).collect();
+        let of_tier = facts.clone().filter(|fact| fact.tier == tier);
+        let mut records: Vec<T> = of_tier.filter_map(|fact| pick(&fact.data)).collect();
         if !records.is_empty() {
             records.sort_unstable();
             records.dedup();
@@ -324,3 +417,6 @@ fn best<T: Ord>(facts: &[(u32, Tier, Data)], pick: impl Fn(&Data) -> Option<T>) 
     }
     Box::default()
 }
+
+#[cfg(test)]
+mod tests;

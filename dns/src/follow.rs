@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use event_watcher::catalog::{Generation, Snapshot};
-use event_watcher::publish::{Applied, AppliedMark, Subscriber};
+use event_watcher::publish::{Applied, AppliedMark, Retired, StillHeld, Subscriber};
 use tokio::time::timeout;
 
 use crate::compile::{Compiler, NewVips};
 use crate::zone::Zone;
+
+/// Until a zone that was replaced is looked at again.
+const LONGEST_ANSWER: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Follow {
@@ -22,6 +25,7 @@ pub(crate) struct Follow {
     pub vips_applied: Option<Applied>,
     pub vip_wait: Duration,
     pub n_vip_waits_expired: Arc<AtomicU64>,
+    pub retired: Retired<Zone>,
 }
 
 impl Follow {
@@ -30,9 +34,17 @@ impl Follow {
         if latest.is_synced() {
             self.apply(&latest).await;
         }
-        while let Ok(snapshot) = subscriber.changed().await {
-            if snapshot.is_synced() {
-                self.apply(&snapshot).await;
+        loop {
+            // Readers hold a zone for the time of one answer.
+            let left = self.retired.free() == StillHeld::Yes;
+            let changed = tokio::select! {
+                changed = subscriber.changed() => changed,
+                () = tokio::time::sleep(LONGEST_ANSWER), if left => continue,
+            };
+            match changed {
+                Ok(snapshot) if snapshot.is_synced() => self.apply(&snapshot).await,
+                Ok(_) => {}
+                Err(_) => return,
             }
         }
     }
@@ -50,7 +62,7 @@ impl Follow {
     }
 
     fn publish(&mut self) {
-        self.zone.store(Arc::new(self.compiler.zone()));
+        self.retired.keep(self.zone.swap(Arc::new(self.compiler.zone())));
     }
 
     async fn wait_for_vips(&mut self, generation: Generation) {

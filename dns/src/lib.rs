@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use event_watcher::catalog::VipKey;
-use event_watcher::publish::{Applied, Subscriber, applied};
+use event_watcher::publish::{Applied, Retired, Subscriber, applied};
 use tokio_util::sync::CancellationToken;
 
 use crate::compile::Compiler;
@@ -229,6 +229,7 @@ pub async fn start(
         vips_applied,
         vip_wait: config.vip_wait,
         n_vip_waits_expired: Arc::clone(&plane.n_vip_waits_expired),
+        retired: Retired::default(),
     };
     tokio::spawn(cancel.clone().run_until_cancelled_owned(follow.run(subscriber)));
     if config.upstreams.is_none() {

@@ -34,19 +34,37 @@ impl WireName {
         (wire.len() <= MAX_NAME).then(|| Self(wire.into()))
     }
 
+    /// Reads dotted labels to stand in front of a name. `None` as for [`Self::parse`].
+    pub fn under(labels: &str, suffix: &Self) -> Option<Self> {
+        let mut wire = [0; MAX_NAME];
+        let mut at = 0;
+        for label in labels.split('.') {
+            if label.is_empty() || label.len() > MAX_LABEL {
+                return None;
+            }
+            let space = wire.get_mut(at..=at + label.len())?;
+            space[0] = label.len() as u8;
+            space[1..].copy_from_slice(label.as_bytes());
+            space[1..].make_ascii_lowercase();
+            at += space.len();
+        }
+        let end = at + suffix.0.len();
+        wire.get_mut(at..end)?.copy_from_slice(&suffix.0);
+        Some(Self(wire[..end].into()))
+    }
+
     /// A well-formed name in lower case.
     pub fn from_wire(wire: &[u8]) -> Self {
         Self(wire.into())
     }
 
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+    /// One copy of the same name. Two copies may be equal.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The name without its first label; `None` at the root.
-    pub fn parent(&self) -> Option<Self> {
-        let first = usize::from(self.0[0]);
-        (first > 0).then(|| Self(self.0[first + 1..].into()))
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -88,6 +106,12 @@ pub(crate) fn labels(mut wire: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// A well-formed wire name without its first label; `None` at the root.
+pub(crate) fn parent(wire: &[u8]) -> Option<&[u8]> {
+    let first = usize::from(*wire.first()?);
+    wire.get(first + 1..).filter(|_| first > 0)
+}
+
 /// A well-formed wire name and its ancestors up to the root, the longest first.
 pub(crate) fn suffixes(wire: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut at = 0;
@@ -108,10 +132,9 @@ pub(crate) fn fragment(text: &str) -> String {
     parts.join(".")
 }
 
-/// The label that tells one instance from its siblings, `<task>-<hash of the task id>-<last field of the agent id>`.
-/// A task label that leaves no room for the rest is shortened.
-pub(crate) fn canonical(task: &str, instance: &str, agent: Option<&str>) -> String {
-    let tail = canonical_tail(instance, agent);
+/// The label that tells one instance from its siblings, `<task>-<hash of the task id>-<last field of the agent id>`:
+/// `tail` is what [`canonical_tail`] makes of the two ids. A task label that leaves no room for the rest is shortened.
+pub(crate) fn canonical(task: &str, tail: &str) -> String {
     let room = MAX_LABEL - tail.len();
     let task = task.get(..room).unwrap_or(task).trim_end_matches('-');
     format!("{task}{tail}")
@@ -161,9 +184,9 @@ mod tests {
         for (id, expect) in [("test", "iffe9"), ("nginx.48dccce7-90bc-11e6-ae70-70b3d5800001", "jhy6r")] {
             assert_eq!(instance_hash(id), expect);
         }
-        assert_eq!(canonical("web", "test", Some("2620c9cb-S12")), "web-iffe9-s12");
-        assert_eq!(canonical("web", "test", None), "web-iffe9");
-        let long = canonical(&"a".repeat(63), "test", Some("x-S1"));
+        assert_eq!(canonical("web", &canonical_tail("test", Some("2620c9cb-S12"))), "web-iffe9-s12");
+        assert_eq!(canonical("web", &canonical_tail("test", None)), "web-iffe9");
+        let long = canonical(&"a".repeat(63), &canonical_tail("test", Some("x-S1")));
         assert_eq!((long.len(), &long[51..]), (63, "aaa-iffe9-s1"));
     }
 
@@ -172,10 +195,12 @@ mod tests {
         let name = WireName::parse("Web.Marathon.mesos.").unwrap();
         assert_eq!(name.as_bytes(), b"\x03web\x08marathon\x05mesos\x00");
         assert_eq!(name.to_string(), "web.marathon.mesos.");
-        assert_eq!(name.parent().unwrap().to_string(), "marathon.mesos.");
+        assert_eq!(parent(name.as_bytes()), Some(&b"\x08marathon\x05mesos\x00"[..]));
         assert_eq!(suffixes(name.as_bytes()).map(<[u8]>::len).collect::<Vec<_>>(), [20, 16, 7, 1]);
+        assert_eq!(WireName::under("A.b", &name).unwrap().to_string(), "a.b.web.marathon.mesos.");
         for bad in ["", ".", "a..b", &"a".repeat(64), &vec!["a".repeat(63); 4].join(".")] {
             assert!(WireName::parse(bad).is_none(), "{bad:?}");
+            assert!(WireName::under(bad, &name).is_none(), "{bad:?}");
         }
         assert_eq!(WireName(b"\x05a.b\x00<\x00"[..].into()).to_string(), "a\\.b\\000<.");
     }

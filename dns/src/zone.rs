@@ -1,42 +1,58 @@
-//! The zone: an immutable map from names to what is answered for them, in shards that generations share.
+//! The zone: an immutable map from names to what is answered for them, of which generations share what is the same.
 //!
 //! It does not know which zones there are (`authority`), apps (`records`), how it comes to be (`compile`), nor what a packet looks like (`handler`).
 
-use std::collections::HashMap;
-use std::hash::BuildHasher;
+use std::hash::BuildHasher as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::num::NonZeroU32;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 
 use event_watcher::catalog::Generation;
 use foldhash::fast::FixedState;
+use imbl::shared_ptr::DefaultSharedPtr;
 
 pub(crate) use crate::authority::BeforeSync;
 use crate::authority::{Alias, Apex, Authority};
 use crate::names::{MAX_NAME, WireName, labels};
 use crate::stats::Source;
 
-/// So many parts that a change copies little (a name's shard holds some hundred of 100,000 names), so few that a
-/// generation is cheap to publish (one pointer each).
-const N_SHARDS: usize = 256;
-
-pub(crate) type Shard = HashMap<WireName, Arc<Node>, FixedState>;
+/// Names with what is known of them. A copy shares everything with the original, and a change copies the path to what
+/// it changes: a generation costs what is new in it.
+pub(crate) type Names = imbl::GenericHashMap<WireName, Node, FixedState, DefaultSharedPtr>;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Zone {
-    shards: Box<[Arc<Shard>]>,
-    /// Seeded per process: who names apps cannot aim at one bucket.
-    hasher: FixedState,
+    pub names: Names,
     authority: Arc<Authority>,
     pub generation: Generation,
     /// SOA serial (RFC 1912 section 2.2): rises with each generation.
     pub serial: u32,
 }
 
-/// All records of one name. Sorted, without duplicates, and only the best tier of each type.
-#[derive(Debug, Default, PartialEq)]
+/// What a zone has at a name.
+#[derive(Clone, Debug)]
 pub(crate) struct Node {
     /// Index of the apex that it lies under.
     pub apex: usize,
+    /// Names one label longer. A name with children exists without records of its own (RFC 8020).
+    pub n_children: u32,
+    /// Who says what its records are, for the compiler.
+    pub said_by: SaidBy,
+    records: Arc<Records>,
+}
+
+/// The number of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SaidBy {
+    Nobody,
+    One(NonZeroU32),
+    Several,
+}
+
+/// All records of one name. Sorted, without duplicates, and only the best tier of each type.
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Records {
     pub v4: Box<[Ipv4Addr]>,
     pub v6: Box<[Ipv6Addr]>,
     pub services: Box<[ServiceRecord]>,
@@ -45,13 +61,35 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// It exists, and that is all.
+    pub fn new(apex: usize) -> Self {
+        Self { apex, n_children: 0, said_by: SaidBy::Nobody, records: Arc::clone(&NOTHING) }
+    }
+
+    /// Names with equal records may share them.
+    pub fn set_records(&mut self, records: &Arc<Records>) {
+        self.records = Arc::clone(if records.is_empty() { &NOTHING } else { records });
+    }
+}
+
+static NOTHING: LazyLock<Arc<Records>> = LazyLock::new(Arc::default);
+
+impl Deref for Node {
+    type Target = Records;
+
+    fn deref(&self) -> &Records {
+        &self.records
+    }
+}
+
+impl Records {
     /// The name exists and has no record: an empty non-terminal, or an app without a running instance.
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty() && self.services.is_empty() && self.pointers.is_empty()
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ServiceRecord {
     pub target: WireName,
     pub port: u16,
@@ -83,10 +121,9 @@ impl Found<'_> {
 
 impl Zone {
     pub fn new(authority: Authority) -> Self {
-        let hasher = FixedState::with_seed(rand::random());
         Self {
-            shards: (0..N_SHARDS).map(|_| Arc::new(Shard::with_hasher(hasher.clone()))).collect(),
-            hasher,
+            // Seeded per process: who names apps cannot aim at one bucket.
+            names: Names::with_hasher(FixedState::with_seed(rand::random())),
             authority: Arc::new(authority),
             generation: Generation::UNSYNCED,
             serial: 0,
@@ -103,22 +140,7 @@ impl Zone {
     }
 
     pub fn node(&self, name: &[u8]) -> Option<&Node> {
-        self.shards[self.shard_of(name)].get(name).map(|node| &**node)
-    }
-
-    /// Replaces or removes a name. Copies its shard once if another generation shares it.
-    pub fn set(&mut self, name: WireName, node: Option<Node>) {
-        let at = self.shard_of(name.as_bytes());
-        let shard = &mut self.shards[at];
-        match node {
-            Some(node) if shard.get(&name).is_some_and(|known| **known == node) => {}
-            Some(node) => {
-                Arc::make_mut(shard).insert(name, Arc::new(node));
-            }
-            None => {
-                Arc::make_mut(shard).remove(&name);
-            }
-        }
+        self.names.get(name)
     }
 
     /// Looks a name in lower case up, by its aliases too. `None`: it is in no zone of this server.
@@ -167,20 +189,15 @@ impl Zone {
 
     /// All names with what is known of them, in no order.
     pub fn nodes(&self) -> impl Iterator<Item = (&WireName, &Node)> {
-        self.shards.iter().flat_map(|shard| shard.iter().map(|(name, node)| (name, &**node)))
+        self.names.iter()
     }
 
     pub fn n_names(&self) -> usize {
-        self.shards.iter().map(|shard| shard.len()).sum()
+        self.names.len()
     }
 
     /// A number that stands for a name, in this process.
     pub fn hash(&self, name: &[u8]) -> u64 {
-        self.hasher.hash_one(name)
-    }
-
-    fn shard_of(&self, name: &[u8]) -> usize {
-        // A map takes the low bits and the top seven for itself; these are others.
-        (self.hasher.hash_one(name) >> 40) as usize % N_SHARDS
+        self.names.hasher().hash_one(name)
     }
 }

@@ -56,6 +56,7 @@ struct Slot {
     kind: Kind,
     from: String,
     apps: Apps,
+    n_instances: usize,
     problems: BTreeMap<AppId, Vec<Problem>>,
     source_problems: Vec<Problem>,
     framework: Option<Arc<str>>,
@@ -112,6 +113,7 @@ impl Hub {
             kind,
             from,
             apps: Apps::new(),
+            n_instances: 0,
             problems: BTreeMap::new(),
             source_problems: Vec::new(),
             framework: None,
@@ -154,7 +156,7 @@ impl Onlooker {
             cause: slot.cause,
             generation: slot.generation,
             n_apps: slot.apps.len(),
-            n_instances: slot.apps.values().map(|app| app.instances.len()).sum(),
+            n_instances: slot.n_instances,
             seconds_since_event: since(slot.last_event),
             seconds_since_answer: since(slot.last_answer),
             rejected: slot.rejected.clone(),
@@ -206,6 +208,7 @@ impl Feed {
             slot.framework = framework.cloned();
             slot.leaders = leaders;
             slot.apps = self.held.apps().clone();
+            slot.n_instances = self.held.n_instances();
             let changes = self.held.take_changes();
             if changes.problems == ProblemsChanged::Yes {
                 slot.source_problems = self.held.source_problems().to_vec();

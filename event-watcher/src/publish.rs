@@ -116,6 +116,37 @@ impl Subscriber {
     }
 }
 
+/// What was replaced while readers may still hold it. It is freed here, by the control thread that replaced it: freeing
+/// the table of a large cluster takes milliseconds, which are not to be a request's.
+#[derive(Debug)]
+pub struct Retired<T>(Vec<Arc<T>>);
+
+impl<T> Default for Retired<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Retired<T> {
+    pub fn keep(&mut self, replaced: Arc<T>) {
+        self.0.push(replaced);
+        self.free();
+    }
+
+    /// Frees what nobody else holds any more. Answers whether something is left.
+    pub fn free(&mut self) -> StillHeld {
+        // A reader may take another copy only of what is published.
+        self.0.retain(|value| Arc::strong_count(value) > 1);
+        if self.0.is_empty() { StillHeld::No } else { StillHeld::Yes }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StillHeld {
+    No,
+    Yes,
+}
+
 /// A plane's end of its "applied" mark: which generation its traffic follows now.
 #[derive(Debug)]
 pub struct AppliedMark(watch::Sender<Generation>);

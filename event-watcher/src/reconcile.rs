@@ -6,20 +6,21 @@
 //! and the app is fetched again. An ending told by an event holds against every answer whose fetch began before it.
 //! It parses nothing, holds no catalog, and never reads a clock.
 
+mod answers;
+mod fetches;
 mod guard;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
-use rand::{RngExt as _, SeedableRng as _};
 
 use crate::catalog::AppId;
 use crate::sources::{InstanceRef, News, Signal, Urgency, Verdict};
 
-use guard::{CONFIRM_EVERY, Guard, Verdict as Judgement};
+use guard::Guard;
 pub(crate) use guard::{Contents, Survey};
 pub use state::Cause;
 pub(crate) use state::State;
@@ -411,214 +412,6 @@ impl Reconcile {
         let first = !self.state.is_synced() && self.n_list_failures == 0;
         self.want_list(if first { now } else { now + self.interval() });
     }
-
-    fn list_fetched(
-        &mut self,
-        now: Instant,
-        ticket: Ticket,
-        ids: Vec<AppId>,
-        survey: Survey,
-        actions: &mut Vec<Action>,
-    ) {
-        self.list = None;
-        if self.listed == Listed::Never || self.n_list_failures > 0 {
-            self.guard.arm(now);
-        }
-        self.listed = Listed::Once;
-        self.n_list_failures = 0;
-        let lost: Vec<AppId> = survey.lost.keys().cloned().collect();
-        let n_before = survey.n_before;
-        let judgement = self.guard.judge(now, survey);
-        // From its begin: what it says may be as old. A slow scheduler gets as long a rest as the list took.
-        let begun = self.list_begun.unwrap_or(now);
-        self.want_list((begun + self.interval()).max(now + now.duration_since(begun)));
-        match (&self.stream, self.polling) {
-            (Stream::Up { .. }, _) | (_, true) => self.state.confirmed(),
-            _ => {
-                let (cause, reason) = match (self.state.cause(), self.state.reason()) {
-                    (Some(cause), Some(reason)) => (cause, Arc::clone(reason)),
-                    _ => (Cause::Stream, "the event stream is being opened".into()),
-                };
-                self.state.known_as_of(now, cause, &reason);
-            }
-        }
-        let mut keep = BTreeSet::new();
-        if judgement == Judgement::Hold {
-            let held = self.guard.held().map_or(0, |held| held.values().sum::<usize>());
-            let reason = format!(
-                "the scheduler no longer lists {held} of {n_before} instances, right after a change of its leader or \
-                 connection; they keep serving until that is confirmed (waymark sync --accept)"
-            );
-            self.state.lost(now, Cause::HeldDrop, &reason);
-            self.want_list(now + CONFIRM_EVERY);
-            let held = self.guard.held();
-            keep.extend(lost.into_iter().filter(|app| held.is_some_and(|held| held.contains_key(app))));
-        }
-        self.counter += 1;
-        let ids: BTreeSet<AppId> = ids.into_iter().collect();
-        let mut endings = Vec::new();
-        for (id, track) in &mut self.tracks {
-            if track.known > ticket.0 {
-                keep.insert(id.clone());
-                track.due.get_or_insert(now + self.timing.coalesce);
-                self.dirty.insert(id.clone());
-                continue;
-            }
-            track.known = self.counter;
-            if track.touched <= ticket.0 && track.due.take().is_some() {
-                self.dirty.remove(id);
-            }
-            let told = std::mem::take(&mut track.endings);
-            if ids.contains(id) && !keep.contains(id) {
-                endings.extend(unknown_endings(id, told, ticket));
-            }
-        }
-        self.tracks
-            .retain(|_, track| track.due.is_some() || track.in_flight.is_some() || track.paid_at > now);
-        actions.push(Action::TakeList { keep });
-        actions.append(&mut endings);
-    }
-
-    fn app_answered(
-        &mut self,
-        now: Instant,
-        ticket: Ticket,
-        id: AppId,
-        take: Action,
-        actions: &mut Vec<Action>,
-    ) {
-        self.app_landed(&id);
-        self.counter += 1;
-        let Some(track) = self.tracks.get_mut(&id) else { return };
-        if track.known > ticket.0 {
-            track.due.get_or_insert(now + self.timing.coalesce);
-            self.dirty.insert(id);
-            actions.push(Action::Discard);
-            return;
-        }
-        track.known = self.counter;
-        actions.push(take);
-        actions.extend(unknown_endings(&id, std::mem::take(&mut track.endings), ticket));
-    }
-
-    fn app_landed(&mut self, id: &AppId) {
-        if let Some(track) = self.tracks.get_mut(id)
-            && track.in_flight.take().is_some()
-        {
-            self.n_in_flight -= 1;
-        }
-    }
-
-    fn begin_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if let Stream::Down { due } = self.stream
-            && due <= now
-        {
-            self.stream = Stream::Connecting;
-            actions.push(Action::Connect);
-        }
-        let n_due = self.dirty.iter().filter(|id| self.tracks[*id].due.is_some_and(|due| due <= now)).count();
-        if n_due > MAX_SINGLE_FETCHES {
-            for id in std::mem::take(&mut self.dirty) {
-                if let Some(track) = self.tracks.get_mut(&id) {
-                    track.due = None;
-                }
-            }
-            self.want_list(now);
-        }
-        if self.next_list().is_some_and(|due| due <= now) {
-            self.counter += 1;
-            let ticket = Ticket(self.counter);
-            self.list = Some(ticket);
-            self.list_due = None;
-            self.list_begun = Some(now);
-            actions.push(Action::FetchList(ticket));
-        }
-        while self.may_fetch_apps() {
-            let Some((_, id)) = self.next_app().filter(|(due, _)| *due <= now) else { break };
-            let id = id.clone();
-            self.counter += 1;
-            let ticket = Ticket(self.counter);
-            let interval = self.timing.coalesce;
-            let Some(track) = self.tracks.get_mut(&id) else { break };
-            let tolerated = now + interval * (APP_BURST - 1);
-            if track.paid_at > tolerated {
-                track.due = Some(now + (track.paid_at - tolerated));
-                continue;
-            }
-            track.paid_at = track.paid_at.max(now) + interval;
-            track.due = None;
-            track.in_flight = Some(ticket);
-            self.dirty.remove(&id);
-            self.n_in_flight += 1;
-            actions.push(Action::FetchApp(ticket, id));
-        }
-    }
-
-    /// Before the first list there is nothing that a single app could be put into.
-    fn may_fetch_apps(&self) -> bool {
-        self.state.is_synced() && self.n_in_flight < MAX_CONCURRENT_FETCHES
-    }
-
-    fn next_app(&self) -> Option<(Instant, &AppId)> {
-        self.dirty
-            .iter()
-            .filter_map(|id| {
-                let track = &self.tracks[id];
-                Some((track.due.filter(|_| track.in_flight.is_none())?, id))
-            })
-            .min()
-    }
-
-    fn next_list(&self) -> Option<Instant> {
-        // A stream that is just being attached brings its own reason for a list.
-        if self.list.is_some() || matches!(self.stream, Stream::Attaching { .. }) {
-            return None;
-        }
-        let due = self.list_due?;
-        Some(self.list_begun.map_or(due, |begun| due.max(begun + LIST_INTERVAL)))
-    }
-
-    fn want_list(&mut self, at: Instant) {
-        self.list_due = Some(self.list_due.map_or(at, |due| due.min(at)));
-    }
-
-    /// Short of the resync interval by a tenth, so that the answer is there when the interval is over.
-    fn interval(&self) -> Duration {
-        if self.polling { self.timing.poll } else { self.timing.resync - self.timing.resync / 10 }
-    }
-
-    /// A stream that lived longer than this has brought a heartbeat.
-    fn proven_after(&self) -> Duration {
-        2 * self.timing.stream_deadline
-    }
-
-    fn fetch_backoff(&mut self, kind: FailureKind) -> Duration {
-        let delay = self.backoff(self.n_list_failures);
-        self.n_list_failures = self.n_list_failures.saturating_add(1);
-        match kind {
-            FailureKind::Auth => delay.max(AUTH_BACKOFF),
-            _ => delay.max(FETCH_BACKOFF_FLOOR),
-        }
-    }
-
-    /// Full jitter: anything between nothing and a doubling bound, so that many watchers never come at once.
-    fn backoff(&mut self, n_failures: u32) -> Duration {
-        let bound = BACKOFF_FIRST.saturating_mul(1 << n_failures.min(10)).min(BACKOFF_MAX);
-        self.rng.random_range(Duration::ZERO..=bound)
-    }
-}
-
-/// The endings that an answer of a fetch that began at `ticket` may not know of. Any other fetch under way will be
-/// left out, so they need not be remembered beyond it.
-fn unknown_endings(
-    app: &AppId,
-    endings: Vec<(u64, InstanceRef, Verdict)>,
-    ticket: Ticket,
-) -> impl Iterator<Item = Action> {
-    endings
-        .into_iter()
-        .filter(move |(number, ..)| *number > ticket.0)
-        .map(|(_, instance, verdict)| Action::Retire { app: app.clone(), instance, verdict })
 }
 
 #[cfg(test)]

@@ -40,6 +40,9 @@ pub struct Config {
     /// For all workers together; at least one for each.
     pub max_udp_flows: usize,
     pub move_overlap: Duration,
+    /// How long a VIP that is gone still takes connections. Its name is not answered any more, so this is how long answers
+    /// of DNS hold, and a little; zero where nobody answers names.
+    pub removal_overlap: Duration,
     pub drain_timeout: Duration,
     /// The pools that named VIPs come from. Only for hints: the addresses themselves come with each snapshot.
     pub pools: Vec<VipPool>,
@@ -55,6 +58,7 @@ impl Default for Config {
             udp_idle: UDP_IDLE,
             max_udp_flows: UDP_FLOWS,
             move_overlap: MOVE_OVERLAP,
+            removal_overlap: Duration::ZERO,
             drain_timeout: DRAIN_TIMEOUT,
             pools: Vec::new(),
         }

@@ -16,6 +16,8 @@ mod error;
 pub mod forward;
 pub mod kernel;
 mod labels;
+mod leaving;
+pub mod netlink;
 mod plane;
 pub mod policy;
 pub mod pool;

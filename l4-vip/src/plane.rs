@@ -21,6 +21,7 @@ use crate::forward::tcp::Options;
 use crate::kernel::driver::Ticked;
 use crate::kernel::serving::{Serving, Told};
 use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit};
+use crate::leaving::Leaving;
 use crate::stats::{Counter, PlaneTotals, UdpCounters, VipView};
 use crate::table::{self, VipState, Vips};
 use crate::worker::{Counts, Listen, Socket, UdpOptions, Worker};
@@ -124,6 +125,7 @@ pub fn start_on(
         shared: Arc::clone(&shared),
         snapshot: Arc::default(),
         state: State::default(),
+        leaving: Leaving::default(),
         closed: false,
         look_at: None,
         frontends: BTreeMap::new(),
@@ -149,6 +151,16 @@ impl Plane {
 
     /// Every VIP with its endpoints and counters, in key order.
     pub fn vips(&self) -> Vec<VipView> {
+        self.views(|_| true)
+    }
+
+    /// Of the same, those that ever had a connection or flow.
+    pub fn used_vips(&self) -> Vec<VipView> {
+        let kernel = self.shared.kernel.load();
+        self.views(|vip| vip.n_connections(&kernel) > 0)
+    }
+
+    fn views(&self, is_wanted: impl Fn(&VipState) -> bool) -> Vec<VipView> {
         let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
         let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
         let view = |vip: &Arc<VipState>| {
@@ -159,7 +171,7 @@ impl Plane {
             }
             view
         };
-        state.vips.values().map(view).collect()
+        state.vips.values().filter(|vip| is_wanted(vip)).map(view).collect()
     }
 
     /// Which plane serves, and why no better one does.
@@ -172,17 +184,19 @@ impl Plane {
         self.shared.ended.cancelled().await;
     }
 
-    /// What is listened on, old addresses of VIPs that moved included.
+    /// What is listened on, old addresses of VIPs that moved or are gone included.
     pub fn listening(&self) -> Vec<Frontend> {
         self.shared.state.load().open.keys().copied().collect()
     }
 
     pub fn totals(&self) -> PlaneTotals {
-        let vips = self.vips();
+        let (state, kernel) = (self.shared.state.load(), self.shared.kernel.load());
+        let serves = |frontend| state.open.contains_key(&frontend) || kernel.served.contains(&frontend);
         PlaneTotals {
-            n_vips: vips.len(),
-            n_listening: vips.iter().map(|vip| vip.listening.len()).sum(),
-            n_in_flight: vips.iter().map(|vip| u64::from(vip.n_in_flight)).sum(),
+            n_vips: state.vips.len(),
+            n_listening: state.vips.values().map(|vip| vip.n_listening(&serves)).sum(),
+            n_in_flight: state.vips.values().map(|vip| vip.n_in_flight()).sum(),
+            n_connections: state.vips.values().map(|vip| vip.n_connections(&kernel)).sum(),
             n_accept_pauses: self.shared.counts.n_accept_pauses.value(),
             n_refused_for_descriptors: self.shared.counts.n_refused_for_descriptors.value(),
             n_moved: self.shared.n_moved.value(),
@@ -202,7 +216,8 @@ struct Follower {
     state: State,
     /// Some address could not be opened.
     closed: bool,
-    /// When the old address of a VIP that moved has been served for long enough.
+    leaving: Leaving,
+    /// When the old address of a VIP that moved or is gone has been served for long enough.
     look_at: Option<Instant>,
     /// What should be served, by whom.
     frontends: BTreeMap<Frontend, Arc<VipState>>,
@@ -223,8 +238,13 @@ impl Follower {
         loop {
             if let Some(snapshot) = newest.take() {
                 let generation = snapshot.generation;
-                let (vips, outcome) =
-                    table::compile(&self.state.vips, &self.snapshot, &snapshot, &self.config);
+                let (vips, outcome) = table::compile(
+                    &self.state.vips,
+                    &mut self.leaving,
+                    &self.snapshot,
+                    &snapshot,
+                    &self.config,
+                );
                 let old = std::mem::replace(&mut self.snapshot, snapshot);
                 self.state.vips = vips;
                 if outcome.n_moved > 0 {
@@ -272,7 +292,7 @@ impl Follower {
 
     /// Makes the addresses that VIPs have now, and no others, served.
     async fn serve(&mut self) {
-        (self.frontends, self.look_at) = table::frontends(&self.state.vips);
+        (self.frontends, self.look_at) = table::frontends(&self.state.vips, &mut self.leaving);
         if self.serving.is_kernel() {
             let services = self.frontends.iter().map(|(frontend, vip)| vip.service(*frontend)).collect();
             let mut gone = self.serving.frontends();
@@ -295,8 +315,9 @@ impl Follower {
             .filter(|(frontend, vip)| is_its_own(frontend, vip))
             .map(|(frontend, vip)| vip.service(frontend))
             .collect();
-        self.serving.set(services, Vec::new()).await;
-        self.tell(self.serving.problems(&self.frontends));
+        if self.serving.set(services, Vec::new()).await == Ticked::Differs {
+            self.tell(self.serving.problems(&self.frontends));
+        }
     }
 
     /// `found` are the plane's own; the VIPs' stand beside them.

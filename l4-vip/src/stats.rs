@@ -137,6 +137,8 @@ pub struct PlaneTotals {
     /// Addresses that are listened on.
     pub n_listening: usize,
     pub n_in_flight: u64,
+    /// Accepted since the start, at the VIPs that there are.
+    pub n_connections: u64,
     /// Pauses in accepting because no descriptor or memory was left.
     pub n_accept_pauses: u64,
     /// Connections reset at once because only the descriptors that others need were left.

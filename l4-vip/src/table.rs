@@ -3,7 +3,7 @@
 //! A VIP keeps its pools' live state, its counters and its identity as long as its key exists; a change of endpoints
 //! swaps a pool inside it and touches no other VIP. It opens no sockets.
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +16,10 @@ use event_watcher::catalog::{
 use tokio::time::Instant;
 
 use crate::config::Config;
+use crate::kernel::serving::Told;
 use crate::kernel::{Backend, Frontend, Service};
 use crate::labels;
+use crate::leaving::{Leaving, Occupied};
 use crate::policy::Policy;
 use crate::pool::{EndpointState, Member, Pool};
 use crate::stats::{Counters, PlaneKind, VipView};
@@ -133,6 +135,39 @@ impl VipState {
         control.addresses.iter().chain(moved).map(|ip| self.frontend(*ip)).collect()
     }
 
+    /// Of a VIP that is gone: see [`Leaving::follow`]. Tells whether any endpoint changed.
+    pub(crate) fn give_way(&self, occupied: &Occupied<'_>) -> bool {
+        let mut changed = false;
+        for slot in [&self.v4, &self.v6] {
+            let old = slot.load_full();
+            let members: Vec<Member> = old
+                .endpoints()
+                .iter()
+                .filter_map(|endpoint| {
+                    let rotation = match occupied.get(&endpoint.address) {
+                        Some((instance, rotation)) if **instance == endpoint.instance => *rotation,
+                        Some(_) => return None,
+                        None => endpoint.rotation(),
+                    };
+                    let (instance, address) = (endpoint.instance.clone(), endpoint.address);
+                    Some(Member { instance, address, rotation, weight: endpoint.weight() })
+                })
+                .collect();
+            let is_same = members.len() == old.endpoints().len()
+                && members.iter().all(|member| {
+                    let known = old.find(&member.instance, member.address);
+                    known.is_some_and(|known| known.rotation() == member.rotation)
+                });
+            if !is_same {
+                let new =
+                    Pool::new(old.policy(), members, Some(&old)).with_affinity(old.affinity(), Some(&old));
+                slot.store(Arc::new(new));
+                changed = true;
+            }
+        }
+        changed
+    }
+
     fn frontend(&self, ip: IpAddr) -> Frontend {
         Frontend { protocol: self.key.protocol, address: SocketAddr::new(ip, self.key.port) }
     }
@@ -208,6 +243,25 @@ impl VipState {
         }).collect::<Vec<_>>().into_iter()
     }
 
+    pub(crate) fn n_listening(&self, listening: &dyn Fn(Frontend) -> bool) -> usize {
+        self.control().addresses.iter().filter(|ip| listening(self.frontend(**ip))).count()
+    }
+
+    pub(crate) fn n_in_flight(&self) -> u64 {
+        let (v4, v6, control) = (self.v4.load(), self.v6.load(), self.control());
+        let all = v4.endpoints().iter().chain(v6.endpoints()).chain(&control.leaving);
+        all.map(|endpoint| u64::from(endpoint.n_in_flight())).sum()
+    }
+
+    /// Since the VIP is there, whoever served them.
+    pub(crate) fn n_connections(&self, kernel: &Told) -> u64 {
+        let of_kernel: u64 = match kernel.counted.frontends.is_empty() {
+            true => 0,
+            false => self.frontends().iter().map(|frontend| kernel.n_connections(frontend)).sum(),
+        };
+        self.counters.n_connections.value() + of_kernel
+    }
+
     pub(crate) fn view(&self, listening: &dyn Fn(Frontend) -> bool) -> VipView {
         let (v4, v6) = (self.v4.load(), self.v6.load());
         let control = self.control();
@@ -269,7 +323,7 @@ pub(crate) fn touched<'a>(
 }
 
 /// All VIPs of the newest snapshot. Replaced only when VIPs come, go or move; pools change inside.
-pub(crate) type Vips = BTreeMap<VipKey, Arc<VipState>>;
+pub(crate) type Vips = imbl::OrdMap<VipKey, Arc<VipState>>;
 
 /// What a compilation changed beside pools.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -281,15 +335,16 @@ pub(crate) struct Outcome {
 }
 
 /// The VIPs of `new`. `old` is the snapshot that `known` was compiled from; VIPs that no changed app feeds are not
-/// looked at unless the allocation itself changed.
+/// looked at unless the allocation itself changed. What goes is `leaving`.
 pub(crate) fn compile(
     known: &Arc<Vips>,
+    leaving: &mut Leaving,
     old: &Snapshot,
     new: &Snapshot,
     config: &Config,
 ) -> (Arc<Vips>, Outcome) {
     let delta = Delta::between(old, new);
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome { differs: leaving.follow(old, new), ..Outcome::default() };
     if delta.vips_changed == VipsChanged::No {
         for key in delta.changed.iter().flat_map(|app| &app.services).flat_map(|service| &service.vips) {
             if let (Some(state), Some(vip)) = (known.get(key), new.vips.get(key)) {
@@ -299,20 +354,32 @@ pub(crate) fn compile(
         return (Arc::clone(known), outcome);
     }
     outcome.differs = true;
-    let vips = new.vips.iter().map(|vip| {
-        let state = match known.get(&vip.key) {
+    let mut vips = Vips::clone(known);
+    let of_services = delta.changed.iter().flat_map(|app| &app.services).flat_map(|service| &service.vips);
+    let touched: BTreeSet<&VipKey> = new.vips.changed_since(&old.vips).chain(of_services).collect();
+    let mut gone = Vec::new();
+    for key in touched {
+        let Some(vip) = new.vips.get(key) else {
+            gone.extend(vips.remove(key).map(|state| (key.clone(), state)));
+            continue;
+        };
+        let state = match known.get(key).or_else(|| leaving.get(key)) {
             Some(state) => Arc::clone(state),
             None => Arc::new(VipState::new(vip, config)),
         };
         state.refresh(vip, new, config, &mut outcome);
-        (vip.key.clone(), state)
-    });
-    (Arc::new(vips.collect()), outcome)
+        vips.insert(key.clone(), state);
+    }
+    leaving.take_in(gone, &vips, config.removal_overlap);
+    (Arc::new(vips), outcome)
 }
 
-/// Every address, port and protocol that is served, with its VIP: those that VIPs have, then those that they had a
-/// moment ago and nobody has now. Also when the first of the latter must be looked at again.
-pub(crate) fn frontends(vips: &Vips) -> (BTreeMap<Frontend, Arc<VipState>>, Option<Instant>) {
+/// Every address, port and protocol that is served, with its VIP: those that VIPs have, then those that they, or VIPs
+/// that are gone, had a moment ago and nobody has now. Also when the first of the latter must be looked at again.
+pub(crate) fn frontends(
+    vips: &Vips,
+    leaving: &mut Leaving,
+) -> (BTreeMap<Frontend, Arc<VipState>>, Option<Instant>) {
     let now = Instant::now();
     let mut served = BTreeMap::new();
     let mut moved = Vec::new();
@@ -321,6 +388,10 @@ pub(crate) fn frontends(vips: &Vips) -> (BTreeMap<Frontend, Arc<VipState>>, Opti
         let control = vip.control();
         served.extend(control.addresses.iter().map(|ip| (vip.frontend(*ip), Arc::clone(vip))));
         moved.extend(control.moved.iter().map(|(ip, until)| (*until, vip.frontend(*ip), vip)));
+    }
+    for (vip, until) in leaving.until(now) {
+        let addresses = vip.control().addresses.clone();
+        moved.extend(addresses.into_iter().map(|ip| (until, vip.frontend(ip), vip)));
     }
     let mut next = None;
     for (until, frontend, vip) in moved {
@@ -331,3 +402,6 @@ pub(crate) fn frontends(vips: &Vips) -> (BTreeMap<Frontend, Arc<VipState>>, Opti
     }
     (served, next)
 }
+
+#[cfg(test)]
+mod tests;

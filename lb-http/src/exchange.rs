@@ -11,13 +11,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::StatusCode;
+use l4_vip::proxy_protocol::Ends;
 
 use crate::error::ProxyError;
 use crate::http1::flow::FlowError;
 use crate::http1::refusal::Refusal;
 use crate::http1::request::{Method, Persistence};
 use crate::http1::response::{BadResponse, Response};
-use crate::http1::scan::{Scan, Scanned};
+use crate::http1::scan::{HeadLimits, Scan, Scanned};
 use crate::http1::side::Side;
 use crate::queue::Place;
 use crate::stats::{ResponseClass, Session, Shard};
@@ -32,6 +33,9 @@ const MOST_INTERIM: u32 = 16;
 /// A request on its way, whatever protocol it came by.
 pub(crate) trait Front {
     fn method(&self) -> Method;
+
+    /// Of the client's connection, for endpoints that want to be told.
+    fn ends(&self) -> Ends;
 
     /// Sends more of the request; ready when all of it is sent.
     fn poll_send(&mut self, cx: &mut Context<'_>, to: &mut Upstream) -> Poll<Result<(), FlowError>>;
@@ -122,30 +126,20 @@ impl<F: Front> Call<'_, F> {
         // As for requests: what is longer is not understood.
         let limits = self.local.limits.head();
         loop {
-            let scanned = self.scan.advance(self.upstream.input.filled(), &limits);
-            match scanned.map_err(BadResponse::from)? {
-                Scanned::FirstLine(_) => continue,
-                Scanned::Head(n) => {
-                    let fields = self.local.fields.take();
-                    let head = &self.upstream.input.filled()[..n];
-                    let response = Response::parse(head, self.front.method(), fields)?;
-                    if !response.is_interim() {
-                        return Poll::Ready(Ok(response));
-                    }
-                    self.n_interim += 1;
-                    if self.n_interim > MOST_INTERIM {
-                        return Poll::Ready(Err(BadResponse::ManyInterim.into()));
-                    }
-                    self.front.interim(&response, head);
-                    self.local.fields.set(response.fields);
-                    self.upstream.input.consume(n);
-                    self.scan = Scan::default();
-                    continue;
+            if let Some(response) = self.head(&limits)? {
+                if !response.is_interim() {
+                    return Poll::Ready(Ok(response));
                 }
-                Scanned::Partial if !is_begin_of_head(self.upstream.input.filled()) => {
-                    return Poll::Ready(Err(BadResponse::StatusLine.into()));
+                self.n_interim += 1;
+                if self.n_interim > MOST_INTERIM {
+                    return Poll::Ready(Err(BadResponse::ManyInterim.into()));
                 }
-                Scanned::Partial => {}
+                let n = response.head_bytes;
+                self.front.interim(&response, &self.upstream.input.filled()[..n]);
+                self.local.fields.set(response.fields);
+                self.upstream.input.consume(n);
+                self.scan = Scan::default();
+                continue;
             }
             if self.upstream.input.is_full() {
                 self.upstream.input.grow(limits.head_bytes(), &self.local.means.spare);
@@ -156,6 +150,30 @@ impl<F: Front> Call<'_, F> {
                     return Poll::Ready(Err(Failure::Connection));
                 }
                 Ok(0) | Err(_) => return Poll::Ready(Err(Failure::Proxy(ProxyError::NoResponse))),
+            }
+        }
+    }
+
+    /// The head, when it is whole.
+    fn head(&mut self, limits: &HeadLimits) -> Result<Option<Response>, BadResponse> {
+        let bytes = self.upstream.input.filled();
+        let (method, local) = (self.front.method(), self.local);
+        let parse = |bytes| Response::parse(bytes, method, local.fields.take());
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        // Mostly all of it comes at once, and need not be searched for its end.
+        if self.scan.is_new()
+            && let Some(response) = parse(bytes).ok().filter(|response| limits.admit(&response.extent()))
+        {
+            return Ok(Some(response));
+        }
+        loop {
+            match self.scan.advance(bytes, limits)? {
+                Scanned::FirstLine(_) => {}
+                Scanned::Head(n) => return parse(&bytes[..n]).map(Some),
+                Scanned::Partial if is_begin_of_head(bytes) => return Ok(None),
+                Scanned::Partial => return Err(BadResponse::StatusLine),
             }
         }
     }
@@ -182,7 +200,7 @@ pub(crate) struct Exchange {
     pub(crate) server: usize,
     pub(crate) place: Place,
     pub(crate) _session: Session,
-    pub(crate) upstream: Upstream,
+    pub(crate) upstream: Box<Upstream>,
     pub(crate) response: Response,
     pub(crate) cookie: CookieDue,
 }

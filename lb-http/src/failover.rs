@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use l4_vip::pool::{Choices, Pool};
-use l4_vip::proxy_protocol::{self, Ends};
+use l4_vip::proxy_protocol;
 
 use crate::error::ProxyError;
 use crate::exchange::{Call, CookieDue, Exchange, Failure, Front};
@@ -39,8 +39,6 @@ pub(crate) struct Attempt<'a> {
     pub(crate) affinity: Option<u64>,
     /// The value of the sticky cookie that came with the request.
     pub(crate) cookie: Option<&'a [u8]>,
-    /// Of the client's connection, for endpoints that want to be told.
-    pub(crate) ends: Ends,
 }
 
 enum Failed {
@@ -75,19 +73,20 @@ enum Use {
 impl Attempt<'_> {
     pub(crate) async fn send(
         &self,
-        mut backend: Arc<Backend>,
+        backend: &Arc<Backend>,
         front: &mut impl Front,
     ) -> Result<Exchange, ProxyError> {
         let shard = backend.series.of_worker(self.local.index);
         shard.n_sessions.increment();
         shard.n_requests.increment();
-        let series = Arc::clone(&backend.series);
-        let mut session = Some(series.begin());
+        let mut session = Some(backend.series.begin());
         let mut error = ProxyError::NoEndpoint;
         // Given to it while the table changed.
         let mut granted = None;
+        let mut newer = None;
         for _ in 0..MOST_TABLES {
-            match self.send_to(&backend, front, &mut session, &mut granted).await {
+            let backend = newer.as_ref().unwrap_or(backend);
+            match self.send_to(backend, front, &mut session, &mut granted).await {
                 Ok(exchange) => return Ok(exchange),
                 Err(Failed::Final(last)) => {
                     error = last;
@@ -98,13 +97,12 @@ impl Attempt<'_> {
                     let newest =
                         self.local.with_table(|table| table.backend(&backend.service).map(Arc::clone));
                     match newest {
-                        Some(newest) if !Arc::ptr_eq(&newest, &backend) => backend = newest,
+                        Some(newest) if !Arc::ptr_eq(&newest, backend) => newer = Some(newest),
                         _ => break,
                     }
                 }
             }
         }
-        let shard = series.of_worker(self.local.index);
         match error.status() {
             Some(status) => shard.responded(ResponseClass::of_number(status)),
             None => shard.n_client_aborts.increment(),
@@ -153,7 +151,7 @@ impl Attempt<'_> {
                             break;
                         }
                         n_waits += 1;
-                        *granted = self.wait_for_room(backend, None, front).await?;
+                        *granted = Box::pin(self.wait_for_room(backend, None, front)).await?;
                         if granted.is_none() {
                             break;
                         }
@@ -171,7 +169,7 @@ impl Attempt<'_> {
                     } else {
                         rooms = Rooms::Full;
                         if of_cookie == Some(index) && capacity.when_full == WhenFull::Wait {
-                            *granted = self.wait_for_room(backend, Some(index), front).await?;
+                            *granted = Box::pin(self.wait_for_room(backend, Some(index), front)).await?;
                         }
                         continue;
                     }
@@ -261,7 +259,7 @@ impl Attempt<'_> {
         place: Place,
         front: &mut impl Front,
         which: Use,
-    ) -> Result<(Response, Place, Upstream), Failed> {
+    ) -> Result<(Response, Place, Box<Upstream>), Failed> {
         let server = &backend.servers[index];
         server.series.saw_current(server.endpoint.n_in_flight());
         let shards = Shards::of(backend, server, self.local.index);
@@ -282,7 +280,8 @@ impl Attempt<'_> {
                 shards.each(|s| s.n_reuses.increment());
                 (idle, Stale::Yes)
             }
-            None => match self.connect(backend, server, shards).await {
+            // Boxed, because most requests have no need of it.
+            None => match Box::pin(self.connect(backend, server, front, shards)).await {
                 Some(new) => (new, Stale::No),
                 None => return Err(Failed::Unsent { stale: Stale::No, error: ProxyError::Connect }),
             },
@@ -326,12 +325,18 @@ impl Attempt<'_> {
         Err(Failed::Final(error))
     }
 
-    async fn connect(&self, backend: &Backend, server: &Server, shards: Shards<'_>) -> Option<Upstream> {
+    async fn connect(
+        &self,
+        backend: &Backend,
+        server: &Server,
+        front: &impl Front,
+        shards: Shards<'_>,
+    ) -> Option<Box<Upstream>> {
         shards.each(|s| s.n_connects.increment());
         let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
         self.wait.enter(Phase::Connect, limit);
         let version = backend.labels.proxy_protocol.send;
-        let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &self.ends));
+        let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &front.ends()));
         match self.wait.unless_expired(self.local.upstreams.connect(backend, server, &greeting)).await {
             Some(Ok(connection)) => {
                 server.endpoint.connect_succeeded();

@@ -12,8 +12,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONNECTION, HOST, HeaderValue, TE};
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::header::{CONNECTION, COOKIE, HOST, HeaderValue, TE};
+use http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Either, Empty};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
@@ -233,7 +233,8 @@ fn make_http1(request: &mut Request<Incoming>) {
     *request.version_mut() = Version::HTTP_11;
     if let Some(authority) = request.uri().authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
-        // A Host beside an authority that says the same is no second one (RFC 9113 section 8.3.1).
+        // A Host beside an authority that says the same is no second one (RFC 9113 section 8.3.1); two of them are.
+        && request.headers().get_all(HOST).iter().nth(1).is_none()
         && request.headers().get(HOST).is_none_or(|known| known.as_bytes().eq_ignore_ascii_case(host.as_bytes()))
     {
         request.headers_mut().insert(HOST, host);
@@ -241,9 +242,22 @@ fn make_http1(request: &mut Request<Incoming>) {
             *request.uri_mut() = Uri::from(path);
         }
     }
+    join_cookies(request.headers_mut());
     // One exchange, one pipe.
     request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     request.headers_mut().remove(TE);
+}
+
+/// RFC 9113 section 8.2.3: a client may send each pair by itself; HTTP/1.1 knows one line.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut pieces = headers.get_all(COOKIE).iter();
+    if pieces.next().is_none() || pieces.next().is_none() {
+        return;
+    }
+    let pieces: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(whole) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
+        headers.insert(COOKIE, whole);
+    }
 }
 
 /// The tasks of a connection stay on its worker's thread.

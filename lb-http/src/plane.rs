@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use event_watcher::catalog::{Problem, Snapshot};
-use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
+use event_watcher::publish::{Applied, AppliedMark, Retired, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -129,6 +129,7 @@ pub async fn start(
         mark,
         names,
         newest,
+        retired: Retired::default(),
     };
     tokio::spawn(follower.run(subscriber, cancel));
     Ok((Plane { shared }, workers))
@@ -151,6 +152,7 @@ struct Follower {
     mark: AppliedMark,
     names: StaticNames,
     newest: Snapshot,
+    retired: Retired<Table>,
 }
 
 impl Follower {
@@ -169,6 +171,7 @@ impl Follower {
                     Err(_) => return cancel.cancelled().await,
                 },
                 _ = looks.tick() => {
+                    self.retired.free();
                     let table = self.shared.table.load_full();
                     let has_news = self.tls.look();
                     if self.listeners.has_failed() {
@@ -204,9 +207,10 @@ impl Follower {
         let before = self.shared.table.swap(Arc::clone(&table));
         table.awaited.iter().for_each(|backend| backend.queue.follow(&backend.pool));
         self.names.want(&table.unknown_names);
-        self.checker.follow(&table);
+        self.checker.follow(&table.probed);
         let same =
             Arc::ptr_eq(&before.routes, &table.routes) && Arc::ptr_eq(&before.problems, &table.problems);
+        self.retired.keep(before);
         if !same || self.listeners.has_failed() {
             self.listen(&table).await;
         }
@@ -244,6 +248,9 @@ async fn sample(shared: Arc<Shared>, cancel: CancellationToken) {
         shared.stats_in.sample(second);
         for backend in &shared.table.load().backends {
             backend.frontend.sample(second);
+            if !backend.is_used() {
+                continue;
+            }
             backend.series.sample(second);
             backend.servers.iter().for_each(|server| server.series.sample(second));
         }

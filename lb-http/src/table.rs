@@ -35,11 +35,16 @@ pub struct Table {
     pub routes: Arc<Routes>,
     /// What is wrong with labels and routes, by app.
     pub problems: Arc<[Problem]>,
+    /// Backends whose servers the balancer probes itself.
+    pub(crate) probed: Probed,
     /// Host names of static servers that nobody here knows: to be looked up.
     pub(crate) unknown_names: BTreeSet<Arc<str>>,
     /// Backends whose endpoints or maximum may be others than before, where requests may wait for them.
     pub(crate) awaited: Vec<Arc<Backend>>,
 }
+
+/// By unit and port index.
+pub(crate) type Probed = imbl::OrdMap<(UnitId, usize), Arc<Backend>>;
 
 /// Addresses of host names that were looked up.
 pub(crate) type Names = BTreeMap<Arc<str>, IpAddr>;
@@ -101,6 +106,15 @@ pub struct Backend {
     pub n_healthy: usize,
 }
 
+/// A compiled backend equals only itself: another one of the same service was compiled from something else.
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Backend {}
+
 /// In mode tcp, by the way that connections take.
 #[derive(Debug, Default)]
 pub struct TcpCounters {
@@ -114,9 +128,8 @@ pub struct Server {
     pub name: Arc<str>,
     /// HAProxy's `sid`.
     pub id: u16,
-    /// The value of the sticky cookie.
-    pub cookie: Arc<str>,
-    pub set_cookie: HeaderValue,
+    /// Where the service has session affinity.
+    pub cookie: Option<Arc<ServerCookie>>,
     pub host: Arc<str>,
     pub endpoint: Arc<EndpointState>,
     pub series: Arc<Series>,
@@ -128,6 +141,14 @@ pub struct Server {
     /// Who is asked. `None`: nobody.
     pub check_address: Option<SocketAddr>,
     pub standing: Standing,
+}
+
+/// The sticky cookie that leads to a server.
+#[derive(Debug)]
+pub struct ServerCookie {
+    pub value: String,
+    /// Of the header that gives it to a client.
+    pub set: HeaderValue,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +200,12 @@ impl Standing {
 impl Backend {
     pub fn is_sticky(&self) -> bool {
         self.labels.affinity == Affinity::Cookie && self.labels.mode == Mode::Http
+    }
+
+    /// It may have been given something.
+    pub fn is_used(&self) -> bool {
+        let tcp = [&self.tcp.of_port, &self.tcp.of_names];
+        self.series.is_used() || tcp.iter().any(|counters| counters.n_connections.value() > 0)
     }
 
     pub fn totals(&self) -> Totals {
@@ -239,7 +266,8 @@ impl Backend {
 
     /// The usable server that a cookie names.
     pub fn server_of_cookie(&self, value: &[u8]) -> Option<usize> {
-        self.servers.iter().position(|s| s.cookie.as_bytes() == value && s.endpoint.is_usable())
+        let is_named = |s: &Server| s.cookie.as_ref().is_some_and(|c| c.value.as_bytes() == value);
+        self.servers.iter().position(|s| is_named(s) && s.endpoint.is_usable())
     }
 }
 
@@ -255,6 +283,9 @@ pub struct Compiler {
     routes: Arc<Routes>,
     backends: Vector<Arc<Backend>>,
     problems: Arc<[Problem]>,
+    probed: Probed,
+    /// Units with a static server.
+    with_static: BTreeSet<UnitId>,
     names: Names,
     names_hold: NamesHold,
     checks_hold: ChecksHold,
@@ -274,13 +305,13 @@ enum NamesHold {
 
 /// An app, or a deployment group, which may have the name of an app.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct UnitId {
+pub(crate) struct UnitId {
     id: AppId,
     kind: UnitKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum UnitKind {
+pub(crate) enum UnitKind {
     App,
     Group,
 }
@@ -306,6 +337,8 @@ impl Compiler {
             routes: Arc::default(),
             backends: Vector::new(),
             problems: Arc::default(),
+            probed: Probed::new(),
+            with_static: BTreeSet::new(),
             names: Names::new(),
             names_hold: NamesHold::Yes,
             checks_hold: ChecksHold::Yes,
@@ -335,10 +368,12 @@ impl Compiler {
             let known_problems = previous.as_ref().map_or(&[][..], |p| &p.problems);
             if sources.is_empty() {
                 known.iter().for_each(|b| retire(b));
+                self.note(&id, known, &[]);
                 (routes_hold, problems_hold) = (false, false);
                 continue;
             }
             let mut compiled = self.compile_unit(&id, &sources, previous.as_ref(), now);
+            self.note(&id, known, &compiled.backends);
             if same_claims(known, &compiled.backends) {
                 compiled.at = previous.as_ref().map_or(0, |p| p.at);
                 for (index, backend) in compiled.backends.iter().enumerate() {
@@ -369,6 +404,7 @@ impl Compiler {
             generation: snapshot.generation,
             problems: Arc::clone(&self.problems),
             routes: Arc::clone(&self.routes),
+            probed: self.probed.clone(),
             unknown_names: self.unknown_names(),
             backends: self.backends.clone(),
             awaited,
@@ -397,16 +433,27 @@ impl Compiler {
             touched.insert(unit(&app.id, after));
         }
         if self.names_hold == NamesHold::No || delta.vips_changed == VipsChanged::Yes {
-            let is_static =
-                |unit: &CompiledUnit| unit.backends.iter().any(|b| b.labels.static_server.is_some());
-            touched.extend(self.units.iter().filter(|(_, unit)| is_static(unit)).map(|(id, _)| id.clone()));
+            touched.extend(self.with_static.iter().cloned());
         }
         if self.checks_hold == ChecksHold::No {
-            let is_overtaken = |unit: &CompiledUnit| unit.backends.iter().any(|b| b.is_overtaken());
-            touched
-                .extend(self.units.iter().filter(|(_, unit)| is_overtaken(unit)).map(|(id, _)| id.clone()));
+            let overtaken = self.probed.iter().filter(|(_, backend)| backend.is_overtaken());
+            touched.extend(overtaken.map(|((unit, _), _)| unit.clone()));
         }
         touched
+    }
+
+    /// Keeps account of a unit whose backends need more than their apps.
+    fn note(&mut self, id: &UnitId, before: &[Arc<Backend>], now: &[Arc<Backend>]) {
+        for backend in before.iter().filter(|b| b.labels.check.is_some()) {
+            self.probed.remove(&(id.clone(), backend.service.port_index));
+        }
+        for backend in now.iter().filter(|b| b.labels.check.is_some()) {
+            self.probed.insert((id.clone(), backend.service.port_index), Arc::clone(backend));
+        }
+        match now.iter().any(|b| b.labels.static_server.is_some()) {
+            true => self.with_static.insert(id.clone()),
+            false => self.with_static.remove(id),
+        };
     }
 
     /// The apps that a unit is compiled from.
@@ -420,7 +467,8 @@ impl Compiler {
     }
 
     fn unknown_names(&self) -> BTreeSet<Arc<str>> {
-        let names = self.backends.iter().filter_map(|b| b.labels.static_server.as_ref().map(|s| &s.host));
+        let backends = self.with_static.iter().filter_map(|id| self.units.get(id)).flat_map(|u| &u.backends);
+        let names = backends.filter_map(|b| b.labels.static_server.as_ref().map(|s| &s.host));
         names.filter(|name| own_address(name, &self.snapshot).is_none()).cloned().collect()
     }
 
@@ -551,29 +599,27 @@ impl CompileBackend<'_> {
         let queue = previous.map_or_else(Arc::default, |p| Arc::clone(&p.queue));
         queue.set_maximum(labels.capacity.per_endpoint);
         let mut members = self.members(&labels);
-        let n_healthy = members.iter().filter(|m| m.rotation == Rotation::In).count();
-        let healthy: BTreeSet<InstanceId> =
-            members.iter().filter(|m| m.rotation == Rotation::In).map(|m| m.id.clone()).collect();
-        let failing: BTreeSet<InstanceId> =
-            members.iter().filter(|m| m.checked == Checked::Down).map(|m| m.id.clone()).collect();
+        // As a pool has them.
+        members.sort_by(|a, b| (a.address, &a.id).cmp(&(b.address, &b.id)));
+        members.dedup_by(|a, b| a.address == b.address && a.id == b.id);
+        let healthy: Vec<bool> = members.iter().map(|m| m.rotation == Rotation::In).collect();
+        let n_healthy = healthy.iter().filter(|is_up| **is_up).count();
         if n_healthy == 0 && labels.panic == Panic::UseAll {
             self.use_what_runs(&mut members);
         }
-        let instances: BTreeMap<&InstanceId, &Instance> =
-            members.iter().filter_map(|m| Some((&m.id, m.instance?))).collect();
         let of_pool = members.iter().map(|m| (m.id.clone(), m.address, m.rotation));
         let pool = Pool::new(labels.balance, of_pool, previous.map(|p| &p.pool));
         let mut servers: Vec<Server> = Vec::with_capacity(pool.endpoints().len());
-        for endpoint in pool.endpoints() {
-            let instance = instances.get(&endpoint.instance).copied();
-            let is_up = healthy.contains(&endpoint.instance);
-            let status = match failing.contains(&endpoint.instance) {
-                true => ServerStatus::Failing,
-                false => self.status(endpoint, instance),
+        let in_pool = members.iter().zip(healthy).filter(|(m, _)| m.rotation != Rotation::Out);
+        for (endpoint, (member, is_up)) in pool.endpoints().iter().zip(in_pool) {
+            debug_assert_eq!((endpoint.address, &endpoint.instance), (member.address, &member.id));
+            let status = match member.checked {
+                Checked::Down => ServerStatus::Failing,
+                Checked::Up => self.status(endpoint, member.instance),
             };
-            let check_address = check_address(endpoint, instance, &labels);
-            let server = self.server(endpoint, instance, is_up, &labels, &servers);
-            let judged = match instance.map(|i| i.health) {
+            let check_address = check_address(endpoint, member.instance, &labels);
+            let server = self.server(endpoint, member.instance, is_up, &labels, &servers);
+            let judged = match member.instance.map(|i| i.health) {
                 Some(Health::Unknown) => Judged::NotYet,
                 _ => Judged::Yes,
             };
@@ -684,7 +730,9 @@ impl CompileBackend<'_> {
         others: &[Server],
     ) -> Server {
         let known = self.previous.and_then(|p| p.servers.iter().find(|s| Arc::ptr_eq(&s.endpoint, endpoint)));
-        let same_cookie = self.previous.is_some_and(|p| p.labels.cookie == labels.cookie);
+        let same_cookie = self
+            .previous
+            .is_some_and(|p| p.labels.cookie == labels.cookie && p.labels.affinity == labels.affinity);
         if let Some(known) = known.filter(|_| same_cookie) {
             return Server { standing: known.standing.next(is_up, self.now), ..known.clone() };
         }
@@ -695,10 +743,12 @@ impl CompileBackend<'_> {
         };
         let known_ids = self.previous.map_or(&[][..], |p| &p.servers);
         let is_taken = |id| others.iter().chain(known_ids).any(|s| s.id == id && *s.name != *name);
-        let cookie: Arc<str> = names::cookie_value(&name).into();
+        let cookie = (labels.affinity == Affinity::Cookie).then(|| {
+            let value = names::cookie_value(&name);
+            Arc::new(ServerCookie { set: labels.cookie.set(&value), value })
+        });
         Server {
             id: names::server_id(&name, is_taken),
-            set_cookie: labels.cookie.set(&cookie),
             cookie,
             name: name.into(),
             host,

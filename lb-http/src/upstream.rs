@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::http1::buffer::{Buffer, Spare};
 use crate::http1::side::{Side, some};
+use crate::http1::socket;
 use crate::stats::Series;
 use crate::table::{Backend, Server};
 use crate::wait::Clock;
@@ -44,7 +45,7 @@ pub(crate) struct Upstreams {
 #[derive(Debug)]
 struct IdleList {
     endpoint: Arc<EndpointState>,
-    connections: Vec<(Upstream, u64)>,
+    connections: Vec<(Box<Upstream>, u64)>,
 }
 
 /// How sure it must be that an idle connection is still open.
@@ -56,7 +57,7 @@ pub(crate) enum Certainty {
     Asked,
 }
 
-/// A connection to an endpoint; counts its bytes for backend and server.
+/// A connection to an endpoint; counts its bytes for backend and server. Boxed, because it is handed on a lot.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     stream: TcpStream,
@@ -79,7 +80,7 @@ impl Upstreams {
     }
 
     /// An idle connection to the endpoint that is still open.
-    pub(crate) fn reuse(&self, endpoint: &Arc<EndpointState>, certainty: Certainty) -> Option<Upstream> {
+    pub(crate) fn reuse(&self, endpoint: &Arc<EndpointState>, certainty: Certainty) -> Option<Box<Upstream>> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(&key(endpoint))?;
         while let Some((mut connection, _)) = list.connections.pop() {
@@ -97,14 +98,14 @@ impl Upstreams {
         backend: &Backend,
         server: &Server,
         greeting: &[u8],
-    ) -> io::Result<Upstream> {
+    ) -> io::Result<Box<Upstream>> {
         let mut stream = TcpStream::connect(server.endpoint.address).await?;
         stream.set_nodelay(true)?;
         let is_announced = !greeting.is_empty();
         if is_announced {
             stream.write_all(greeting).await?;
         }
-        Ok(Upstream {
+        Ok(Box::new(Upstream {
             stream,
             input: Buffer::default(),
             worker: self.worker,
@@ -115,11 +116,16 @@ impl Upstreams {
             is_announced,
             n_read: 0,
             n_written: 0,
-        })
+        }))
     }
 
     /// Takes back a connection whose response has ended.
-    pub(crate) fn give_back(&self, endpoint: &Arc<EndpointState>, mut connection: Upstream, spare: &Spare) {
+    pub(crate) fn give_back(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        mut connection: Box<Upstream>,
+        spare: &Spare,
+    ) {
         let now = self.clock.now();
         let is_old = now.saturating_sub(connection.opened_at) > LONGEST_LIFE.as_millis() as u64;
         connection.n_requests += 1;
@@ -193,14 +199,14 @@ impl Side for Upstream {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, spare: &Spare) -> Poll<io::Result<usize>> {
-        let n = ready!(self.input.poll_fill(cx, &mut self.stream, spare))?;
+        let n = ready!(self.input.poll_receive(cx, &self.stream, spare))?;
         self.n_read += n as u64;
         self.count_read(n);
         Poll::Ready(Ok(n))
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        let n = ready!(socket::poll_send(cx, &self.stream, bytes))?;
         self.n_written += n as u64;
         self.count_written(n);
         Poll::Ready(some(n))

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How often waits are looked at: a time-out comes at most this much late.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+/// A wait is a long one when it has seen two sweeps.
+const LONG_MILLIS: u64 = 150;
 
 /// Milliseconds since the worker's start, as of the last sweep.
 #[derive(Debug)]
@@ -68,6 +70,8 @@ pub(crate) struct Wait {
     /// Whatever the phase is; `u64::MAX`: for ever.
     until: Cell<u64>,
     expired: Cell<bool>,
+    /// The task wants to be woken when the wait is a long one.
+    minds_length: Cell<bool>,
 }
 
 impl Wait {
@@ -78,15 +82,26 @@ impl Wait {
             limit_millis: Cell::new(u64::MAX),
             until: Cell::new(u64::MAX),
             expired: Cell::new(false),
+            minds_length: Cell::new(false),
             clock,
         })
     }
 
     pub(crate) fn enter(&self, phase: Phase, limit: Duration) {
         self.phase.set(phase);
-        self.limit_millis.set(limit.as_millis() as u64);
+        // Not `as_millis`, which counts in 128 bits.
+        self.limit_millis.set(limit.as_secs().saturating_mul(1000) + u64::from(limit.subsec_millis()));
         self.since.set(self.clock.now());
         self.expired.set(false);
+        self.minds_length.set(false);
+    }
+
+    /// Whether it has lasted so long that what is not worth its while in a short wait is. If not, the sweep wakes the
+    /// task when it has.
+    pub(crate) fn is_long(&self) -> bool {
+        let is_long = self.has_lasted(self.clock.now()) >= LONG_MILLIS;
+        self.minds_length.set(!is_long);
+        is_long
     }
 
     /// Something moved: the wait begins anew.
@@ -116,7 +131,19 @@ impl Wait {
     }
 
     fn is_over(&self, now: u64) -> bool {
-        now.saturating_sub(self.since.get()) >= self.limit_millis.get() || now >= self.until.get()
+        self.has_lasted(now) >= self.limit_millis.get() || now >= self.until.get()
+    }
+
+    fn has_lasted(&self, now: u64) -> u64 {
+        now.saturating_sub(self.since.get())
+    }
+
+    /// Whether the task is to be woken, which is said once.
+    fn is_due(&self, now: u64) -> bool {
+        if self.is_over(now) {
+            return !self.expired.replace(true);
+        }
+        self.minds_length.get() && self.has_lasted(now) >= LONG_MILLIS && self.minds_length.replace(false)
     }
 
     /// `None`: the wait was too long.
@@ -158,11 +185,10 @@ impl Waits {
         Registered { waits: Rc::clone(self), index, wait }
     }
 
-    /// Wakes the connections whose wait has lasted too long.
+    /// Wakes the connections whose wait has lasted too long, or long enough for those that mind.
     pub(crate) fn sweep(&self, now: u64) {
         for slot in self.slots.borrow().iter().flatten() {
-            if slot.wait.is_over(now)
-                && !slot.wait.expired.replace(true)
+            if slot.wait.is_due(now)
                 && let Some(waker) = &slot.waker
             {
                 waker.wake_by_ref();
@@ -251,5 +277,7 @@ mod tests {
         wait.enter(Phase::Idle, Duration::from_secs(1));
         waits.sweep(999);
         assert!(!wait.is_expired());
+        assert!(!wait.is_long());
+        assert!(!wait.is_due(LONG_MILLIS - 1) && wait.is_due(LONG_MILLIS) && !wait.is_due(LONG_MILLIS + 1));
     }
 }

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -204,10 +205,11 @@ async fn accept(local: Rc<Local>, listener: Listener, close: CancellationToken) 
             return;
         }
     };
+    let mut closed = pin!(close.cancelled());
     loop {
         tokio::select! {
             biased;
-            () = close.cancelled() => break,
+            () = &mut closed => break,
             accepted = socket.accept() => match accepted {
                 Ok((stream, client)) => from.admit(&local, stream, client),
                 Err(error) => {
@@ -301,10 +303,6 @@ impl From {
             return;
         };
         shard.n_sessions.increment();
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%client, %error, "a client left at once");
-            return;
-        }
         let session = series.begin();
         let (entry, local_port) = (self.entry, self.port);
         let permit = Rc::new(permit);

@@ -1,8 +1,11 @@
 // What l4-vip/src/kernel/ebpf/programs.rs assembles, in C, for readers. Nothing of it is built into Waymark; a test
 // compiles it where clang-14 exists and sees that both versions give the same answers.
 //
+// The assembled programs copy a service and a backend before they use them and look whose they are, because the kernel
+// may give an element to another key while a program looks at it; that is left out here.
+//
 // Only connect4 and getpeername4 are spelt out: the IPv6 programs differ in the width of the address, sendmsg in that
-// it looks for a known flow first and remembers the pick, recvmsg in that it falls back to the map of flows.
+// it looks for a known flow first and remembers the pick; recvmsg looks up a map that both fill for UDP sockets.
 
 #include <linux/bpf.h>
 #include <linux/errno.h>
@@ -12,12 +15,12 @@
 
 // The address as IPv4-mapped IPv6; the port as in the packet in the low half of a word, the protocol above it.
 struct frontend { __u32 address[4]; __u32 port_and_protocol; };
-struct service { __u32 version, n_slots, id, padding; __u64 affinity_ns; };
+struct service { __u32 version, n_slots, id, padding; __u64 affinity_ns; struct frontend frontend; __u32 more_padding; };
 struct slot_key { __u32 version, index; };
 struct slot { __u32 first, second, threshold; };
 struct backend { __u32 address[4]; __u32 port, weight, service; };
 struct counters { __u64 n_connections, n_packets, n_refused; };
-struct peer { struct frontend vip; __u32 address[4]; __u32 port; };
+struct peer { __u64 cookie; struct frontend vip; __u32 address[4]; __u32 port; };
 struct client { __u64 namespace; __u32 address[4]; __u32 service, padding; };
 struct last { __u64 ns; __u32 backend, padding; };
 
@@ -27,11 +30,24 @@ MAP(services, BPF_MAP_TYPE_HASH, struct frontend, struct service, 65536, BPF_F_N
 MAP(slots, BPF_MAP_TYPE_HASH, struct slot_key, struct slot, 524288, BPF_F_NO_PREALLOC);
 MAP(backends, BPF_MAP_TYPE_HASH, __u32, struct backend, 262144, BPF_F_NO_PREALLOC);
 MAP(counters, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct counters, 393216, BPF_F_NO_PREALLOC);
-MAP(peers, BPF_MAP_TYPE_SK_STORAGE, int, struct peer, 0, BPF_F_NO_PREALLOC);
+MAP(peers, BPF_MAP_TYPE_ARRAY, __u32, struct peer, 262144, 0);
 MAP(affinity, BPF_MAP_TYPE_LRU_HASH, struct client, struct last, 65536, 0);
 
 #define COUNT(id, counter) \
-	do { struct counters *c = bpf_map_lookup_elem(&counters, &(id)); if (c) __sync_fetch_and_add(&c->counter, 1); } while (0)
+	do { \
+		struct counters *c = bpf_map_lookup_elem(&counters, &(id)), first = { .counter = 1 }; \
+		if (!c && bpf_map_update_elem(&counters, &(id), &first, BPF_NOEXIST)) \
+			c = bpf_map_lookup_elem(&counters, &(id)); \
+		if (c) \
+			__sync_fetch_and_add(&c->counter, 1); \
+	} while (0)
+
+// Cookies count up, so a place is taken away by a socket that is so many sockets younger.
+static struct peer *place_of(__u64 cookie)
+{
+	__u32 index = cookie & (262144 - 1);
+	return bpf_map_lookup_elem(&peers, &index);
+}
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
@@ -88,11 +104,14 @@ int connect4(struct bpf_sock_addr *ctx)
 		bpf_map_update_elem(&affinity, &client, &last, BPF_ANY);
 	}
 	COUNT(id, n_connections);
-	struct peer *peer = bpf_sk_storage_get(&peers, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct peer *peer = place_of(cookie);
 	if (peer) {
+		peer->cookie = 0;
 		peer->vip = vip;
 		__builtin_memcpy(peer->address, backend->address, sizeof(peer->address));
 		peer->port = backend->port;
+		peer->cookie = cookie;
 	}
 	ctx->user_ip4 = backend->address[3];
 	ctx->user_port = backend->port;
@@ -102,8 +121,9 @@ int connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx)
 {
-	struct peer *peer = bpf_sk_storage_get(&peers, ctx->sk, 0, 0);
-	if (peer && peer->port == ctx->user_port && peer->address[3] == ctx->user_ip4) {
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct peer *peer = place_of(cookie);
+	if (peer && peer->cookie == cookie && peer->port == ctx->user_port && peer->address[3] == ctx->user_ip4) {
 		ctx->user_ip4 = peer->vip.address[3];
 		ctx->user_port = peer->vip.port_and_protocol & 0xffff;
 	}

@@ -43,7 +43,12 @@ pub struct ScriptedInstance {
 
 impl ScriptedScheduler {
     pub async fn start() -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// At an address of this network namespace; port 0 is any.
+    pub async fn start_at(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         let for_connections = Arc::clone(&shared);

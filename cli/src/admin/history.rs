@@ -14,6 +14,9 @@ use super::Admin;
 /// What a page shows without scrolling far.
 const N_KEPT: usize = 50;
 
+/// When more apps change at once, their number says more than a line for each; listeners could not take so many.
+const MOST_TOLD: usize = 50;
+
 /// One line of the event tail.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
@@ -117,6 +120,12 @@ fn change(generation: Generation, kind: Kind, app: Option<&str>, text: String) -
 fn between<'a>(old: &'a Snapshot, new: &'a Snapshot) -> Vec<(Kind, Option<&'a str>, String)> {
     let delta = Delta::between(old, new);
     let mut changes = Vec::new();
+    if delta.changed.len() + delta.removed.len() > MOST_TOLD {
+        let n_new = delta.changed.iter().filter(|app| old.app(&app.id).is_none()).count();
+        let (n_changed, n_removed) = (delta.changed.len() - n_new, delta.removed.len());
+        let text = format!("{n_new} apps are new, {n_changed} changed, {n_removed} were removed");
+        return vec![(Kind::App, None, text)];
+    }
     for id in &delta.removed {
         // The old snapshot knows it; its key lives as long as the old snapshot.
         let app = old.apps.get_key_value(id).map(|(id, _)| id.as_str());

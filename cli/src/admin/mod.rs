@@ -31,7 +31,7 @@ use crate::args::PlaneName;
 
 pub use guard::{COMMAND_HEADER, Signals};
 pub use haproxy::Haproxy;
-pub use plane::{EndpointSample, Plane};
+pub use plane::{EndpointSample, Plane, Which};
 pub use server::serve;
 pub use vips::VipPlane;
 

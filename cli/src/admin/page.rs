@@ -182,6 +182,11 @@ fn sum(counts: &BTreeMap<&'static str, u64>) -> String {
     counts.iter().map(|(word, n)| format!("{word} {n}")).collect::<Vec<_>>().join(", ")
 }
 
+/// A count, or a dash where nobody counts.
+fn counted(count: &Option<u64>) -> String {
+    count.map_or_else(|| "–".to_owned(), |count| count.to_string())
+}
+
 /// Lower-case words of the catalog's enums, as the JSON spells them.
 fn word(value: impl serde::Serialize) -> String {
     match serde_json::to_value(value) {

@@ -13,13 +13,20 @@ pub trait Plane: Send + Sync {
     fn problems(&self) -> Arc<[Problem]>;
 
     /// Calls `each` for every endpoint that the plane sends traffic to or has sent traffic to and still drains.
-    fn endpoints(&self, each: &mut dyn FnMut(EndpointSample));
+    fn endpoints(&self, which: Which, each: &mut dyn FnMut(EndpointSample));
 
     /// Appends the plane's own metrics in Prometheus text format.
     fn metrics(&self, text: &mut String);
 
     /// Totals for the page and `/api/status`, named as people say them.
     fn totals(&self) -> Vec<(&'static str, u64)>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    All,
+    /// Those that may have been given anything yet: of a large cluster, a few.
+    Used,
 }
 
 /// What a plane counts of one endpoint.

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use event_watcher::catalog::{InstanceId, VipKey};
 use tokio::time::Instant;
 
+use super::plane::Which;
 use super::{Admin, EndpointSample};
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -22,7 +23,15 @@ type Key = (InstanceId, SocketAddr, Option<VipKey>);
 #[derive(Debug)]
 struct Reading {
     at: Instant,
+    taken: Taken,
+    /// Of endpoints that were used.
     per_sec: HashMap<Key, (u64, f64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    Never,
+    Before,
 }
 
 /// The last reading.
@@ -31,7 +40,8 @@ pub struct Samples(ArcSwap<Reading>);
 
 impl Default for Samples {
     fn default() -> Self {
-        Self(ArcSwap::from_pointee(Reading { at: Instant::now(), per_sec: HashMap::new() }))
+        let (at, taken) = (Instant::now(), Taken::Never);
+        Self(ArcSwap::from_pointee(Reading { at, taken, per_sec: HashMap::new() }))
     }
 }
 
@@ -50,12 +60,14 @@ impl Samples {
         }
         let rate = |sample: EndpointSample| {
             let key = key(&sample);
-            let (n_before, rate_before) = last.per_sec.get(&key).copied().unwrap_or((sample.n_total, 0.0));
+            // Who was not used at the last reading had counted nothing.
+            let unknown = if last.taken == Taken::Never { sample.n_total } else { 0 };
+            let (n_before, rate_before) = last.per_sec.get(&key).copied().unwrap_or((unknown, 0.0));
             let rate = sample.n_total.saturating_sub(n_before) as f64 / elapsed;
             (key, (sample.n_total, SMOOTHING * rate + (1.0 - SMOOTHING) * rate_before))
         };
         let per_sec = samples.map(rate).collect();
-        self.0.store(Arc::new(Reading { at: now, per_sec }));
+        self.0.store(Arc::new(Reading { at: now, taken: Taken::Before, per_sec }));
     }
 }
 
@@ -73,7 +85,7 @@ pub async fn keep_sampling(admin: Arc<Admin>) {
         }
         let mut samples = Vec::new();
         for (_, plane) in &admin.sources.planes {
-            plane.endpoints(&mut |sample| samples.push(sample));
+            plane.endpoints(Which::Used, &mut |sample| samples.push(sample));
         }
         admin.samples.take(samples.into_iter(), Instant::now());
         super::events::publish_page(&admin);

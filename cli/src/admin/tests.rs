@@ -33,7 +33,7 @@ impl Plane for Fake {
         [Problem { app: None, at: "x".into(), what: "<b>odd</b>".into(), hint: String::new() }].into()
     }
 
-    fn endpoints(&self, each: &mut dyn FnMut(EndpointSample)) {
+    fn endpoints(&self, _which: Which, each: &mut dyn FnMut(EndpointSample)) {
         self.samples.lock().unwrap().iter().cloned().for_each(each);
     }
 

@@ -14,7 +14,7 @@ use event_watcher::publish::Freshness;
 use l4_vip::kernel::ChoiceView;
 use serde::Serialize;
 
-use super::plane::EndpointSample;
+use super::plane::{EndpointSample, Which};
 use super::{Addresses, Admin};
 use crate::args::PlaneName;
 
@@ -126,7 +126,7 @@ impl Counters {
     pub(super) fn of(admin: &Admin) -> Self {
         let mut found = HashMap::new();
         for (_, plane) in &admin.sources.planes {
-            plane.endpoints(&mut |sample: EndpointSample| {
+            plane.endpoints(Which::All, &mut |sample: EndpointSample| {
                 let traffic = Traffic {
                     n_in_flight: sample.n_in_flight,
                     n_total: sample.n_total,
@@ -198,7 +198,7 @@ impl Admin {
                 .collect(),
             addresses: self.sources.addresses.clone(),
             n_apps: snapshot.apps.len(),
-            n_instances: snapshot.apps.values().map(|app| app.instances.len()).sum(),
+            n_instances: snapshot.n_instances,
             n_vips: snapshot.vips.iter().len(),
             vip_plane: self.sources.vips.as_ref().map(|plane| plane.choice()),
             problems: self.problems(&snapshot),

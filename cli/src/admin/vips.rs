@@ -10,7 +10,7 @@ use event_watcher::catalog::{App, AppId, Generation, InstanceId, Rotation, Vip, 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use l4_vip::kernel::ChoiceView;
-use l4_vip::stats::{CountersView, VipView as Served};
+use l4_vip::stats::{PlaneKind, VipView as Served};
 use serde::Serialize;
 
 use super::Admin;
@@ -52,8 +52,49 @@ pub struct VipView {
     pub affinity_seconds: Option<u64>,
     pub apps: Vec<AppId>,
     #[serde(flatten)]
-    pub counters: CountersView,
+    pub counters: VipCounters,
     pub backends: Vec<BackendView>,
+}
+
+/// What is counted of a VIP as a whole. What its plane does not count is `null`.
+#[derive(Debug, Default, Serialize)]
+pub struct VipCounters {
+    pub n_connections: u64,
+    /// Refused because there was no usable backend.
+    pub n_no_endpoint: u64,
+    #[serde(flatten)]
+    forwarded: ForwardedCounters,
+}
+
+/// What only a forwarder sees.
+#[derive(Debug, Default, Serialize)]
+struct ForwardedCounters {
+    n_unreachable: Option<u64>,
+    n_resets: Option<u64>,
+    n_connect_failures: Option<u64>,
+    n_local_failures: Option<u64>,
+    n_idle: Option<u64>,
+    bytes_in: Option<u64>,
+    bytes_out: Option<u64>,
+}
+
+impl VipCounters {
+    fn of(served: &Served) -> Self {
+        let counters = &served.counters;
+        let forwarded = match served.plane {
+            PlaneKind::Ebpf | PlaneKind::Nft => ForwardedCounters::default(),
+            PlaneKind::Userspace => ForwardedCounters {
+                n_unreachable: Some(counters.n_unreachable),
+                n_resets: Some(counters.n_resets),
+                n_connect_failures: Some(counters.n_connect_failures),
+                n_local_failures: Some(counters.n_local_failures),
+                n_idle: Some(counters.n_idle),
+                bytes_in: Some(counters.bytes_in),
+                bytes_out: Some(counters.bytes_out),
+            },
+        };
+        Self { n_connections: counters.n_connections, n_no_endpoint: counters.n_no_endpoint, forwarded }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -63,12 +104,14 @@ pub struct BackendView {
     pub rotation: Rotation,
     /// Its share of new connections against the others'; 0 while it drains.
     pub weight: u16,
-    pub n_in_flight: u64,
-    pub n_connections: u64,
-    pub n_connect_failures: u64,
-    pub bytes_in: u64,
-    pub bytes_out: u64,
-    pub per_sec: f64,
+    /// What the plane does not count is `null`. The nft plane counts connections of a VIP, not of its backends, and
+    /// neither kernel plane counts what only a forwarder sees.
+    pub n_connections: Option<u64>,
+    pub per_sec: Option<f64>,
+    pub n_in_flight: Option<u64>,
+    pub n_connect_failures: Option<u64>,
+    pub bytes_in: Option<u64>,
+    pub bytes_out: Option<u64>,
     pub ejected: bool,
 }
 
@@ -111,12 +154,14 @@ impl Admin {
                 plane: own.map(|own| own.plane.as_str()),
                 policy: own.map(|own| word(own.policy)),
                 affinity_seconds: own.and_then(|own| own.affinity_seconds),
-                counters: own.map(|own| own.counters).unwrap_or_default(),
+                counters: own.map(VipCounters::of).unwrap_or_default(),
                 backends: vip
                     .services
                     .iter()
                     .filter_map(|service| Some((snapshot.app(&service.app)?, service.port_index)))
-                    .flat_map(|(app, port_index)| backends(app, port_index, &vip.key, &weights, &counters))
+                    .flat_map(|(app, port_index)| {
+                        backends(app, port_index, &vip.key, &weights, &counters, own.map(|own| own.plane))
+                    })
                     .collect(),
                 apps,
             }
@@ -175,7 +220,10 @@ fn backends<'a>(
     key: &'a VipKey,
     weights: &'a BTreeMap<SocketAddr, u16>,
     counters: &'a Counters,
+    plane: Option<PlaneKind>,
 ) -> impl Iterator<Item = BackendView> + 'a {
+    let forwards = !matches!(plane, Some(PlaneKind::Ebpf | PlaneKind::Nft));
+    let counts_backends = plane != Some(PlaneKind::Nft);
     let members = app.instances.iter().filter(|instance| instance.rotation() != Rotation::Out);
     members.flat_map(move |instance| {
         instance.endpoints_of(port_index).map(move |endpoint| {
@@ -189,12 +237,12 @@ fn backends<'a>(
                 address: endpoint.address,
                 rotation: instance.rotation(),
                 weight,
-                n_in_flight: traffic.n_in_flight,
-                n_connections: traffic.n_total,
-                n_connect_failures: traffic.n_failures,
-                bytes_in: traffic.bytes_in,
-                bytes_out: traffic.bytes_out,
-                per_sec: traffic.per_sec,
+                n_in_flight: forwards.then_some(traffic.n_in_flight),
+                n_connect_failures: forwards.then_some(traffic.n_failures),
+                bytes_in: forwards.then_some(traffic.bytes_in),
+                bytes_out: forwards.then_some(traffic.bytes_out),
+                n_connections: counts_backends.then_some(traffic.n_total),
+                per_sec: counts_backends.then_some(traffic.per_sec),
                 ejected: traffic.ejected,
             }
         })

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use l4_vip::netlink::Socket;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::DCOS_RESOLVERS;
@@ -15,8 +15,6 @@ use crate::config::DCOS_RESOLVERS;
 /// How long an address outlives a crash.
 const LIFETIME: Duration = Duration::from_secs(60);
 const RENEWAL: Duration = Duration::from_secs(20);
-/// The kernel answers at once.
-const TIMEOUT: Duration = Duration::from_secs(1);
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
@@ -26,8 +24,6 @@ const IFA_CACHEINFO: u16 = 6;
 /// Usable at once: nobody else can have it on a loopback.
 const IFA_F_NODAD: u8 = 2;
 const SCOPE_HOST: u8 = 254;
-const NLMSG_ERROR: u16 = 2;
-const HEADER_BYTES: usize = 16;
 
 /// Addresses that this process has given to `lo`.
 #[derive(Debug, Default)]
@@ -86,49 +82,20 @@ fn change(kind: u16, ip: IpAddr) -> io::Result<()> {
     if index == 0 {
         return Err(io::Error::last_os_error());
     }
-    let socket =
-        Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
-    socket.set_read_timeout(Some(TIMEOUT))?;
-    socket.send(&request(kind, ip, index))?;
-    let mut answer = [std::mem::MaybeUninit::uninit(); 1024];
-    let n = socket.recv(&mut answer)?;
-    // SAFETY: the kernel has written the first `n` bytes.
-    let answer: Vec<u8> = answer[..n].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-    let kind = answer.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
-    let code = answer.get(HEADER_BYTES..).and_then(|rest| rest.first_chunk::<4>());
-    match (kind, code) {
-        (Some(NLMSG_ERROR), Some(code)) => match -i32::from_ne_bytes(*code) {
-            0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        },
-        _ => Err(io::Error::other("the kernel did not confirm")),
-    }
-}
-
-fn request(kind: u16, ip: IpAddr, index: u32) -> Vec<u8> {
     let (family, octets): (_, Vec<u8>) = match ip {
         IpAddr::V4(ip) => (libc::AF_INET, ip.octets().into()),
         IpAddr::V6(ip) => (libc::AF_INET6, ip.octets().into()),
     };
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    let mut message = vec![0; HEADER_BYTES];
-    message[4..6].copy_from_slice(&kind.to_ne_bytes());
-    message[6..8].copy_from_slice(&(flags as u16).to_ne_bytes());
-    message.extend_from_slice(&[family as u8, 8 * octets.len() as u8, IFA_F_NODAD, SCOPE_HOST]);
-    message.extend_from_slice(&index.to_ne_bytes());
-    let mut attribute = |kind: u16, value: &[u8]| {
-        message.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
-        message.extend_from_slice(&kind.to_ne_bytes());
-        message.extend_from_slice(value);
-    };
-    attribute(IFA_LOCAL, &octets);
-    attribute(IFA_ADDRESS, &octets);
-    if kind == RTM_NEWADDR {
-        // Preferred and valid seconds, then two times that only the kernel writes.
-        let seconds = LIFETIME.as_secs() as u32;
-        attribute(IFA_CACHEINFO, [seconds, seconds, 0, 0].map(u32::to_ne_bytes).as_flattened());
-    }
-    let length = message.len() as u32;
-    message[..4].copy_from_slice(&length.to_ne_bytes());
-    message
+    // `struct ifaddrmsg`
+    let mut header = [family as u8, 8 * octets.len() as u8, IFA_F_NODAD, SCOPE_HOST, 0, 0, 0, 0];
+    header[4..].copy_from_slice(&index.to_ne_bytes());
+    Socket::open(libc::NETLINK_ROUTE)?.request(kind, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header, |w| {
+        w.attribute(IFA_LOCAL, &octets);
+        w.attribute(IFA_ADDRESS, &octets);
+        if kind == RTM_NEWADDR {
+            // Preferred and valid seconds, then two times that only the kernel writes.
+            let seconds = LIFETIME.as_secs() as u32;
+            w.attribute(IFA_CACHEINFO, [seconds, seconds, 0, 0].map(u32::to_ne_bytes).as_flattened());
+        }
+    })
 }

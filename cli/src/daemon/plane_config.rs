@@ -19,6 +19,9 @@ const STATE_FILE: &str = "kept";
 /// For all names together. A start does not wait longer for a resolver that is away.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// By which a VIP outlives the last answer of DNS about it: for the way of that answer, and for planes that take a
+/// change in one after the other.
+const REMOVAL_MARGIN: Duration = Duration::from_secs(1);
 /// With less, an answer would find its client forgotten.
 const LEAST_UDP_IDLE: Duration = Duration::from_secs(1);
 
@@ -112,6 +115,8 @@ pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
         tcp_idle: unless_zero(config.vip.tcp.idle),
         udp_idle: config.vip.udp.idle.max(LEAST_UDP_IDLE),
         max_udp_flows: config.vip.udp.flows,
+        // Names go first: an answer that was given just before holds so long.
+        removal_overlap: config.dns.ttl + REMOVAL_MARGIN,
         drain_timeout: config.drain_timeout,
         pools,
         ..l4_vip::Config::default()

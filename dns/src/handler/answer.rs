@@ -98,19 +98,19 @@ impl Answer<'_, '_> {
     }
 
     fn pointers(&self, reply: &mut Reply<'_>, names: &[WireName]) -> Result<(), Full> {
-        rotated(names, self.rotation).try_for_each(|name| {
+        rotated(names, self.rotation).into_iter().flatten().try_for_each(|name| {
             reply.record(Section::Answer, HEADER, RecordType::PTR, self.found.ttl(), &[name.as_bytes()])
         })
     }
 
     fn v4(&self, reply: &mut Reply<'_>, addresses: &[Ipv4Addr]) -> Result<(), Full> {
-        let data = rotated(addresses, self.rotation).map(Ipv4Addr::octets);
-        reply.records_of(Section::Answer, HEADER, RecordType::A, self.found.ttl(), data)
+        let (kind, all) = ((RecordType::A, self.found.ttl()), rotated(addresses, self.rotation));
+        reply.records_of(Section::Answer, HEADER, kind, all, Ipv4Addr::octets)
     }
 
     fn v6(&self, reply: &mut Reply<'_>, addresses: &[Ipv6Addr]) -> Result<(), Full> {
-        let data = rotated(addresses, self.rotation).map(Ipv6Addr::octets);
-        reply.records_of(Section::Answer, HEADER, RecordType::AAAA, self.found.ttl(), data)
+        let (kind, all) = ((RecordType::AAAA, self.found.ttl()), rotated(addresses, self.rotation));
+        reply.records_of(Section::Answer, HEADER, kind, all, Ipv6Addr::octets)
     }
 
     /// SRV records, and as many addresses of their targets as fit (RFC 2782).
@@ -204,9 +204,8 @@ fn additional(
     v4: &[Ipv4Addr],
     v6: &[Ipv6Addr],
 ) -> Result<(), Full> {
-    let (v4, v6) = (v4.iter().map(Ipv4Addr::octets), v6.iter().map(Ipv6Addr::octets));
-    reply.records_of(Section::Additional, owner, RecordType::A, ttl, v4)?;
-    reply.records_of(Section::Additional, owner, RecordType::AAAA, ttl, v6)
+    reply.records_of(Section::Additional, owner, (RecordType::A, ttl), [v4, &[]], Ipv4Addr::octets)?;
+    reply.records_of(Section::Additional, owner, (RecordType::AAAA, ttl), [v6, &[]], Ipv6Addr::octets)
 }
 
 fn first<T>(records: &[T], n: usize) -> &[T] {
@@ -214,9 +213,9 @@ fn first<T>(records: &[T], n: usize) -> &[T] {
 }
 
 /// All of `records`, beginning anywhere, so that clients that take the first spread over all.
-fn rotated<T>(records: &[T], rotation: usize) -> impl Iterator<Item = &T> {
+fn rotated<T>(records: &[T], rotation: usize) -> [&[T]; 2] {
     let (before, from) = records.split_at(first_of(records.len(), rotation));
-    from.iter().chain(before)
+    [from, before]
 }
 
 fn rotated_indices(n: usize, rotation: usize) -> impl Iterator<Item = usize> {

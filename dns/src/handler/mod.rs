@@ -19,11 +19,12 @@ use self::answer::Answer;
 use crate::config::{Config, MIN_UDP_PAYLOAD_BYTES};
 use crate::cookies::Cookies;
 use crate::forward::Foreign;
-use crate::names::MAX_NAME;
 use crate::networks::Networks;
 use crate::rate::{Limiter, Verdict};
 use crate::stats::{Counters, OTHER_ZONE, Silence, Source, Transport};
-use crate::wire::{Edns, Opt, Query, Rejected, Reply, UDP_BYTES_WITHOUT_EDNS, empty_and_truncate, reject};
+use crate::wire::{
+    EMPTY_NAME_SPACE, Edns, Opt, Query, Rejected, Reply, UDP_BYTES_WITHOUT_EDNS, empty_and_truncate, reject,
+};
 use crate::zone::{BeforeSync, Found, Zone};
 
 /// A UDP answer is at most so many times its query, so that nobody is worth abusing us against (BCP 140).
@@ -133,7 +134,7 @@ impl Responder {
     ) -> Outcome {
         self.counters.query(transport);
         let start = out.len();
-        let mut space = [0; MAX_NAME];
+        let mut space = EMPTY_NAME_SPACE;
         let query = match Query::parse(packet, &mut space) {
             Ok(query) => query,
             Err(Rejected::Silently(reason)) => {

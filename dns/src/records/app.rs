@@ -16,24 +16,12 @@ use crate::names::{WireName, canonical, canonical_tail, fragment, label};
 pub(crate) fn of_app(app: &App, framework: &str, compat: Compat) -> Facts {
     let mut facts = Facts::default();
     let Some(names) = AppNames::new(app, framework) else { return facts };
-    let AppNames { task, raw, framework, here, agents } = &names;
-    for name in std::iter::once(task).chain(raw) {
-        facts.exists(&format!("{name}.{here}"));
-        facts.exists(&format!("{name}.{agents}"));
-    }
-    for kind in ["agentip", "containerip", "autoip"] {
-        facts.exists(&format!("{task}.{framework}.{kind}.{DCOS}"));
-    }
-    for service in &app.services {
-        for protocol in protocols(service) {
-            facts.exists(&format!("_{task}._{protocol}.{here}"));
-            if let Some(port) = port_name(service) {
-                facts.exists(&format!("_{port}._{task}._{protocol}.{here}"));
-            }
-        }
+    let of_services = names.services.iter().flatten();
+    for name in names.both.iter().chain(&names.kinds).chain(of_services).flatten() {
+        facts.exists(name);
     }
     for instance in &app.instances {
-        names.instance(app, instance, compat, &mut facts);
+        names.instance(instance, compat, &mut facts);
     }
     facts
 }
@@ -42,7 +30,7 @@ pub(crate) fn of_app(app: &App, framework: &str, compat: Compat) -> Facts {
 pub(crate) fn of_instance(app: &App, instance: &Instance, framework: &str, compat: Compat) -> Facts {
     let mut facts = Facts::default();
     if let Some(names) = AppNames::new(app, framework) {
-        names.instance(app, instance, compat, &mut facts);
+        names.instance(instance, compat, &mut facts);
     }
     facts
 }
@@ -57,13 +45,21 @@ fn raw_task(app: &App) -> String {
     app.id.segments().rev().collect::<Vec<_>>().join(".")
 }
 
+/// The names that all instances of an app share. `None` among them: a name that DNS cannot hold.
 struct AppNames {
     task: String,
     /// Mesos-DNS also answers for the name as the scheduler spells it, which differs for apps in groups.
     raw: Option<String>,
-    framework: String,
-    here: String,
-    agents: String,
+    /// Where the app's ports are, and where its agents are.
+    places: [WireName; 2],
+    /// Those of `task` and `raw` in both places.
+    both: [Option<WireName>; 4],
+    /// By agent, by container, by whichever the ports are at.
+    kinds: [Option<WireName>; 3],
+    /// Ports on agents, over TCP and UDP.
+    on_agents: [Option<WireName>; 2],
+    /// By port index.
+    services: Vec<Vec<Option<WireName>>>,
 }
 
 impl AppNames {
@@ -74,52 +70,68 @@ impl AppNames {
         if task.is_empty() || framework.is_empty() {
             return None;
         }
-        let agents = format!("{framework}.slave.{MESOS}");
-        let here = format!("{framework}.{MESOS}");
-        Some(Self { raw: Some(raw).filter(|raw| *raw != task), task, framework, here, agents })
+        let raw = Some(raw).filter(|raw| *raw != task);
+        let places = [
+            WireName::parse(&format!("{framework}.{MESOS}"))?,
+            WireName::parse(&format!("{framework}.slave.{MESOS}"))?,
+        ];
+        let both = in_both(&task, raw.as_deref(), &places);
+        let kinds = ["agentip", "containerip", "autoip"]
+            .map(|kind| WireName::parse(&format!("{task}.{framework}.{kind}.{DCOS}")));
+        let on_agents = [Protocol::Tcp, Protocol::Udp]
+            .map(|protocol| WireName::under(&format!("_{task}._{protocol}"), &places[1]));
+        let services = app.services.iter().map(|service| {
+            let of_protocol = |protocol| {
+                let name = format!("_{task}._{protocol}");
+                let named = port_name(service).map(|port| format!("_{port}.{name}"));
+                [Some(name), named].into_iter().flatten()
+            };
+            protocols(service).flat_map(of_protocol).map(|name| WireName::under(&name, &places[0])).collect()
+        });
+        let services = services.collect();
+        Some(Self { task, raw, places, both, kinds, on_agents, services })
     }
 
-    fn instance(&self, app: &App, instance: &Instance, compat: Compat, facts: &mut Facts) {
+    fn instance(&self, instance: &Instance, compat: Compat, facts: &mut Facts) {
         let Some(tier) = Tier::of(instance, compat) else { return };
-        let Self { task, raw, framework, here, agents } = self;
         let agent: &[IpAddr] = instance.host_address.as_slice();
         let on_agent = |ip: IpAddr| agent.contains(&ip);
         let own = if instance.addresses.is_empty() { agent } else { &instance.addresses };
         let reached_at =
             if instance.endpoints.iter().any(|e| on_agent(e.address.ip())) { agent } else { own };
 
-        for (kind, addresses) in [("agentip", agent), ("containerip", own), ("autoip", reached_at)] {
-            facts.addresses(&format!("{task}.{framework}.{kind}.{DCOS}"), tier, addresses);
+        for (name, addresses) in self.kinds.iter().zip([agent, own, reached_at]) {
+            facts.addresses(name.as_ref(), tier, addresses);
         }
-        let (id, agent_id) = (instance.id.as_str(), instance.agent.as_deref());
-        let single = canonical(task, id, agent_id);
-        let raw_single = raw.as_ref().map(|raw| format!("{raw}{}", canonical_tail(id, agent_id)));
-        for name in [Some(task), Some(&single), raw.as_ref(), raw_single.as_ref()].into_iter().flatten() {
-            facts.addresses(&format!("{name}.{here}"), tier, reached_at);
-            facts.addresses(&format!("{name}.{agents}"), tier, agent);
+        let tail = canonical_tail(instance.id.as_str(), instance.agent.as_deref());
+        let single = canonical(&self.task, &tail);
+        let raw_single = self.raw.as_ref().map(|raw| format!("{raw}{tail}"));
+        let singles = in_both(&single, raw_single.as_deref(), &self.places);
+        for of_both in [&self.both, &singles] {
+            for (name, addresses) in of_both.iter().zip([reached_at, agent, reached_at, agent]) {
+                facts.addresses(name.as_ref(), tier, addresses);
+            }
         }
 
-        let (Some(target), Some(agent_target)) =
-            (WireName::parse(&format!("{single}.{here}")), WireName::parse(&format!("{single}.{agents}")))
-        else {
-            return;
-        };
+        let [Some(target), Some(agent_target), ..] = &singles else { return };
         for endpoint in &instance.endpoints {
             let port = endpoint.address.port();
             if on_agent(endpoint.address.ip()) {
-                for protocol in [Protocol::Tcp, Protocol::Udp] {
-                    facts.service(&format!("_{task}._{protocol}.{agents}"), tier, port, &agent_target);
+                for name in self.on_agents.iter().flatten() {
+                    facts.service(name, tier, port, agent_target);
                 }
             }
-            let Some(service) = app.service(endpoint.port_index) else { continue };
-            for protocol in protocols(service) {
-                facts.service(&format!("_{task}._{protocol}.{here}"), tier, port, &target);
-                if let Some(name) = port_name(service) {
-                    facts.service(&format!("_{name}._{task}._{protocol}.{here}"), tier, port, &target);
-                }
+            for name in self.services.get(endpoint.port_index).into_iter().flatten().flatten() {
+                facts.service(name, tier, port, target);
             }
         }
     }
+}
+
+/// `task` in both places, then `raw` in both.
+fn in_both(task: &str, raw: Option<&str>, places: &[WireName; 2]) -> [Option<WireName>; 4] {
+    let name = |labels: Option<&str>, place| WireName::under(labels?, place);
+    [name(Some(task), &places[0]), name(Some(task), &places[1]), name(raw, &places[0]), name(raw, &places[1])]
 }
 
 fn protocols(service: &Service) -> impl Iterator<Item = Protocol> {

@@ -19,20 +19,18 @@ const N_ZK_NAMES: usize = 5;
 pub(crate) fn of_cluster(config: &Config, framework: &str, leaders: Leaders) -> Facts {
     let mut facts = Facts::default();
     let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    facts.addresses("localhost", Tier::Preferred, &loopback);
-    facts.addresses("ready.spartan", Tier::Preferred, &loopback[..1]);
+    facts.host("localhost", &loopback);
+    facts.host("ready.spartan", &loopback[..1]);
     let own: Vec<IpAddr> =
         config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).collect();
     for name in ["ns.spartan", &format!("ns1.{MESOS}")] {
-        facts.exists(name);
-        facts.addresses(name, Tier::Preferred, &own);
+        facts.host(name, &own);
     }
     for (name, addresses) in [
         ("thisnode.thisdcos.directory", &config.node_addresses),
         ("public.thisnode.thisdcos.directory", &config.public_addresses),
     ] {
-        facts.exists(name);
-        facts.addresses(name, Tier::Preferred, addresses);
+        facts.host(name, addresses);
     }
     of_masters(config, framework, leaders, &mut facts);
     facts
@@ -62,16 +60,16 @@ fn of_masters(config: &Config, framework: &str, leaders: Leaders, facts: &mut Fa
         (format!("master.{DCOS}"), masters.clone()),
     ];
     for (name, addresses) in names.into_iter().chain(own.clone().map(|name| (name, ips(&schedulers)))) {
-        facts.exists(&name);
-        facts.addresses(&name, Tier::Preferred, &addresses);
+        facts.host(&name, &addresses);
     }
     for (i, master) in masters.iter().enumerate() {
-        facts.addresses(&format!("master{i}.{MESOS}"), Tier::Preferred, &[*master]);
+        facts.host(&format!("master{i}.{MESOS}"), &[*master]);
     }
     let mut service = |name: &str, port: u16, target: &str| {
-        facts.exists(name);
+        let Some(name) = WireName::parse(name) else { return };
+        facts.exists(&name);
         if let Some(target) = WireName::parse(target).filter(|_| port > 0) {
-            facts.service(name, Tier::Preferred, port, &target);
+            facts.service(&name, Tier::Preferred, port, &target);
         }
     };
     for at in &leading {
@@ -86,7 +84,7 @@ fn of_masters(config: &Config, framework: &str, leaders: Leaders, facts: &mut Fa
     }
     if !config.masters.is_empty() {
         for (i, master) in config.masters.iter().cycle().take(N_ZK_NAMES).enumerate() {
-            facts.addresses(&format!("zk-{}.zk", i + 1), Tier::Preferred, &[master.ip()]);
+            facts.host(&format!("zk-{}.zk", i + 1), &[master.ip()]);
         }
     }
 }
@@ -94,12 +92,15 @@ fn of_masters(config: &Config, framework: &str, leaders: Leaders, facts: &mut Fa
 /// The agents that run anything.
 pub(crate) fn of_agents(agents: &[IpAddr]) -> Facts {
     let mut facts = Facts::default();
+    if agents.is_empty() {
+        return facts;
+    }
     let all = format!("slave.{MESOS}");
-    facts.addresses(&all, Tier::Preferred, agents);
-    if !agents.is_empty()
-        && let Some(target) = WireName::parse(&all)
+    facts.host(&all, agents);
+    if let (Some(name), Some(target)) =
+        (WireName::parse(&format!("_slave._tcp.{MESOS}")), WireName::parse(&all))
     {
-        facts.service(&format!("_slave._tcp.{MESOS}"), Tier::Preferred, AGENT_PORT, &target);
+        facts.service(&name, Tier::Preferred, AGENT_PORT, &target);
     }
     facts
 }

@@ -62,27 +62,36 @@ pub(crate) struct Fact {
     pub data: Data,
 }
 
-/// Collects facts; names that DNS cannot hold (too long) are left out, which concerns that name alone.
+/// Collects facts. A name that DNS cannot hold (too long) is left out, which concerns that name alone.
 #[derive(Debug, Default)]
 pub(crate) struct Facts(pub Vec<Fact>);
 
 impl Facts {
-    pub fn exists(&mut self, name: &str) {
-        self.0.extend(WireName::parse(name).map(|name| Fact {
-            name,
-            tier: Tier::Preferred,
-            data: Data::Exists,
-        }));
+    pub fn exists(&mut self, name: &WireName) {
+        self.put(name, Tier::Preferred, Data::Exists);
     }
 
-    pub fn addresses(&mut self, name: &str, tier: Tier, addresses: &[IpAddr]) {
-        let Some(name) = WireName::parse(name) else { return };
-        let fact = |ip: &IpAddr| Fact { name: name.clone(), tier, data: Data::Address(*ip) };
-        self.0.extend(addresses.iter().map(fact));
+    /// A name in text, which exists without addresses, too.
+    fn host(&mut self, name: &str, addresses: &[IpAddr]) {
+        if let Some(name) = WireName::parse(name) {
+            self.exists(&name);
+            self.addresses(Some(&name), Tier::Preferred, addresses);
+        }
     }
 
-    fn service(&mut self, name: &str, tier: Tier, port: u16, target: &WireName) {
-        let data = Data::Service { port, target: target.clone() };
-        self.0.extend(WireName::parse(name).map(|name| Fact { name, tier, data }));
+    /// `None`: a name that DNS cannot hold.
+    pub fn addresses(&mut self, name: Option<&WireName>, tier: Tier, addresses: &[IpAddr]) {
+        let Some(name) = name else { return };
+        for ip in addresses {
+            self.put(name, tier, Data::Address(*ip));
+        }
+    }
+
+    fn service(&mut self, name: &WireName, tier: Tier, port: u16, target: &WireName) {
+        self.put(name, tier, Data::Service { port, target: target.clone() });
+    }
+
+    fn put(&mut self, name: &WireName, tier: Tier, data: Data) {
+        self.0.push(Fact { name: name.clone(), tier, data });
     }
 }

@@ -13,12 +13,13 @@ use crate::names::WireName;
 /// address. A VIP that got no address still exists.
 pub(crate) fn of_vip(name: &VipName, addresses: &[IpAddr], ports: &[(Protocol, u16)]) -> Facts {
     let mut facts = Facts::default();
-    let full = format!("{name}.{L4LB}");
-    facts.exists(&full);
-    facts.addresses(&full, Tier::Preferred, addresses);
-    let Some(target) = WireName::parse(&full) else { return facts };
+    let Some(target) = WireName::parse(&format!("{name}.{L4LB}")) else { return facts };
+    facts.exists(&target);
+    facts.addresses(Some(&target), Tier::Preferred, addresses);
     for (protocol, port) in ports {
-        facts.service(&format!("_{port}._{protocol}.{full}"), Tier::Preferred, *port, &target);
+        if let Some(name) = WireName::under(&format!("_{port}._{protocol}"), &target) {
+            facts.service(&name, Tier::Preferred, *port, &target);
+        }
     }
     for address in addresses {
         let n_labels = if address.is_ipv4() { 4 } else { 32 };

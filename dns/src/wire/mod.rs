@@ -7,7 +7,7 @@ mod query;
 mod reply;
 
 pub(crate) use edns::{CookieOption, Edns, Opt};
-pub(crate) use query::{Head, Query, Rejected};
+pub(crate) use query::{EMPTY_NAME_SPACE, Head, Query, Rejected};
 pub(crate) use reply::{Full, Reply, Section, empty_and_truncate, reject};
 
 pub(crate) const HEADER: usize = 12;

@@ -11,6 +11,11 @@ use crate::names::MAX_NAME;
 use crate::stats::Silence;
 
 const CLASS_IN: u16 = 1;
+const CHUNK: usize = 16;
+
+/// Room for a name in whole chunks.
+pub(crate) type NameSpace = [u8; MAX_NAME.next_multiple_of(CHUNK)];
+pub(crate) const EMPTY_NAME_SPACE: NameSpace = [0; MAX_NAME.next_multiple_of(CHUNK)];
 
 /// A query for one name that may be answered. Borrows its packet.
 #[derive(Debug)]
@@ -32,7 +37,7 @@ pub(crate) enum Rejected {
 impl<'p> Query<'p> {
     /// The checks that come before any look-up, in the order of what they need to have read. The name is put into
     /// `space` in lower case.
-    pub fn parse(packet: &'p [u8], space: &'p mut [u8; MAX_NAME]) -> Result<Self, Rejected> {
+    pub fn parse(packet: &'p [u8], space: &'p mut NameSpace) -> Result<Self, Rejected> {
         const MALFORMED: Rejected = Rejected::With(ResponseCode::FormErr);
         let header = packet.first_chunk::<HEADER>().ok_or(Rejected::Silently(Silence::Short))?;
         if header[2] & 0x80 != 0 {
@@ -50,10 +55,14 @@ impl<'p> Query<'p> {
         let name_bytes = reader.question_name().ok_or(MALFORMED)?;
         let record_type = RecordType::from(reader.u16().ok_or(MALFORMED)?);
         let class = reader.u16().ok_or(MALFORMED)?;
-        let name = &mut space[..name_bytes];
-        name.copy_from_slice(&packet[HEADER..HEADER + name_bytes]);
-        // Lengths are below 64 and letters are above, so lengths stay as they are.
-        name.make_ascii_lowercase();
+        space[..name_bytes].copy_from_slice(&packet[HEADER..HEADER + name_bytes]);
+        // Lengths are below 64 and letters are above, so lengths stay as they are. What is behind the name does not
+        // matter, and whole chunks take one instruction each.
+        let (chunks, _) = space.as_chunks_mut::<CHUNK>();
+        for chunk in &mut chunks[..name_bytes.div_ceil(CHUNK)] {
+            chunk.make_ascii_lowercase();
+        }
+        let name = &space[..name_bytes];
 
         let n_records = count(6) + count(8) + count(10);
         let edns = match n_records {

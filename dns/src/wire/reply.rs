@@ -12,6 +12,8 @@ use super::query::Head;
 const CLASS_IN: u8 = 1;
 /// Of a record: owner (a compression pointer), type, class, TTL and length of the data.
 const RECORD_HEADER: usize = 12;
+/// Of an AAAA record, the longest whose data all have one length.
+const MAX_ADDRESS_BYTES: usize = 16;
 /// Room that most replies need behind the question.
 const USUAL_RECORDS_BYTES: usize = 256;
 
@@ -40,12 +42,13 @@ impl<'o> Reply<'o> {
     /// Begins the reply to a query: NOERROR, not authoritative. `limit` is the size that it may have in the end.
     pub fn new(head: Head<'_>, out: &'o mut Vec<u8>, limit: usize, opt: Option<Opt>) -> Self {
         let start = out.len();
-        out.reserve(HEADER + head.question.len() + USUAL_RECORDS_BYTES);
         let mut header = [0; HEADER];
         header[..2].copy_from_slice(&head.id.to_be_bytes());
         header[2] = 0x80 | u8::from(head.recursion_desired);
         header[3] = u8::from(head.checking_disabled) << 4;
         header[5] = 1;
+        // A buffer that was used before has room already.
+        out.reserve(HEADER + head.question.len() + USUAL_RECORDS_BYTES);
         out.extend_from_slice(&header);
         out.extend_from_slice(head.question);
         let limit = limit.saturating_sub(opt.as_ref().map_or(0, Opt::n_bytes));
@@ -90,29 +93,27 @@ impl<'o> Reply<'o> {
         Ok(())
     }
 
-    /// Writes records that differ only in their data, of `N` bytes each, as far as they fit.
-    pub fn records_of<const N: usize>(
+    /// Writes records of one owner that differ only in their data, of `N` bytes each, as far as they fit: those of the
+    /// first slice, then those of the second.
+    pub fn records_of<T, const N: usize>(
         &mut self,
         section: Section,
         owner: usize,
-        record_type: RecordType,
-        ttl: u32,
-        data: impl Iterator<Item = [u8; N]>,
+        (record_type, ttl): (RecordType, u32),
+        all: [&[T]; 2],
+        data: impl Fn(&T) -> [u8; N],
     ) -> Result<(), Full> {
-        let header = record_header(owner, record_type, ttl, N)?;
-        let mut n = 0;
-        let mut written = Ok(());
-        for data in data {
-            if self.len() + RECORD_HEADER + N > self.limit {
-                written = Err(Full);
-                break;
-            }
-            self.out.extend_from_slice(&header);
-            self.out.extend_from_slice(&data);
-            n += 1;
+        let record_bytes = RECORD_HEADER + N;
+        let mut record = [0; RECORD_HEADER + MAX_ADDRESS_BYTES];
+        record[..RECORD_HEADER].copy_from_slice(&record_header(owner, record_type, ttl, N)?);
+        let n = all[0].len() + all[1].len();
+        let n_fitting = n.min(self.limit.saturating_sub(self.len()) / record_bytes);
+        for item in all[0].iter().chain(all[1]).take(n_fitting) {
+            record[RECORD_HEADER..record_bytes].copy_from_slice(&data(item));
+            self.out.extend_from_slice(&record[..record_bytes]);
         }
-        self.count(section, n);
-        written
+        self.count(section, n_fitting as u16);
+        if n_fitting < n { Err(Full) } else { Ok(()) }
     }
 
     fn count(&mut self, section: Section, n_more: u16) {

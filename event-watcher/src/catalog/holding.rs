@@ -17,6 +17,7 @@ pub type Apps = imbl::OrdMap<AppId, Arc<App>>;
 #[derive(Clone, Debug, Default)]
 pub struct Holding {
     apps: Apps,
+    n_instances: usize,
     problems: BTreeMap<AppId, Vec<Problem>>,
     /// What is wrong beyond single apps, e.g. an app without an id.
     source_problems: Vec<Problem>,
@@ -43,6 +44,11 @@ impl Holding {
         &self.apps
     }
 
+    /// Of all apps.
+    pub fn n_instances(&self) -> usize {
+        self.n_instances
+    }
+
     pub fn app(&self, id: &AppId) -> Option<&Arc<App>> {
         self.apps.get(id)
     }
@@ -64,23 +70,30 @@ impl Holding {
         let AppUpdate { app, problems } = update;
         self.set_problems(&app.id.clone(), problems);
         if self.apps.get(&app.id).is_none_or(|known| **known != app) {
-            self.changes.apps.insert(app.id.clone());
-            self.apps.insert(app.id.clone(), Arc::new(app));
+            self.hold(Arc::new(app));
         }
     }
 
     pub fn put(&mut self, app: Arc<App>, problems: Vec<Problem>) {
         self.set_problems(&app.id, problems);
         if self.apps.get(&app.id).is_none_or(|known| !Arc::ptr_eq(known, &app) && *known != app) {
-            self.changes.apps.insert(app.id.clone());
-            self.apps.insert(app.id.clone(), app);
+            self.hold(app);
         }
     }
 
     pub fn remove(&mut self, id: &AppId) {
         self.set_problems(id, Vec::new());
-        if self.apps.remove(id).is_some() {
+        if let Some(gone) = self.apps.remove(id) {
+            self.n_instances -= gone.instances.len();
             self.changes.apps.insert(id.clone());
+        }
+    }
+
+    fn hold(&mut self, app: Arc<App>) {
+        self.changes.apps.insert(app.id.clone());
+        self.n_instances += app.instances.len();
+        if let Some(before) = self.apps.insert(app.id.clone(), app) {
+            self.n_instances -= before.instances.len();
         }
     }
 
@@ -120,8 +133,7 @@ impl Holding {
         }
         let mut of_app = App::clone(known);
         of_app.instances[index] = Arc::new(changed);
-        self.changes.apps.insert(app.clone());
-        self.apps.insert(app.clone(), Arc::new(of_app));
+        self.hold(Arc::new(of_app));
     }
 
     /// What is wrong with an app whose last good version stays, or which has none.

@@ -11,6 +11,9 @@ mod problem;
 mod snapshot;
 mod vip;
 
+#[cfg(test)]
+mod tests;
+
 pub use app::{App, AppId, HealthCheck, HealthCheckProtocol, Protocols, Service, ServiceId};
 pub use delta::{Delta, VipsChanged};
 pub use holding::{Apps, Changes, Holding, ProblemsChanged};

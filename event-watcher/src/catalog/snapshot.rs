@@ -14,7 +14,7 @@ use super::app::{App, AppId};
 use super::holding::{Apps, Changes, Holding, ProblemsChanged};
 use super::instance::{InstanceId, InstanceState};
 use super::problem::Problem;
-use super::vip::{Claims, Reserved, VipPool, Vips};
+use super::vip::{Claims, Family, Reserved, VipPool, VipTarget, Vips, before_endpoints};
 
 /// The number of a snapshot. 0 is the empty one that exists before the first sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -42,6 +42,8 @@ pub struct Snapshot {
     /// As [`Self::framework`], of the first of several schedulers.
     pub leaders: Leaders,
     pub apps: Apps,
+    /// Of all apps.
+    pub n_instances: usize,
     pub vips: Arc<Vips>,
     pub problems: Arc<[Problem]>,
 }
@@ -100,6 +102,8 @@ pub struct Catalog {
     claims: BTreeMap<AppId, Claims>,
     /// Addresses that somebody chose for a VIP, and how many apps did.
     chosen: BTreeMap<IpAddr, usize>,
+    /// How many services give a VIP endpoints of each family.
+    families: BTreeMap<(VipTarget, Family), usize>,
     vips: Arc<Vips>,
     vip_problems: Vec<Problem>,
     problems: Arc<[Problem]>,
@@ -117,6 +121,7 @@ impl Catalog {
             reserved: Vec::new(),
             claims: BTreeMap::new(),
             chosen: BTreeMap::new(),
+            families: BTreeMap::new(),
             vips: Arc::default(),
             vip_problems: Vec::new(),
             problems: Arc::default(),
@@ -236,6 +241,7 @@ impl Catalog {
             frameworks: self.frameworks.clone(),
             leaders: self.leaders,
             apps: self.held.apps().clone(),
+            n_instances: self.held.n_instances(),
             vips: Arc::clone(&self.vips),
             problems: Arc::clone(&self.problems),
         }))
@@ -251,17 +257,22 @@ impl Catalog {
                 continue;
             }
             differ = differ || self.matters(known, claims.as_ref().unwrap_or(&Claims::default()));
+            let touched: BTreeSet<VipTarget> =
+                known.into_iter().chain(&claims).flat_map(Claims::targets).cloned().collect();
+            let before: Vec<BTreeSet<Family>> = touched.iter().map(|t| self.families_of(t)).collect();
             for ip in known.into_iter().flat_map(Claims::chosen) {
-                if let Entry::Occupied(mut n_apps) = self.chosen.entry(ip) {
-                    *n_apps.get_mut() -= 1;
-                    if *n_apps.get() == 0 {
-                        n_apps.remove();
-                    }
-                }
+                take_one(&mut self.chosen, ip);
+            }
+            for fed in known.into_iter().flat_map(Claims::families) {
+                take_one(&mut self.families, fed);
             }
             for ip in claims.iter().flat_map(Claims::chosen) {
                 *self.chosen.entry(ip).or_default() += 1;
             }
+            for fed in claims.iter().flat_map(Claims::families) {
+                *self.families.entry(fed).or_default() += 1;
+            }
+            differ = differ || !touched.iter().map(|t| self.families_of(t)).eq(before);
             match claims {
                 Some(claims) => self.claims.insert(id.clone(), claims),
                 None => self.claims.remove(id),
@@ -270,7 +281,18 @@ impl Catalog {
         differ
     }
 
-    /// Whether the table of VIPs may differ when an app's claims change.
+    /// The families that a VIP's addresses may have.
+    fn families_of(&self, target: &VipTarget) -> BTreeSet<Family> {
+        let has = |family: &Family| self.families.contains_key(&(target.clone(), *family));
+        let found: BTreeSet<Family> = [Family::Ipv4, Family::Ipv6].into_iter().filter(has).collect();
+        match target {
+            _ if !found.is_empty() => found,
+            VipTarget::Named(_) => [before_endpoints(&self.config.vip_pools)].into(),
+            VipTarget::Ip(ip) => [Family::of(*ip)].into(),
+        }
+    }
+
+    /// Whether the table of VIPs may differ, families apart, when an app's claims change.
     fn matters(&self, old: Option<&Claims>, new: &Claims) -> bool {
         let nothing = Claims::default();
         let old = old.unwrap_or(&nothing);
@@ -280,6 +302,16 @@ impl Catalog {
         };
         let services_differ = (old.has_vips() || new.has_vips()) && !old.same_services(new);
         services_differ || old.agents().symmetric_difference(new.agents()).any(is_near)
+    }
+}
+
+/// Counts one less; what nobody counts is forgotten.
+fn take_one<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) {
+    if let Entry::Occupied(mut n) = counts.entry(key) {
+        *n.get_mut() -= 1;
+        if *n.get() == 0 {
+            n.remove();
+        }
     }
 }
 

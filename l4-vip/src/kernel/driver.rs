@@ -43,6 +43,8 @@ pub(crate) struct Driver {
     wanted: BTreeMap<Frontend, Service>,
     /// What the kernel took last.
     in_force: BTreeMap<Frontend, Service>,
+    /// Its keys; copied only when one comes or goes.
+    served: Arc<BTreeSet<Frontend>>,
     /// Frontends whose wanted state may not be in force.
     dirty: BTreeSet<Frontend>,
     /// What it cannot take, with its reason.
@@ -66,6 +68,7 @@ impl Driver {
             plane: Some(plane),
             wanted: BTreeMap::new(),
             in_force: BTreeMap::new(),
+            served: Arc::default(),
             dirty: BTreeSet::new(),
             refused: BTreeMap::new(),
             failed: None,
@@ -79,7 +82,9 @@ impl Driver {
     }
 
     /// Makes `services` what should be in force, and puts it in force. Frontends in `gone` are not served any more.
-    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) {
+    /// Answers whether something that is told, beside endpoints, has changed.
+    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) -> Ticked {
+        let (is_other_set, before) = (!gone.is_empty(), self.told());
         if !gone.is_empty() {
             // What goes may make room for what was refused.
             self.dirty.extend(std::mem::take(&mut self.refused).into_keys());
@@ -94,10 +99,15 @@ impl Driver {
             self.wanted.insert(service.frontend, service);
         }
         self.work().await;
+        if is_other_set || before != self.told() { Ticked::Differs } else { Ticked::Same }
     }
 
-    pub(crate) fn served(&self) -> Vec<Frontend> {
-        self.in_force.keys().copied().collect()
+    fn told(&self) -> (Option<Failed>, BTreeMap<Frontend, String>, usize) {
+        (self.failed.clone(), self.refused.clone(), self.in_force.len())
+    }
+
+    pub(crate) fn served(&self) -> Arc<BTreeSet<Frontend>> {
+        Arc::clone(&self.served)
     }
 
     /// Everything that is wanted and not refused is in force.
@@ -191,6 +201,9 @@ impl Driver {
             self.n_repaired += n_differed as u64;
         }
         self.in_force = services.into_iter().map(|service| (service.frontend, service)).collect();
+        if !self.served.iter().eq(self.in_force.keys()) {
+            self.served = Arc::new(self.in_force.keys().copied().collect());
+        }
         self.dirty.clear();
         self.compare_at = Instant::now() + COMPARE;
         self.is_settled = true;
@@ -215,9 +228,17 @@ impl Driver {
         self.dirty.clear();
         for change in changes {
             match change {
-                Change::Set(service) => self.in_force.insert(service.frontend, service),
-                Change::Remove(frontend) => self.in_force.remove(&frontend),
-            };
+                Change::Set(service) => {
+                    let frontend = service.frontend;
+                    if self.in_force.insert(frontend, service).is_none() {
+                        Arc::make_mut(&mut self.served).insert(frontend);
+                    }
+                }
+                Change::Remove(frontend) => {
+                    self.in_force.remove(&frontend);
+                    Arc::make_mut(&mut self.served).remove(&frontend);
+                }
+            }
         }
         Ok(())
     }

@@ -40,6 +40,11 @@ pub(crate) struct Told {
 }
 
 impl Told {
+    /// Connections that the kernel counted at one of the VIP's addresses.
+    pub(crate) fn n_connections(&self, frontend: &Frontend) -> u64 {
+        self.counted.frontends.get(frontend).map_or(0, |counted| counted.n_connections)
+    }
+
     /// What the kernel counted at one of the VIP's addresses.
     pub(crate) fn add_counters(&self, view: &mut VipView, frontend: &Frontend) {
         let Some(counted) = self.counted.frontends.get(frontend) else { return };
@@ -94,13 +99,16 @@ impl Serving {
         self.driver.is_some()
     }
 
-    /// Makes the kernel serve `services` and nothing in `gone`. Answers whether all of it is in force.
-    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) -> bool {
-        let Some(driver) = &mut self.driver else { return true };
-        driver.set(services, gone).await;
+    /// Makes the kernel serve `services` and nothing in `gone`. Answers whether something that is told, beside
+    /// endpoints, has changed.
+    pub(crate) async fn set(&mut self, services: Vec<Service>, gone: Vec<Frontend>) -> Ticked {
+        let Some(driver) = &mut self.driver else { return Ticked::Same };
+        let outcome = driver.set(services, gone).await;
         self.is_told = true;
-        self.tell();
-        self.is_applied()
+        if outcome == Ticked::Differs {
+            self.tell();
+        }
+        outcome
     }
 
     pub(crate) fn is_applied(&self) -> bool {
@@ -183,7 +191,7 @@ impl Serving {
         let refused = driver.refused().map(|(frontend, reason)| (*frontend, reason.to_owned()));
         self.told.store(Arc::new(Told {
             choice: ChoiceView { failure, n_repaired: driver.n_repaired, ..known.choice.clone() },
-            served: Arc::new(driver.served().into_iter().collect()),
+            served: driver.served(),
             refused: Arc::new(refused.collect()),
             counted: Arc::clone(&driver.counted),
         }));

@@ -122,6 +122,39 @@ async fn a_stopping_plane_finishes_what_it_has_and_cuts_what_does_not_end() {
     }
 }
 
+/// Its name is gone at once, but somebody may have looked it up just before.
+#[tokio::test]
+async fn a_vip_that_is_gone_takes_connections_for_as_long_as_its_name_may_be_remembered() {
+    let overlap = Duration::from_secs(2);
+    let mut rig = Rig::start(1, Config { removal_overlap: overlap, ..Config::default() });
+    let [stays, reused] = [naming_endpoint().await, naming_endpoint().await];
+    let vip = rig.serve("gone", &[stays, reused]).await;
+    rig.apply(|catalog| catalog.remove(&AppId::new("gone"))).await;
+    assert!(rig.plane.vips().is_empty(), "listed no more");
+    assert_eq!(rig.plane.listening(), [tcp(vip)]);
+    let mut seen = BTreeSet::new();
+    for _ in 0..4 {
+        seen.insert(answer(vip).await);
+    }
+    assert_eq!(seen, [stays, reused].map(|at| at.port().to_string()).into());
+
+    // Another app's instance where one of its own was.
+    rig.apply(|catalog| catalog.replace(app("new", &[], &[reused]))).await;
+    for _ in 0..4 {
+        assert_eq!(answer(vip).await, stays.port().to_string());
+    }
+
+    // It comes back with what it had counted, and goes for good.
+    rig.apply(|catalog| catalog.replace(app("gone", &[(Protocol::Tcp, vip.port())], &[stays]))).await;
+    assert_eq!(rig.plane.vips()[0].counters.n_connections, 8);
+    assert_eq!(answer(vip).await, stays.port().to_string());
+    rig.apply(|catalog| catalog.remove(&AppId::new("gone"))).await;
+    answer(vip).await;
+    until_refused(vip).await;
+    assert!(rig.plane.listening().is_empty());
+    rig.stop().await;
+}
+
 /// A name loses its address to an app that chose it: the name moves, and programs that still have the old answer of DNS
 /// are served there for a while.
 #[tokio::test]

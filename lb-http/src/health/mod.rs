@@ -7,11 +7,12 @@
 mod probe;
 mod state;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use imbl::ordmap::DiffItem;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
@@ -20,7 +21,7 @@ pub(crate) use state::Change;
 pub use state::{CheckResult, CheckState, Judged, Report};
 
 use crate::labels::{CheckSpec, ProxyVersion, ServiceLabels};
-use crate::table::Table;
+use crate::table::{Backend, Probed};
 
 /// Probes that may wait for an answer at the same time; more are late rather than a burden.
 const MOST_AT_ONCE: usize = 256;
@@ -29,9 +30,10 @@ const MOST_AT_ONCE: usize = 256;
 pub(crate) struct Checker {
     /// By the address of the server's state, which the value keeps alive.
     watched: HashMap<usize, Watched>,
+    /// The backends of the last table.
+    followed: Probed,
     permits: Arc<Semaphore>,
     changed: Arc<Notify>,
-    n_followed: u64,
 }
 
 #[derive(Debug)]
@@ -39,8 +41,6 @@ struct Watched {
     state: Arc<CheckState>,
     subject: Subject,
     task: AbortHandle,
-    /// The last table that has it.
-    seen: u64,
 }
 
 /// What is asked of whom.
@@ -62,9 +62,9 @@ impl Checker {
     pub(crate) fn new() -> Self {
         Self {
             watched: HashMap::new(),
+            followed: Probed::new(),
             permits: Arc::new(Semaphore::new(MOST_AT_ONCE)),
             changed: Arc::default(),
-            n_followed: 0,
         }
     }
 
@@ -73,46 +73,60 @@ impl Checker {
         self.changed.notified().await;
     }
 
-    /// Probes the servers of this table, and no others.
-    pub(crate) fn follow(&mut self, table: &Table) {
-        self.n_followed += 1;
-        for backend in &table.backends {
-            let Some(spec) = &backend.labels.check else { continue };
-            for server in &backend.servers {
-                if let Some(address) = server.check_address {
-                    server.check.set_judged(server.judged);
-                    self.watch(&server.check, Subject::of(address, &backend.labels, spec));
-                }
-            }
+    /// Probes the servers of these backends, and no others. Costs what differs from the last time.
+    pub(crate) fn follow(&mut self, probed: &Probed) {
+        let before = std::mem::replace(&mut self.followed, probed.clone());
+        let mut gone = HashSet::new();
+        let keys = |backend: &Backend| -> Vec<usize> {
+            subjects(backend).map(|(state, _)| Arc::as_ptr(state).addr()).collect()
+        };
+        let mut news = Vec::new();
+        for item in before.diff(probed) {
+            let (old, new) = match item {
+                DiffItem::Add(_, new) => (None, Some(new)),
+                DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+                DiffItem::Remove(_, old) => (Some(old), None),
+            };
+            gone.extend(old.into_iter().flat_map(|backend| keys(backend)));
+            news.extend(new);
         }
-        let now = self.n_followed;
-        self.watched.retain(|_, watched| {
-            let stays = watched.seen == now;
-            if !stays {
-                watched.task.abort();
-                // Whoever is checked again one day begins anew.
-                watched.state.reset();
-            }
-            stays
-        });
+        for server in news.iter().flat_map(|backend| &backend.servers) {
+            server.check.set_judged(server.judged);
+        }
+        for (state, subject) in news.iter().flat_map(|backend| subjects(backend)) {
+            gone.remove(&Arc::as_ptr(state).addr());
+            self.watch(state, subject);
+        }
+        for watched in gone.iter().filter_map(|key| self.watched.remove(key)) {
+            watched.task.abort();
+            // Whoever is checked again one day begins anew.
+            watched.state.reset();
+        }
     }
 
     fn watch(&mut self, state: &Arc<CheckState>, subject: Subject) {
         let key = Arc::as_ptr(state).addr();
-        if let Some(known) = self.watched.get_mut(&key)
-            && known.subject == subject
-        {
-            known.seen = self.n_followed;
+        if self.watched.get(&key).is_some_and(|known| known.subject == subject) {
             return;
         }
         let watch =
             watch(Arc::clone(state), subject.clone(), Arc::clone(&self.permits), Arc::clone(&self.changed));
         let task = tokio::spawn(watch).abort_handle();
-        let watched = Watched { state: Arc::clone(state), subject, task, seen: self.n_followed };
+        let watched = Watched { state: Arc::clone(state), subject, task };
         if let Some(before) = self.watched.insert(key, watched) {
             before.task.abort();
         }
     }
+}
+
+/// The servers of a backend that are asked, and what.
+fn subjects(backend: &Backend) -> impl Iterator<Item = (&Arc<CheckState>, Subject)> {
+    backend.labels.check.iter().flat_map(move |spec| {
+        backend.servers.iter().filter_map(move |server| {
+            let subject = Subject::of(server.check_address?, &backend.labels, spec);
+            Some((&server.check, subject))
+        })
+    })
 }
 
 impl Drop for Checker {

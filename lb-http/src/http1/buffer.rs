@@ -8,9 +8,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::socket;
 
 /// Of a buffer; enough for nearly every head, and for a piece of a body that is worth a system call.
 pub(crate) const BUFFER_BYTES: usize = 16 * 1024;
+/// Of what is to be written: what one read brings, and a head before it, so that they go in one call.
+pub(crate) const OUTPUT_BYTES: usize = BUFFER_BYTES + 4096;
 /// What a worker keeps for the next: more were only wanted in a burst.
 const MOST_SPARE: usize = 64;
 /// A head that is still incomplete keeps its bytes in memory of its own size, when it is at most this long.
@@ -35,14 +40,14 @@ impl Spare {
         }
     }
 
-    /// Empty, with room for [`BUFFER_BYTES`].
+    /// Empty, with room for [`OUTPUT_BYTES`].
     pub(crate) fn output(&self) -> Vec<u8> {
-        self.outputs.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
+        self.outputs.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(OUTPUT_BYTES))
     }
 
     pub(crate) fn put_output(&self, mut memory: Vec<u8>) {
         let mut outputs = self.outputs.borrow_mut();
-        let is_usual = (BUFFER_BYTES..=4 * BUFFER_BYTES).contains(&memory.capacity());
+        let is_usual = (OUTPUT_BYTES..=4 * OUTPUT_BYTES).contains(&memory.capacity());
         if is_usual && outputs.len() < MOST_SPARE {
             memory.clear();
             outputs.push(memory);
@@ -97,6 +102,36 @@ impl Buffer {
         polled.map_ok(|()| n)
     }
 
+    /// The same of a socket as it is, which takes memory only when there is something to read.
+    pub(crate) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &TcpStream,
+        spare: &Spare,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match socket.poll_read_ready(cx) {
+                Poll::Ready(readiness) => readiness?,
+                Poll::Pending => {
+                    self.shrink(spare);
+                    return Poll::Pending;
+                }
+            }
+            self.make_room(spare);
+            match socket::receive(socket, &mut self.memory[self.end..]) {
+                Ok(n @ 1..) => {
+                    self.end += n;
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                ended => {
+                    self.shrink(spare);
+                    return Poll::Ready(ended);
+                }
+            }
+        }
+    }
+
     /// Nothing more fits; [`Buffer::grow`] or consume.
     pub(crate) fn is_full(&self) -> bool {
         self.len() == self.memory.len() && !self.memory.is_empty()
@@ -123,6 +158,9 @@ impl Buffer {
 
     /// Gives memory back that is not needed while nothing comes.
     fn shrink(&mut self, spare: &Spare) {
+        if self.memory.is_empty() {
+            return;
+        }
         if self.is_empty() {
             spare.put_input(std::mem::take(&mut self.memory));
         } else if self.len() <= SMALL_BYTES && self.memory.len() >= BUFFER_BYTES {

@@ -146,7 +146,7 @@ impl Decoder {
             self.state = State::End;
             return Ok(Piece::End(n));
         }
-        let field = Field::parse(input, 0..end - 1).ok_or(BadChunk)?;
+        let (field, _) = Field::parse(input, 0).ok_or(BadChunk)?;
         Ok(if field.name == Name::Other { Piece::TrailerLine(n) } else { Piece::Framing(n) })
     }
 }

@@ -2,8 +2,6 @@
 //!
 //! A field is four offsets, not text: a head is forwarded as ranges of the buffer that it came in.
 
-use std::ops::Range;
-
 use super::grammar;
 
 /// One header line of a head; offsets count from the head's first byte.
@@ -25,30 +23,33 @@ impl Field {
         &head[self.value_start as usize..self.value_end as usize]
     }
 
-    /// `line` is the place of a line in `head`, without its CR LF. `None`: it is malformed.
-    pub(super) fn parse(head: &[u8], line: Range<usize>) -> Option<Self> {
-        let bytes = &head[line.clone()];
-        let colon = bytes.iter().position(|b| !grammar::is_token_byte(*b))?;
-        if colon == 0 || bytes[colon] != b':' {
+    /// The line of `head` that begins at `start`, and where the next one does. `None`: it is malformed.
+    pub(super) fn parse(head: &[u8], start: usize) -> Option<(Self, usize)> {
+        let line = &head[start..];
+        let colon = grammar::token_len(line);
+        if colon == 0 || line.get(colon) != Some(&b':') {
             return None;
         }
-        let mut value = colon + 1..bytes.len();
-        while value.start < value.end && matches!(bytes[value.start], b' ' | b'\t') {
-            value.start += 1;
-        }
-        while value.start < value.end && matches!(bytes[value.end - 1], b' ' | b'\t') {
-            value.end -= 1;
-        }
-        if !grammar::is_field_value(&bytes[value.clone()]) {
+        let mut value_start = colon + 1;
+        let mut value_end = value_start + grammar::value_len(&line[value_start..]);
+        if !line[value_end..].starts_with(b"\r\n") {
             return None;
         }
-        Some(Self {
-            name: Name::of(&bytes[..colon]),
-            start: line.start as u32,
-            name_end: (line.start + colon) as u32,
-            value_start: (line.start + value.start) as u32,
-            value_end: (line.start + value.end) as u32,
-        })
+        let next = start + value_end + 2;
+        while value_start < value_end && matches!(line[value_start], b' ' | b'\t') {
+            value_start += 1;
+        }
+        while value_start < value_end && matches!(line[value_end - 1], b' ' | b'\t') {
+            value_end -= 1;
+        }
+        let field = Self {
+            name: Name::of(&line[..colon]),
+            start: start as u32,
+            name_end: (start + colon) as u32,
+            value_start: (start + value_start) as u32,
+            value_end: (start + value_end) as u32,
+        };
+        Some((field, next))
     }
 }
 
@@ -66,55 +67,72 @@ macro_rules! names {
         }
 
         impl Name {
+            /// `name` is a token.
             pub fn of(name: &[u8]) -> Self {
+                #[allow(non_upper_case_globals, reason = "they are called as the names are")]
+                mod keys {
+                    $(pub(super) const $name: u32 = super::key($text);)*
+                }
                 const SHORTEST: usize = 2;
                 const LONGEST: usize = 19;
-                if (SHORTEST..=LONGEST).contains(&name.len()) {
-                    // The length and two letters tell nearly all names apart, so that few are compared.
-                    let told = key(name);
-                    $(if told == const { key($text.as_bytes()) } && name.eq_ignore_ascii_case($text.as_bytes()) {
-                        return Self::$name;
-                    })*
+                let known = match name.len() {
+                    SHORTEST..=LONGEST => match key(name) {
+                        $(keys::$name if is(name, $text) => Some(Self::$name),)*
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                match known {
+                    Some(known) => known,
+                    None if name.contains(&b'_') => Self::Underscored,
+                    None => Self::Other,
                 }
-                if memchr::memchr(b'_', name).is_some() { Self::Underscored } else { Self::Other }
             }
         }
     };
 }
 
-/// Wants two bytes at least.
+/// Length and three letters tell all names apart, so that one at most is compared. Wants two bytes at least.
 const fn key(name: &[u8]) -> u32 {
-    name.len() as u32 | ((name[0] | 0x20) as u32) << 8 | ((name[name.len() - 1] | 0x20) as u32) << 16
+    let n = name.len();
+    let letters = (name[0] as u32) << 8 | (name[n - 2] as u32) << 16 | (name[n - 1] as u32) << 24;
+    n as u32 | letters | 0x2020_2000
+}
+
+/// `text` is in lower case. That bit makes letters of a token lower case, and nothing else in it a letter or a hyphen.
+fn is<const N: usize>(name: &[u8], text: &[u8; N]) -> bool {
+    name.first_chunk::<N>()
+        .is_some_and(|name| name.iter().zip(text).fold(0, |differ, (a, b)| differ | ((a | 0x20) ^ b)) == 0)
 }
 
 names! {
-    Host = "host",
-    ContentLength = "content-length",
-    TransferEncoding = "transfer-encoding",
-    Connection = "connection",
-    KeepAlive = "keep-alive",
-    ProxyConnection = "proxy-connection",
-    ProxyAuthorization = "proxy-authorization",
-    Te = "te",
-    Trailer = "trailer",
-    Upgrade = "upgrade",
-    Http2Settings = "http2-settings",
-    Expect = "expect",
-    MaxForwards = "max-forwards",
-    Cookie = "cookie",
-    SetCookie = "set-cookie",
-    Authorization = "authorization",
-    Forwarded = "forwarded",
-    XForwardedFor = "x-forwarded-for",
-    XForwardedPort = "x-forwarded-port",
-    XForwardedProto = "x-forwarded-proto",
-    XForwardedHost = "x-forwarded-host",
-    XRequestId = "x-request-id",
-    XMarathonAppId = "x-marathon-app-id",
-    CacheControl = "cache-control",
-    ETag = "etag",
-    LastModified = "last-modified",
-    Expires = "expires",
+    Host = b"host",
+    ContentLength = b"content-length",
+    TransferEncoding = b"transfer-encoding",
+    Connection = b"connection",
+    KeepAlive = b"keep-alive",
+    ProxyConnection = b"proxy-connection",
+    ProxyAuthorization = b"proxy-authorization",
+    Te = b"te",
+    Trailer = b"trailer",
+    Upgrade = b"upgrade",
+    Http2Settings = b"http2-settings",
+    Expect = b"expect",
+    MaxForwards = b"max-forwards",
+    Cookie = b"cookie",
+    SetCookie = b"set-cookie",
+    Authorization = b"authorization",
+    Forwarded = b"forwarded",
+    XForwardedFor = b"x-forwarded-for",
+    XForwardedPort = b"x-forwarded-port",
+    XForwardedProto = b"x-forwarded-proto",
+    XForwardedHost = b"x-forwarded-host",
+    XRequestId = b"x-request-id",
+    XMarathonAppId = b"x-marathon-app-id",
+    CacheControl = b"cache-control",
+    ETag = b"etag",
+    LastModified = b"last-modified",
+    Expires = b"expires",
 }
 
 impl Name {
@@ -194,9 +212,12 @@ mod tests {
             ("a\u{e9}: b", None),
             ("a: \u{e9}", Some(("a", "\u{e9}"))),
         ] {
-            let field = Field::parse(line.as_bytes(), 0..line.len());
-            let texts = field.map(|f| (f.name_in(line.as_bytes()), f.value_in(line.as_bytes())));
-            assert_eq!(texts, expect.map(|(n, v)| (n.as_bytes(), v.as_bytes())), "{line:?}");
+            let head = format!("{line}\r\n\r\n");
+            let parsed = Field::parse(head.as_bytes(), 0).map(|(field, next)| {
+                assert_eq!(next, line.len() + 2, "{line:?}");
+                (field.name_in(head.as_bytes()), field.value_in(head.as_bytes()))
+            });
+            assert_eq!(parsed, expect.map(|(n, v)| (n.as_bytes(), v.as_bytes())), "{line:?}");
         }
     }
 }

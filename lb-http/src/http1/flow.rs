@@ -7,7 +7,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::Framing;
-use super::buffer::{BUFFER_BYTES, Buffer, Spare};
+use super::buffer::{Buffer, OUTPUT_BYTES, Spare};
 use super::chunked::{self, Decoder, Piece};
 use super::side::Side;
 use super::splice::{Pipe, Pipes, WORTH_BYTES};
@@ -59,7 +59,7 @@ pub(crate) struct Flow {
     in_trailer: bool,
     /// All that was taken from the source is in `out`.
     is_whole: bool,
-    pipe: Option<Pipe>,
+    pipe: Option<Box<Pipe>>,
 }
 
 impl Flow {
@@ -165,7 +165,7 @@ impl Flow {
         match (&mut self.pipe, from.plain(), to.plain()) {
             (Some(pipe), Some(source), Some(sink)) => {
                 if pipe.is_empty() {
-                    let n = ready!(pipe.poll_fill(cx, source, left)).map_err(FlowError::Read)?;
+                    let n = ready!(pipe.poll_fill(cx, source, left, wait)).map_err(FlowError::Read)?;
                     if n == 0 {
                         return Poll::Ready(Err(FlowError::Cut));
                     }
@@ -175,8 +175,11 @@ impl Flow {
                 let n = ready!(pipe.poll_drain(cx, sink)).map_err(FlowError::Write)?;
                 to.count_written(n);
                 self.passed(n, wait);
-                if self.has_source_ended() {
-                    self.pipe.take().into_iter().for_each(|pipe| means.pipes.put(pipe));
+                if self.has_source_ended()
+                    && let Some(mut pipe) = self.pipe.take()
+                {
+                    pipe.end(source);
+                    means.pipes.put(*pipe);
                 }
                 Poll::Ready(Ok(()))
             }
@@ -218,7 +221,7 @@ impl Flow {
 
     /// Moves a piece from the input into `out`. False: nothing is there, or nothing fits.
     fn pump(&mut self, input: &mut Buffer) -> Result<bool, FlowError> {
-        let room = BUFFER_BYTES.saturating_sub(self.out.len() + chunked::OVERHEAD);
+        let room = OUTPUT_BYTES.saturating_sub(self.out.len() + chunked::OVERHEAD);
         let n = input.len().min(room);
         if n == 0 {
             return Ok(false);
@@ -284,6 +287,6 @@ impl Flow {
     /// Gives memory back for the next.
     pub(crate) fn release(self, means: &Means) {
         means.spare.put_output(self.out);
-        self.pipe.into_iter().for_each(|pipe| means.pipes.put(pipe));
+        self.pipe.into_iter().for_each(|pipe| means.pipes.put(*pipe));
     }
 }

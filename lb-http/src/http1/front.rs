@@ -3,6 +3,8 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use l4_vip::proxy_protocol::Ends;
+
 use super::flow::{Flow, FlowError, Means};
 use super::request::Method;
 use super::response::Response;
@@ -58,6 +60,10 @@ impl<S: ClientStream> Front for Http1Front<'_, S> {
         self.method
     }
 
+    fn ends(&self) -> Ends {
+        self.side.ends()
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>, to: &mut Upstream) -> Poll<Result<(), FlowError>> {
         self.flow.poll(cx, self.side, to, self.wait, self.means)
     }
@@ -91,6 +97,11 @@ impl<S: ClientStream> Front for Http1Front<'_, S> {
             ready!(self.side.poll_flush(cx))?;
             self.interim.clear();
             self.n_written = 0;
+        }
+        // Whether a client is still there is asked when its request takes long: most are answered before it could
+        // change anything. Streams of HTTP/2 are opened and reset by the thousand, so there it is asked at once.
+        if self.side.plain().is_some() && !self.wait.is_long() {
+            return Poll::Ready(Ok(()));
         }
         // A client that only ends its direction still waits for the response.
         while self.flow.has_source_ended() && !self.side.has_ended && !self.side.input.is_full() {

@@ -8,6 +8,13 @@ const TOKEN: u8 = 1;
 const VALUE: u8 = 1 << 1;
 const TARGET: u8 = 1 << 2;
 const REG_NAME: u8 = 1 << 3;
+/// In a target: what makes a second look necessary.
+const TARGET_SIGN: u8 = 1 << 4;
+
+const ONES: u64 = u64::MAX / 255;
+const HIGHS: u64 = ONES << 7;
+/// Lines that are longer are searched with memchr, which is not worth its set-up for others.
+const SHORT_LINE: usize = 64;
 
 const CLASSES: [u8; 256] = {
     let mut table = [0; 256];
@@ -26,6 +33,8 @@ const CLASSES: [u8; 256] = {
         }
         byte += 1;
     }
+    table[b'%' as usize] |= TARGET_SIGN;
+    table[b'?' as usize] |= TARGET_SIGN;
     let others = b"!#$%&'*+-.^_`|~";
     let mut i = 0;
     while i < others.len() {
@@ -54,28 +63,88 @@ pub fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && are_all(bytes, TOKEN)
 }
 
-/// Anything but control characters; may be empty.
-pub fn is_field_value(bytes: &[u8]) -> bool {
-    // Eight at a time: values are most of a head, and nearly all of them are plain text.
-    let mut words = bytes.chunks_exact(8);
-    words.by_ref().all(|word| {
-        let word = u64::from_ne_bytes(word.try_into().expect("chunks of eight"));
-        has_no_control(word) || are_all(&word.to_ne_bytes(), VALUE)
-    }) && are_all(words.remainder(), VALUE)
+/// How many bytes from the begin on are a token's.
+pub(super) fn token_len(bytes: &[u8]) -> usize {
+    bytes.iter().position(|b| !is_token_byte(*b)).unwrap_or(bytes.len())
 }
 
-/// No byte below 0x20 and none 0x7f. Says no now and then to a word that has none, never yes to one that has.
-fn has_no_control(word: u64) -> bool {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGHS: u64 = ONES << 7;
-    let below_space = word.wrapping_sub(ONES * 0x20) & !word;
-    let delete = word ^ (ONES * 0x7f);
-    let is_delete = delete.wrapping_sub(ONES) & !delete;
-    (below_space | is_delete) & HIGHS == 0
+/// Anything but control characters; may be empty.
+pub fn is_field_value(bytes: &[u8]) -> bool {
+    value_len(bytes) == bytes.len()
+}
+
+/// How many bytes from the begin on may stand in a field's value. Within a head this ends at the line's end, or at
+/// what makes the line malformed.
+pub(super) fn value_len(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    // Eight at a time: values are most of a head, and nearly all of them are plain text.
+    while let Some(word) = word_at(bytes, at) {
+        let controls = controls_in(word);
+        if controls == 0 {
+            at += 8;
+            continue;
+        }
+        at += controls.trailing_zeros() as usize / 8;
+        if bytes[at] != b'\t' {
+            return at;
+        }
+        at += 1;
+    }
+    let rest = &bytes[at..];
+    at + rest.iter().position(|b| CLASSES[usize::from(*b)] & VALUE == 0).unwrap_or(rest.len())
+}
+
+/// Where the first line feed is.
+pub(super) fn line_feed(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(word) = word_at(bytes, at) {
+        let feeds = zeros_in(word ^ (ONES * u64::from(b'\n')));
+        if feeds != 0 {
+            return Some(at + feeds.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+        if at == SHORT_LINE {
+            return memchr::memchr(b'\n', &bytes[at..]).map(|n| at + n);
+        }
+    }
+    bytes[at..].iter().position(|b| *b == b'\n').map(|n| at + n)
+}
+
+fn word_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..at + 8)?.first_chunk().copied().map(u64::from_le_bytes)
+}
+
+/// Marks the bytes below 0x20 and those that are 0x7f. The lowest mark is right; above it there may be false ones.
+fn controls_in(word: u64) -> u64 {
+    let below_space = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
+    below_space | zeros_in(word ^ (ONES * 0x7f))
+}
+
+/// Marks the bytes that are 0, as exactly.
+fn zeros_in(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word & HIGHS
 }
 
 pub fn is_target(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && are_all(bytes, TARGET)
+    target_kind(bytes).is_some()
+}
+
+/// What a target's bytes ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TargetKind {
+    /// Neither `%` nor `?`: all of it is path.
+    Plain,
+    Signs,
+}
+
+/// `None`: it is no target.
+pub(super) fn target_kind(bytes: &[u8]) -> Option<TargetKind> {
+    let (all, any) = bytes.iter().fold((TARGET, 0), |(all, any), b| {
+        let class = CLASSES[usize::from(*b)];
+        (all & class, any | class)
+    });
+    let is_target = !bytes.is_empty() && all != 0;
+    is_target.then_some(if any & TARGET_SIGN == 0 { TargetKind::Plain } else { TargetKind::Signs })
 }
 
 /// Every `%` is followed by two hexadecimal digits.
@@ -97,7 +166,7 @@ pub fn is_host(host: &[u8]) -> bool {
         let address = std::str::from_utf8(&rest[..end]).ok().and_then(|a| a.parse::<Ipv6Addr>().ok());
         return address.is_some() && is_port(&rest[end + 1..]);
     }
-    let end = memchr::memchr(b':', host).unwrap_or(host.len());
+    let end = host.iter().position(|b| *b == b':').unwrap_or(host.len());
     let (name, port) = host.split_at(end);
     if name.is_empty() || !are_all(name, REG_NAME) || !is_port(port) {
         return false;
@@ -164,6 +233,20 @@ mod tests {
             }
         }
         assert!(is_field_value(b""));
+    }
+
+    #[test]
+    fn values_and_lines_end_where_they_end() {
+        let long = "x".repeat(SHORT_LINE + 20);
+        for text in ["", "a", "\ta\t", "seven b", "eight by", "a tab\tin the second\tword", &*long] {
+            for control in ['\n', '\r', '\0', '\x7f', '\x1f'] {
+                let all = format!("{text}{control}\t\n{control}");
+                assert_eq!(value_len(all.as_bytes()), text.len(), "{all:?}");
+            }
+            let all = format!("{text}\n\n{text}");
+            assert_eq!(line_feed(all.as_bytes()), Some(text.len()), "{all:?}");
+            assert_eq!(line_feed(text.as_bytes()), None, "{text:?}");
+        }
     }
 
     #[test]

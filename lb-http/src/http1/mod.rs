@@ -20,6 +20,7 @@ pub mod response;
 pub mod scan;
 pub(crate) mod serialize;
 pub(crate) mod side;
+pub(crate) mod socket;
 mod splice;
 mod tunnel;
 

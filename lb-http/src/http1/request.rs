@@ -5,12 +5,13 @@
 
 use std::ops::Range;
 
-use memchr::{memchr, memrchr};
+use memchr::memchr;
 
 use super::Framing;
 use super::fields::{Field, Name, Seen};
-use super::grammar;
+use super::grammar::{self, TargetKind};
 use super::refusal::Refusal;
+use super::scan::Extent;
 
 /// Longer than any registered method.
 const LONGEST_METHOD: usize = 32;
@@ -62,6 +63,8 @@ pub enum Persistence {
 /// What the first line says.
 #[derive(Clone, Debug)]
 struct RequestLine {
+    /// Without its CR LF.
+    end: usize,
     method_end: usize,
     kind: Method,
     target: Target,
@@ -96,21 +99,37 @@ pub struct Request<'b> {
     names_fields: bool,
 }
 
+impl Target {
+    /// Path and query, and nothing else.
+    fn path(whole: Range<usize>) -> Self {
+        Self { authority: whole.start..whole.start, path: whole }
+    }
+}
+
 impl<'b> Request<'b> {
-    /// `head` is whole, with the empty line at its end and none before its begin.
-    pub fn parse(head: &'b [u8], fields: &'b mut Vec<Field>) -> Result<Self, Refusal> {
-        let line_end = memchr(b'\n', head).ok_or(Refusal::RequestLine)? - 1;
-        let line = request_line(head, line_end)?;
+    /// `bytes` begin with a whole head; the empty line at its end is looked for, none before its begin. What comes
+    /// after it is not looked at.
+    pub fn parse(bytes: &'b [u8], fields: &'b mut Vec<Field>) -> Result<Self, Refusal> {
+        let line_end =
+            grammar::line_feed(bytes).and_then(|feed| feed.checked_sub(1)).ok_or(Refusal::RequestLine)?;
+        if bytes[line_end] != b'\r' {
+            return Err(Refusal::LineEnd);
+        }
+        let line = request_line(bytes, line_end)?;
         let mut found = Found::default();
         fields.clear();
         let mut start = line_end + 2;
-        while let Some(length) = memchr(b'\n', &head[start..]).filter(|length| *length > 1) {
-            let field = Field::parse(head, start..start + length - 1).ok_or(Refusal::Field)?;
-            found.add(head, &field, line.version)?;
+        while !bytes[start..].starts_with(b"\r\n") {
+            let (field, next) = Field::parse(bytes, start).ok_or(Refusal::Field)?;
+            found.add(bytes, &field, line.version)?;
             fields.push(field);
-            start += length + 1;
+            start = next;
         }
-        found.request(head, line, fields)
+        found.request(&bytes[..start + 2], line, fields)
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { line_bytes: self.line.end, head_bytes: self.head.len(), n_fields: self.fields.len() }
     }
 
     pub fn method(&self) -> Method {
@@ -210,8 +229,8 @@ pub fn check_first_line(line: &[u8]) -> Result<(), Refusal> {
 
 fn request_line(head: &[u8], end: usize) -> Result<RequestLine, Refusal> {
     let line = &head[..end];
-    let method_end = memchr(b' ', line).ok_or(Refusal::RequestLine)?;
-    let target_end = memrchr(b' ', line).ok_or(Refusal::RequestLine)?;
+    let method_end = line.iter().position(|b| *b == b' ').ok_or(Refusal::RequestLine)?;
+    let target_end = line.iter().rposition(|b| *b == b' ').ok_or(Refusal::RequestLine)?;
     if !grammar::is_token(&line[..method_end]) {
         return Err(Refusal::RequestLine);
     }
@@ -221,11 +240,12 @@ fn request_line(head: &[u8], end: usize) -> Result<RequestLine, Refusal> {
         return Err(Refusal::MethodLength);
     }
     let kind = Method::of(&line[..method_end])?;
-    if !grammar::is_target(target) {
-        return Err(Refusal::Target);
-    }
-    let target = parse_target(target, kind, method_end + 1)?;
-    Ok(RequestLine { method_end, kind, target, version })
+    let of_bytes = grammar::target_kind(target).ok_or(Refusal::Target)?;
+    let target = match (target, of_bytes) {
+        ([b'/', ..], TargetKind::Plain) => Target::path(method_end + 1..target_end),
+        _ => parse_target(target, kind, method_end + 1)?,
+    };
+    Ok(RequestLine { end, method_end, kind, target, version })
 }
 
 pub(super) fn version(text: &[u8]) -> Result<Version, Refusal> {
@@ -244,10 +264,9 @@ pub(super) fn version(text: &[u8]) -> Result<Version, Refusal> {
 /// One of the forms of RFC 9112 section 3.2; `start` is the target's place in the head.
 fn parse_target(target: &[u8], method: Method, start: usize) -> Result<Target, Refusal> {
     let whole = start..start + target.len();
-    let none = start..start;
     match target {
-        [b'/', ..] => check_path(target).map(|()| Target { authority: none, path: whole }),
-        b"*" if method == Method::Options => Ok(Target { authority: none, path: whole }),
+        [b'/', ..] => check_path(target).map(|()| Target::path(whole)),
+        b"*" if method == Method::Options => Ok(Target::path(whole)),
         _ => {
             let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| {
                 target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme))

@@ -3,12 +3,11 @@
 //! As strict as for requests, because what an endpoint says next on the connection may be for another client (RFC 9112
 //! sections 4 to 6). Statuses beyond 599 are no statuses (RFC 9110 section 15).
 
-use memchr::memchr;
-
 use super::Framing;
 use super::fields::{Field, Name, Seen};
 use super::grammar;
 use super::request::{MOST_OPTIONS, Method, Options, Persistence, Version};
+use super::scan::Extent;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadResponse {
@@ -48,18 +47,22 @@ pub struct Response {
 }
 
 impl Response {
-    /// `head` is whole, with the empty line at its end. `method` is the request's. `fields` is used again.
-    pub fn parse(head: &[u8], method: Method, mut fields: Vec<Field>) -> Result<Self, BadResponse> {
-        let line_end = memchr(b'\n', head).ok_or(BadResponse::StatusLine)? - 1;
-        let (version, status) = status_line(&head[..line_end])?;
+    /// `bytes` begin with a whole head; the empty line at its end is looked for. `method` is the request's. `fields` is
+    /// used again.
+    pub fn parse(bytes: &[u8], method: Method, mut fields: Vec<Field>) -> Result<Self, BadResponse> {
+        let line_end = grammar::value_len(bytes);
+        if !bytes[line_end..].starts_with(b"\r\n") {
+            return Err(BadResponse::StatusLine);
+        }
+        let (version, status) = status_line(&bytes[..line_end])?;
         let mut found = Found::default();
         fields.clear();
         let mut start = line_end + 2;
-        while let Some(length) = memchr(b'\n', &head[start..]).filter(|length| *length > 1) {
-            let field = Field::parse(head, start..start + length - 1).ok_or(BadResponse::Field)?;
-            found.add(head, &field)?;
+        while !bytes[start..].starts_with(b"\r\n") {
+            let (field, next) = Field::parse(bytes, start).ok_or(BadResponse::Field)?;
+            found.add(bytes, &field)?;
             fields.push(field);
-            start += length + 1;
+            start = next;
         }
         let framing = found.framing(version, status, method)?;
         let is_11 = version == Version::Http11;
@@ -71,7 +74,7 @@ impl Response {
             status,
             framing,
             persistence: if keeps { Persistence::Keep } else { Persistence::Close },
-            head_bytes: head.len(),
+            head_bytes: start + 2,
             fields,
             seen: found.seen,
             line_end,
@@ -83,6 +86,11 @@ impl Response {
     /// 1xx: the response proper follows.
     pub fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
+        let (line_bytes, head_bytes) = (self.line_end, self.head_bytes);
+        Extent { line_bytes, head_bytes, n_fields: self.fields.len() }
     }
 
     pub fn switches_to_websocket(&self) -> bool {
@@ -108,20 +116,17 @@ impl Response {
     }
 }
 
+/// `line` has no control characters.
 fn status_line(line: &[u8]) -> Result<(Version, u16), BadResponse> {
     let (version, rest) = line.split_at_checked(b"HTTP/1.1".len()).ok_or(BadResponse::StatusLine)?;
     let version = super::request::version(version).map_err(|_| BadResponse::StatusLine)?;
     // Servers exist that leave out the space before an empty reason.
-    let (status, reason) = match rest {
-        [b' ', a, b, c] => ([*a, *b, *c], &[][..]),
-        [b' ', a, b, c, b' ', reason @ ..] => ([*a, *b, *c], reason),
+    let status = match rest {
+        [b' ', a, b, c] | [b' ', a, b, c, b' ', ..] => [*a, *b, *c],
         _ => return Err(BadResponse::StatusLine),
     };
     let number = grammar::length(&status).map(|n| n as u16).filter(|n| (100..600).contains(n));
-    match number {
-        Some(number) if grammar::is_field_value(reason) => Ok((version, number)),
-        _ => Err(BadResponse::StatusLine),
-    }
+    Ok((version, number.ok_or(BadResponse::StatusLine)?))
 }
 
 #[derive(Default)]

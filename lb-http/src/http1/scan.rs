@@ -3,8 +3,7 @@
 //! It knows lines, not what they say: a head is parsed once it is whole. A first line that can be no request is
 //! refused by whoever scans as soon as it is there.
 
-use memchr::memchr;
-
+use super::grammar;
 use super::refusal::Refusal;
 use super::response::BadResponse;
 
@@ -23,6 +22,23 @@ impl HeadLimits {
     pub fn head_bytes(&self) -> usize {
         self.line_bytes + self.field_bytes + 4
     }
+
+    /// For a head that was not scanned.
+    pub fn admit(&self, extent: &Extent) -> bool {
+        extent.line_bytes <= self.line_bytes
+            && extent.head_bytes - extent.line_bytes <= self.field_bytes + 4
+            && extent.n_fields <= self.n_fields
+    }
+}
+
+/// What a head that has been parsed holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Of the first line, without its end.
+    pub line_bytes: usize,
+    /// Of all of it, with the empty line.
+    pub head_bytes: usize,
+    pub n_fields: usize,
 }
 
 /// How far a head has been looked through.
@@ -76,13 +92,14 @@ impl From<ScanError> for BadResponse {
 }
 
 impl Scan {
-    pub(super) fn is_new(&self) -> bool {
+    /// Nothing has been looked through.
+    pub(crate) fn is_new(&self) -> bool {
         self.searched == 0
     }
 
     /// Goes on over `bytes`, which begin at the head's first byte and are at least those of the last call.
     pub fn advance(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Scanned, ScanError> {
-        while let Some(at) = memchr(b'\n', &bytes[self.searched as usize..]) {
+        while let Some(at) = grammar::line_feed(&bytes[self.searched as usize..]) {
             let end = self.searched as usize + at + 1;
             let line = &bytes[self.line_start as usize..end];
             if !line.ends_with(b"\r\n") || line.ends_with(b"\r\r\n") {

@@ -5,14 +5,17 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use l4_vip::proxy_protocol::Ends;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::buffer::{Buffer, Spare};
+use super::socket;
 use crate::stats::{Series, Shard};
 
 /// What a client's connection is made of.
@@ -61,6 +64,9 @@ pub(crate) trait Side {
 pub(crate) struct ClientSide<S> {
     pub(crate) stream: S,
     pub(crate) input: Buffer,
+    pub(crate) client: SocketAddr,
+    /// The port that the client connected to.
+    pub(crate) local_port: u16,
     pub(crate) frontend: Arc<Series>,
     pub(crate) worker: usize,
     /// It has said that it will send nothing more.
@@ -74,20 +80,38 @@ impl<S> ClientSide<S> {
     }
 }
 
+impl<S: ClientStream> ClientSide<S> {
+    /// Where it comes from and where it came to. Of a connection that is no socket as it is, the latter's port is known.
+    pub(super) fn ends(&self) -> Ends {
+        let local_address = self.stream.plain().and_then(|stream| stream.local_addr().ok());
+        let destination = local_address.unwrap_or_else(|| match self.client.ip().to_canonical() {
+            IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, self.local_port).into(),
+            IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, self.local_port).into(),
+        });
+        Ends { source: self.client, destination }
+    }
+}
+
 impl<S: ClientStream> Side for ClientSide<S> {
     fn input(&mut self) -> &mut Buffer {
         &mut self.input
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, spare: &Spare) -> Poll<io::Result<usize>> {
-        let n = ready!(self.input.poll_fill(cx, &mut self.stream, spare))?;
+        let n = ready!(match self.stream.plain() {
+            Some(socket) => self.input.poll_receive(cx, socket, spare),
+            None => self.input.poll_fill(cx, &mut self.stream, spare),
+        })?;
         self.has_ended |= n == 0;
         self.count_read(n);
         Poll::Ready(Ok(n))
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        let n = ready!(match self.stream.plain() {
+            Some(socket) => socket::poll_send(cx, socket, bytes),
+            None => Pin::new(&mut self.stream).poll_write(cx, bytes),
+        })?;
         self.count_written(n);
         Poll::Ready(some(n))
     }

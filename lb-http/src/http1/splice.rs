@@ -11,11 +11,15 @@ use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::wait::Wait;
+
 /// From so many bytes on that are still to come.
-pub(super) const WORTH_BYTES: u64 = 64 * 1024;
+pub(super) const WORTH_BYTES: u64 = 32 * 1024;
 /// Of a pipe, asked of the kernel, which may give less.
-const PIPE_BYTES: usize = 256 * 1024;
+const PIPE_BYTES: usize = 1024 * 1024;
 const MOST_SPARE: usize = 16;
+/// From a source that is quick so many bytes are awaited at once: each wake-up costs as much as moving them.
+const MUCH_BYTES: u64 = 256 * 1024;
 
 /// Empty pipes of one worker.
 #[derive(Debug, Default)]
@@ -23,10 +27,10 @@ pub(crate) struct Pipes(RefCell<Vec<Pipe>>);
 
 impl Pipes {
     /// An error (no file descriptors left) means: copy.
-    pub(super) fn take(&self) -> io::Result<Pipe> {
+    pub(super) fn take(&self) -> io::Result<Box<Pipe>> {
         match self.0.borrow_mut().pop() {
-            Some(pipe) => Ok(pipe),
-            None => Pipe::new(),
+            Some(pipe) => Ok(Box::new(pipe)),
+            None => Pipe::new().map(Box::new),
         }
     }
 
@@ -34,7 +38,7 @@ impl Pipes {
     pub(super) fn put(&self, pipe: Pipe) {
         let mut spare = self.0.borrow_mut();
         if pipe.n_held == 0 && spare.len() < MOST_SPARE {
-            spare.push(pipe);
+            spare.push(Pipe { patience: Patience::default(), ..pipe });
         }
     }
 }
@@ -44,6 +48,8 @@ pub(super) struct Pipe {
     reader: OwnedFd,
     writer: OwnedFd,
     n_held: usize,
+    /// With the source of the present body.
+    patience: Patience,
 }
 
 impl Pipe {
@@ -57,26 +63,38 @@ impl Pipe {
         let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
         // SAFETY: a plain call on an open descriptor. That the kernel refuses a larger pipe does not matter.
         unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_BYTES as libc::c_int) };
-        Ok(Self { reader, writer, n_held: 0 })
+        Ok(Self { reader, writer, n_held: 0, patience: Patience::default() })
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.n_held == 0
     }
 
-    /// Takes up to `most` bytes from the socket into the empty pipe. 0: the other side has ended.
+    /// Takes some of the `left` bytes that are still to come from the socket into the empty pipe. 0: the other side has
+    /// ended.
     pub(super) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         from: &TcpStream,
-        most: u64,
+        left: u64,
+        wait: &Wait,
     ) -> Poll<io::Result<usize>> {
-        let most = usize::try_from(most).unwrap_or(usize::MAX).min(PIPE_BYTES);
-        let n = ready!(poll_io(cx, from, Interest::READABLE, || {
-            splice(from.as_raw_fd(), self.writer.as_raw_fd(), most)
-        }))?;
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(PIPE_BYTES);
+        let filled =
+            poll_io(cx, from, Interest::READABLE, || splice(from.as_raw_fd(), self.writer.as_raw_fd(), most));
+        if filled.is_pending() {
+            self.patience.wait(from, left, wait);
+        }
+        let n = ready!(filled)?;
         self.n_held = n;
         Poll::Ready(Ok(n))
+    }
+
+    /// The body has ended: what comes next from its source may be short.
+    pub(super) fn end(&mut self, source: &TcpStream) {
+        if self.patience.asked > 1 {
+            self.patience.ask(source, 1);
+        }
     }
 
     /// Gives what it holds to the socket.
@@ -104,6 +122,35 @@ fn poll_io(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return Poll::Ready(result),
         }
+    }
+}
+
+/// How many bytes a source must have before its task is woken. What it sends reaches the other side no later than a
+/// long wait is noticed, and from then on at once.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Of the socket; 0: nothing, so it is 1.
+    asked: u64,
+    is_lost: bool,
+}
+
+impl Patience {
+    /// There is nothing to read; `left` bytes are still to come.
+    fn wait(&mut self, source: &TcpStream, left: u64, wait: &Wait) {
+        self.is_lost = self.is_lost || wait.is_long();
+        self.ask(source, if self.is_lost { 1 } else { left.min(MUCH_BYTES) });
+    }
+
+    fn ask(&mut self, source: &TcpStream, n_bytes: u64) {
+        if std::mem::replace(&mut self.asked, n_bytes) == n_bytes {
+            return;
+        }
+        let n_bytes = libc::c_int::try_from(n_bytes).unwrap_or(libc::c_int::MAX);
+        let length = size_of_val(&n_bytes) as libc::socklen_t;
+        let value = (&raw const n_bytes).cast();
+        // SAFETY: the kernel reads an integer that lives until the call returns. That it refuses does not matter: the
+        // task is then woken more often.
+        unsafe { libc::setsockopt(source.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, length) };
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) async fn run(
     let mut up = Direction::new(Vec::new());
     let mut down = Direction::new(out);
     let end = poll_fn(|cx| {
-        let server = &mut exchange.upstream;
+        let server = &mut *exchange.upstream;
         let up = up.poll(cx, client, server, wait, means)?;
         let down = down.poll(cx, server, client, wait, means)?;
         match (up, down) {

@@ -316,8 +316,8 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
     // That it is no backup; whether it is used is in its status.
     row.number(Column::act, 1_u64);
     row.word(Column::addr, server.endpoint.address.to_string());
-    if backend.is_sticky() {
-        row.word(Column::cookie, Arc::clone(&server.cookie));
+    if let Some(cookie) = server.cookie.as_ref().filter(|_| backend.is_sticky()) {
+        row.word(Column::cookie, cookie.value.clone());
     }
     if let Some(spec) = backend.labels.check.as_ref().filter(|_| server.check_address.is_some()) {
         row.check(&server.check, spec);

@@ -4,8 +4,8 @@
 //! must be true over all workers at every moment, the current sessions, is one shared number. Rates are made by
 //! [`Series::sample`], once a second, away from the request path.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -184,7 +184,10 @@ impl Shard {
 
 #[derive(Debug)]
 pub struct Series {
-    shards: Box<[Shard]>,
+    n_workers: usize,
+    /// One for each worker. Made when the first of them counts something: most servers of a large cluster wait for
+    /// their first request longer than for their end.
+    shards: OnceLock<Box<[Shard]>>,
     n_current: AtomicU32,
     most_current: AtomicU32,
     n_waiting: AtomicU32,
@@ -209,7 +212,8 @@ struct Rates {
 impl Series {
     pub fn new(n_workers: usize) -> Arc<Self> {
         Arc::new(Self {
-            shards: (0..n_workers.max(1)).map(|_| Shard::default()).collect(),
+            n_workers: n_workers.max(1),
+            shards: OnceLock::new(),
             n_current: AtomicU32::new(0),
             most_current: AtomicU32::new(0),
             n_waiting: AtomicU32::new(0),
@@ -220,7 +224,13 @@ impl Series {
 
     /// The part that this worker, and nobody else, may add to.
     pub fn of_worker(&self, worker: usize) -> &Shard {
-        &self.shards[worker]
+        let make = || (0..self.n_workers).map(|_| Shard::default()).collect();
+        &self.shards.get_or_init(make)[worker]
+    }
+
+    /// Something was counted.
+    pub fn is_used(&self) -> bool {
+        self.shards.get().is_some()
     }
 
     /// Counts a session as current until the guard is dropped.
@@ -243,7 +253,7 @@ impl Series {
     }
 
     pub fn totals(&self) -> Totals {
-        Totals::of(&self.shards)
+        self.shards.get().map_or_else(Totals::default, |shards| Totals::of(shards))
     }
 
     pub fn n_current(&self) -> u32 {
@@ -264,7 +274,8 @@ impl Series {
 
     /// Called once a second by one task; `second` counts the calls.
     pub fn sample(&self, second: u64) {
-        let sum = |count: fn(&Shard) -> &Count| self.shards.iter().map(|s| count(s).value()).sum::<u64>();
+        let Some(shards) = self.shards.get() else { return };
+        let sum = |count: fn(&Shard) -> &Count| shards.iter().map(|s| count(s).value()).sum::<u64>();
         let rate = |total: u64, before: &AtomicU64, rate: &AtomicU32, most: &AtomicU32| {
             let new = total.wrapping_sub(before.swap(total, Relaxed)) as u32;
             rate.store(new, Relaxed);

@@ -7,6 +7,8 @@ use event_watcher::catalog::{Endpoint, Protocols, Readiness};
 use super::*;
 use crate::labels::Compat;
 
+mod incremental;
+
 fn instance(id: &str, port: u16, state: InstanceState, health: Health) -> Arc<Instance> {
     Arc::new(Instance {
         id: InstanceId::new(id),
@@ -83,11 +85,14 @@ fn host<'a>(table: &'a Table, host: &str, path: &str) -> Option<&'a str> {
 
 #[test]
 fn an_app_becomes_a_backend_with_marathon_lbs_names() {
-    let table = Compiled::new().table(&[app("/dcos-101/app2", "v", 10000, &[], vec![running("i", 31000)])]);
+    let sticky = [("HAPROXY_0_STICKY", "true")];
+    let table =
+        Compiled::new().table(&[app("/dcos-101/app2", "v", 10000, &sticky, vec![running("i", 31000)])]);
     let backend = &table.backends[0];
     assert_eq!(&*backend.name, "dcos-101_app2_10000");
     assert_eq!(&*backend.servers[0].name, "127_0_0_1_31000");
-    assert_eq!(backend.servers[0].set_cookie.as_bytes(), b"mesosphere_server_id=02ff1d3766; path=/");
+    let cookie = backend.servers[0].cookie.as_ref().unwrap();
+    assert_eq!(cookie.set.as_bytes(), b"mesosphere_server_id=02ff1d3766; path=/");
     assert_eq!(table.routes.of_port(10000), Some(0));
     assert_eq!(table.routes.of_app("/DCOS-101/app2"), Some(0));
     assert!(table.problems.is_empty());
@@ -205,7 +210,8 @@ fn status_and_downtime_follow_the_scheduler() {
 #[test]
 fn a_cookie_names_only_a_usable_server() {
     let draining = instance("d", 31001, InstanceState::Killing, Health::Unchecked);
-    let table = Compiled::new().table(&[app("/a", "v", 1, &[], vec![running("i", 31000), draining])]);
+    let sticky = [("HAPROXY_0_STICKY", "true")];
+    let table = Compiled::new().table(&[app("/a", "v", 1, &sticky, vec![running("i", 31000), draining])]);
     let backend = &table.backends[0];
     let cookie = |port: u16| names::cookie_value(&format!("127_0_0_1_{port}"));
     assert_eq!(backend.server_of_cookie(cookie(31000).as_bytes()), Some(0));

@@ -141,3 +141,64 @@ async fn a_client_has_only_so_many_connections() {
     soon("the place is free again", again).await;
     cluster.stop().await;
 }
+
+/// Before it is known which protocol is spoken: silence, a preface that does not go on, a handshake that does not begin.
+#[tokio::test]
+async fn who_does_not_say_what_is_spoken_is_closed_in_time() {
+    let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+    let mut cluster = Cluster::with(|c| {
+        c.timeouts.client_header = SHORT;
+        c.http2 = lb_http::Http2::WithPriorKnowledge;
+        c.https_listen = any;
+    })
+    .await;
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    let https = cluster.plane.https_address().unwrap();
+    for (address, begin) in [
+        (app.address(), &b""[..]),
+        (app.address(), b"P"),
+        (app.address(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n"),
+        (https, b""),
+        // A ClientHello that says how long it is, and is not.
+        (https, b"\x16\x03\x01\x02\x00\x01"),
+    ] {
+        let mut client = Client::connect(address).await;
+        client.send_bytes(begin).await;
+        assert!(takes_short(client.is_closed()).await, "{begin:?}");
+    }
+    let counted = async {
+        let line = "waymark_http_tls_handshake_failures_total{proxy=\"marathon_https_in\"} 2";
+        let mut metrics = String::new();
+        while !metrics.lines().any(|l| l == line) {
+            metrics.clear();
+            cluster.plane.metrics(&mut metrics);
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("both are counted", counted).await;
+    // What is HTTP/1.1 after all is told why.
+    let mut client = Client::connect(app.address()).await;
+    client.send("GET / HT").await;
+    assert_eq!(takes_short(client.response()).await.status(), 408);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_listener_has_only_so_many_connections() {
+    let mut cluster = Cluster::with(|c| c.limits.connections_per_listener = 1).await;
+    let backend = Backend::named().await;
+    let (app, other) = (AppSpec::new("/a").instance(backend.port), AppSpec::new("/b").instance(backend.port));
+    cluster.put(&app).await;
+    cluster.put(&other).await;
+    let mut first = Client::connect(app.address()).await;
+    first.get("").await;
+    assert!(Client::connect(app.address()).await.is_closed().await);
+    assert_eq!(get(other.address(), "").await.status(), 200, "another listener");
+    let mut metrics = String::new();
+    cluster.plane.metrics(&mut metrics);
+    let line = format!("haproxy_frontend_denied_connections_total{{proxy=\"a_{}\"}} 1", app.port);
+    assert!(metrics.lines().any(|l| l == line), "{metrics}");
+    cluster.stop().await;
+}

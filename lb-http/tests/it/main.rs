@@ -9,6 +9,8 @@ mod balancing;
 mod checks;
 mod differential;
 mod failover;
+mod fuzz_seeds;
+mod http2_cases;
 mod http_cases;
 mod limits;
 mod passthrough;

@@ -205,6 +205,47 @@ async fn large_bodies_stream_both_ways_at_once() {
 }
 
 #[tokio::test]
+async fn a_large_body_that_comes_in_pieces_is_not_held_back() {
+    // The balancer waits for much of a quick source; each of these must come through before the next is sent.
+    const PIECES: [usize; 4] = [100 << 10, 700 << 10, 1, 50 << 10];
+    let mut cluster = Cluster::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (go_on, mut may_go_on) = tokio::sync::mpsc::channel::<()>(1);
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (reader, mut writer) = stream.split();
+        let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(reader));
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.starts_with("GET /large") {
+                let head =
+                    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", PIECES.iter().sum::<usize>());
+                writer.write_all(head.as_bytes()).await.unwrap();
+                for n in PIECES {
+                    writer.write_all(&vec![b'x'; n]).await.unwrap();
+                    may_go_on.recv().await.unwrap();
+                }
+            } else if line.starts_with("GET /small") {
+                writer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    });
+    let app = AppSpec::new("/a").instance(port);
+    cluster.put(&app).await;
+    let mut client = Client::connect(app.address()).await;
+    client.send("GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(client.head().await.starts_with("HTTP/1.1 200"));
+    for n in PIECES {
+        assert_eq!(client.read_exactly(n).await.len(), n);
+        go_on.send(()).await.unwrap();
+    }
+    // On the same connection, which again has to be woken for little.
+    client.send("GET /small HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(client.response().await.body, "ok");
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn chunked_bodies_are_framed_anew() {
     let mut cluster = Cluster::start().await;
     let backend = Backend::with(|_, request| {

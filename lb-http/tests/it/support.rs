@@ -354,6 +354,17 @@ async fn read_body(
             }
             let end = buffer.windows(2).position(|w| w == b"\r\n").unwrap();
             let size = usize::from_str_radix(std::str::from_utf8(&buffer[..end]).unwrap(), 16).unwrap();
+            if size == 0 {
+                // A trailer, or none: up to an empty line.
+                while !buffer[end..].windows(4).any(|w| w == b"\r\n\r\n") {
+                    if stream.read_buf(buffer).await? == 0 {
+                        return Err(std::io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                let last = end + buffer[end..].windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+                buffer.drain(..last + 4);
+                return Ok(body);
+            }
             while buffer.len() < end + 2 + size + 2 {
                 if stream.read_buf(buffer).await? == 0 {
                     return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -361,9 +372,6 @@ async fn read_body(
             }
             body.extend_from_slice(&buffer[end + 2..end + 2 + size]);
             buffer.drain(..end + 2 + size + 2);
-            if size == 0 {
-                return Ok(body);
-            }
         }
     }
     if side == Side::Response && field("connection").as_deref() == Some("close") {
@@ -411,7 +419,11 @@ impl Client {
     }
 
     pub async fn send(&mut self, text: &str) {
-        soon("send", self.stream.write_all(text.as_bytes())).await.unwrap();
+        self.send_bytes(text.as_bytes()).await;
+    }
+
+    pub async fn send_bytes(&mut self, bytes: &[u8]) {
+        soon("send", self.stream.write_all(bytes)).await.unwrap();
     }
 
     pub async fn response(&mut self) -> Response {

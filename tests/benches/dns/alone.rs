@@ -34,7 +34,7 @@ pub fn serve(n_names: u32, upstream: Option<SocketAddr>) -> anyhow::Result<()> {
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let (publisher, subscriber) = channel();
         let upstreams = Some(upstream.into_iter().collect());
-        let config = dns::Config { listen: vec![free_address()?], upstreams, ..dns::Config::default() };
+        let config = dns::Config { listen: vec!["127.0.0.1:0".parse()?], upstreams, ..dns::Config::default() };
         let cancel = CancellationToken::new();
         let (plane, workers) = dns::start(config, subscriber, None, 1, cancel.clone()).await?;
         publisher.publish(Arc::clone(&snapshot));

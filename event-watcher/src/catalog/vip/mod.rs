@@ -22,7 +22,7 @@ pub use address_pool::{VipPool, VipPoolError};
 pub use hash::phash2;
 pub use label::{VipLabel, VipLabelError};
 pub use name::{VipName, dns_label};
-pub(super) use table::Claims;
+pub(super) use table::{Claims, before_endpoints};
 pub use table::{Family, Reserved, Vip, Vips};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -85,8 +85,28 @@ impl Claims {
         !self.services.is_empty()
     }
 
+    /// The same services have the same VIPs; which families their endpoints have is another matter.
     pub(in crate::catalog) fn same_services(&self, other: &Self) -> bool {
-        self.services == other.services
+        let named = |claims: &Self| -> Vec<(ServiceId, Vec<VipKey>)> {
+            claims.services.iter().map(|(id, keys, _)| (id.clone(), keys.clone())).collect()
+        };
+        named(self) == named(other)
+    }
+
+    /// The families that its endpoints have, for each VIP that they feed.
+    pub(in crate::catalog) fn families(&self) -> Vec<(VipTarget, Family)> {
+        let mut found = Vec::new();
+        for (_, keys, families) in &self.services {
+            let targets: BTreeSet<&VipTarget> = keys.iter().map(|key| &key.target).collect();
+            for target in targets {
+                found.extend(families.iter().map(|family| (target.clone(), *family)));
+            }
+        }
+        found
+    }
+
+    pub(in crate::catalog) fn targets(&self) -> impl Iterator<Item = &VipTarget> {
+        self.services.iter().flat_map(|(_, keys, _)| keys).map(|key| &key.target)
     }
 
     /// The addresses that it names as VIPs, each once.
@@ -184,8 +204,7 @@ impl Vips {
                 names.entry(name).or_default().push(address);
             }
         }
-        // What a name has until its endpoints say otherwise.
-        let before_endpoints = if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 };
+        let before_endpoints = before_endpoints(pools);
         vips.retain(|key, vip| {
             let of_endpoints = families.get(&key.target).filter(|families| !families.is_empty());
             let (all, hint) = match &key.target {
@@ -244,6 +263,11 @@ impl Vips {
             .collect();
         (Self { vips: share(&previous.vips, vips), names: share(&previous.names, names) }, problems)
     }
+}
+
+/// The family of a name's addresses until its endpoints say otherwise.
+pub(in crate::catalog) fn before_endpoints(pools: &[VipPool]) -> Family {
+    if pools.iter().any(VipPool::is_ipv4) { Family::Ipv4 } else { Family::Ipv6 }
 }
 
 /// `now`, sharing with `previous` what is equal.

@@ -3,6 +3,7 @@
 //! Names begin with the number of the fault in the project's list of scheduler faults.
 
 use super::*;
+use crate::reconcile::guard::CONFIRM_EVERY;
 
 const SECOND: Duration = Duration::from_secs(1);
 

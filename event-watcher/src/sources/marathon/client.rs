@@ -3,22 +3,23 @@
 //! It decides nothing about when to ask. Answers are asked for uncompressed, and a compressed one is refused, so no
 //! small answer can become a large one. A list is read on a thread of its own while it arrives.
 
+mod leaders;
 mod names;
 mod pump;
+mod requests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
-};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use reqwest::{Response, StatusCode, redirect};
 use serde::de::Error as _;
 use url::{Origin, Url};
 
+use self::requests::refusal;
 use super::auth::Auth;
 use super::list::{Answer, Kind, Surroundings};
 use super::wire;
@@ -26,6 +27,10 @@ use crate::catalog::AppId;
 use crate::config::{Credentials, Marathon};
 use crate::error::{ConfigError, FetchError};
 
+/// Who leads is asked of all members at once, and who does not know at once does not count.
+const LEADER_DEADLINE: Duration = Duration::from_secs(1);
+/// Who a member says leads it.
+const LEADER_HEADER: &str = "x-marathon-leader";
 const MAX_REDIRECTS: usize = 3;
 /// How long one member may think before the next one is asked as well (RFC 8305 section 5).
 const NEXT_MEMBER_AFTER: Duration = Duration::from_millis(250);
@@ -35,9 +40,6 @@ const MAX_ERROR_BYTES: usize = 4096;
 const APP_HEAD_DEADLINE: Duration = Duration::from_secs(3);
 /// A member that accepted and stayed silent is asked last for this long: a deadlocked former leader does that.
 const QUARANTINE: Duration = Duration::from_secs(60);
-/// Who leads is asked of all members at once, and who does not know at once does not count.
-const LEADER_DEADLINE: Duration = Duration::from_secs(1);
-const LEADER_HEADER: &str = "x-marathon-leader";
 
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
@@ -297,52 +299,6 @@ impl Client {
         }
     }
 
-    /// Asks all members who leads. A cluster of one has nobody to ask, and members that cannot tell do not count.
-    pub(crate) async fn leadership(&self, base: &Base) -> Leadership {
-        if self.n_members() < 2 {
-            return Leadership::Agreed;
-        }
-        let asking = (0..self.n_members()).map(|member| async move {
-            let url = endpoint(&self.shared.members[member], ["v2", "leader"]);
-            let (response, url) = self.request(url, "application/json", LEADER_DEADLINE).await.ok()?;
-            if response.status() != StatusCode::OK {
-                return None;
-            }
-            let reading = self.body(response, host(&url), MAX_ERROR_BYTES);
-            let body = tokio::time::timeout(LEADER_DEADLINE, reading).await.ok()?.ok()?;
-            let claim: wire::Leader = serde_json::from_slice(&body).ok()?;
-            Some((member, claim.leader))
-        });
-        let claims: Vec<(usize, String)> =
-            futures_util::future::join_all(asking).await.into_iter().flatten().collect();
-        self.weigh(base, &claims)
-    }
-
-    fn weigh(&self, base: &Base, claims: &[(usize, String)]) -> Leadership {
-        let n_for = |leader: &str| claims.iter().filter(|(_, claim)| claim == leader).count();
-        let Some((_, leader)) = claims.iter().max_by_key(|(_, claim)| n_for(claim)) else {
-            return Leadership::Agreed;
-        };
-        if 2 * n_for(leader) <= claims.len() {
-            let mut all: Vec<String> = claims.iter().map(|(_, claim)| claim.clone()).collect();
-            all.sort();
-            all.dedup();
-            return Leadership::Split(all);
-        }
-        let is_at = |url: &Url| {
-            let port = url.port_or_known_default().unwrap_or(0);
-            url.host_str().is_some_and(|host| *leader == format!("{host}:{port}"))
-        };
-        let claim_of = |member: usize| claims.iter().find(|(m, _)| *m == member).map(|(_, claim)| claim);
-        // A member that knows the leader passes reads on to it.
-        if is_at(&base.url) || claim_of(base.member).is_none_or(|claim| claim == leader) {
-            return Leadership::Agreed;
-        }
-        let leading = self.shared.members.iter().position(is_at);
-        let knowing = || claims.iter().find(|(_, claim)| claim == leader).map(|(member, _)| *member);
-        leading.or_else(knowing).map_or(Leadership::Agreed, Leadership::Elsewhere)
-    }
-
     /// All pods with their instances. `None`: this scheduler knows none, as before 1.4 or when only apps are let through.
     pub(crate) async fn pods(&self, base: &Base) -> Result<Option<Vec<u8>>, FetchError> {
         let (response, host) =
@@ -424,179 +380,6 @@ impl Client {
         let body = self.body(response, host, MAX_ERROR_BYTES).await.ok()?;
         serde_json::from_slice::<wire::Leader>(&body).ok().map(|answer| answer.leader)
     }
-
-    /// Reads from `base`, or from the other members when it cannot be reached or has no leader to ask.
-    async fn read(
-        &self,
-        base: &Base,
-        path: &[&str],
-        query: Option<&str>,
-        head_deadline: Duration,
-    ) -> Result<(Response, String), FetchError> {
-        let others = (0..self.n_members()).map(|n| self.member(base.member + n));
-        let mut failure = None;
-        let mut tried = Vec::new();
-        for Base { url: root, .. } in
-            self.willing_first(std::iter::once(base.clone()).chain(others).collect())
-        {
-            if tried.contains(&root) {
-                continue;
-            }
-            let mut url = endpoint(&root, path.iter().copied());
-            url.set_query(query);
-            tried.push(root);
-            match self.request(url, "application/json", head_deadline).await {
-                Ok((response, _))
-                    if response.status().is_server_error() && tried.len() < self.n_members() =>
-                {
-                    failure = Some(FetchError::Status {
-                        host: host(response.url()),
-                        status: response.status(),
-                        message: String::new(),
-                    });
-                }
-                Ok((response, url)) => return Ok((response, host(&url))),
-                Err(error) => failure = Some(error),
-            }
-        }
-        Err(failure.unwrap_or_else(|| FetchError::RedirectLoop { host: host(&base.url) }))
-    }
-
-    /// One request, with its redirects. Credentials go to configured members only.
-    async fn request(
-        &self,
-        mut url: Url,
-        accept: &'static str,
-        head_deadline: Duration,
-    ) -> Result<(Response, Url), FetchError> {
-        for _ in 0..=MAX_REDIRECTS {
-            let auth = self.shared.auth.as_ref().filter(|_| self.is_configured(&url.origin()));
-            let mut authorization = match auth {
-                Some(auth) => Some(auth.value().await.map_err(|e| no_credentials(&url, e))?),
-                None => None,
-            };
-            let mut response = self.send(&url, accept, authorization.as_ref(), head_deadline).await?;
-            if let (StatusCode::UNAUTHORIZED, Some(auth), Some(refused)) =
-                (response.status(), auth, &authorization)
-                && let Some(value) = auth.instead_of(refused).await.map_err(|e| no_credentials(&url, e))?
-            {
-                authorization = Some(value);
-                response = self.send(&url, accept, authorization.as_ref(), head_deadline).await?;
-            }
-            if !response.status().is_redirection() {
-                return Ok((response, url));
-            }
-            url = self.redirected(&url, &response)?;
-        }
-        Err(FetchError::RedirectLoop { host: host(&url) })
-    }
-
-    async fn send(
-        &self,
-        url: &Url,
-        accept: &'static str,
-        authorization: Option<&HeaderValue>,
-        head_deadline: Duration,
-    ) -> Result<Response, FetchError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        if let Some(authorization) = authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
-        }
-        let sending = self.shared.http.get(url.clone()).headers(headers).send();
-        match tokio::time::timeout(head_deadline, sending).await {
-            Ok(sent) => {
-                sent.map_err(|source| FetchError::Connect { host: host(url), source: source.without_url() })
-            }
-            Err(_) => {
-                let until = crate::watcher::now() + QUARANTINE;
-                self.quarantined().insert(url.origin(), until);
-                Err(FetchError::Silent { host: host(url), limit: head_deadline })
-            }
-        }
-    }
-
-    fn quarantined(&self) -> std::sync::MutexGuard<'_, HashMap<Origin, Instant>> {
-        self.shared.quarantined.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The same members, those that stayed silent lately at the end.
-    fn willing_first(&self, mut members: Vec<Base>) -> Vec<Base> {
-        let now = crate::watcher::now();
-        let mut quarantined = self.quarantined();
-        quarantined.retain(|_, until| *until > now);
-        members.sort_by_key(|base| quarantined.contains_key(&base.url.origin()));
-        members
-    }
-
-    fn redirected(&self, url: &Url, response: &Response) -> Result<Url, FetchError> {
-        let headers = response.headers();
-        let location = headers.get(LOCATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let foreign =
-            |target: &str| FetchError::ForeignRedirect { host: host(url), target: target.to_owned() };
-        let mut target = url.join(location).map_err(|_| foreign(location))?;
-        let _ = target.set_username("");
-        let _ = target.set_password(None);
-        let origin = target.origin();
-        let is_leader = || {
-            let leader = headers.get(LEADER_HEADER).and_then(|v| v.to_str().ok())?;
-            Some(Url::parse(leader).ok()?.origin() == origin)
-        };
-        // From https back to http is nobody's leader.
-        let keeps_tls = url.scheme() == "http" || target.scheme() == "https";
-        if self.is_configured(&origin) || (keeps_tls && is_leader() == Some(true)) {
-            Ok(target)
-        } else {
-            Err(foreign(&origin.ascii_serialization()))
-        }
-    }
-
-    fn is_configured(&self, origin: &Origin) -> bool {
-        self.shared.members.iter().any(|url| url.origin() == *origin)
-    }
-
-    async fn body(
-        &self,
-        response: Response,
-        host: String,
-        limit_bytes: usize,
-    ) -> Result<Vec<u8>, FetchError> {
-        let limit = self.shared.request_deadline;
-        let reading = read_body(response, host.clone(), limit_bytes);
-        tokio::time::timeout(limit, reading).await.unwrap_or(Err(FetchError::Silent { host, limit }))
-    }
-}
-
-async fn read_body(mut response: Response, host: String, limit_bytes: usize) -> Result<Vec<u8>, FetchError> {
-    let expected = response.content_length().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-    let mut body = Vec::with_capacity(expected.min(limit_bytes).min(1 << 20));
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > limit_bytes => {
-                return Err(FetchError::TooLarge { host, limit_bytes });
-            }
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return Ok(body),
-            Err(source) => return Err(FetchError::Body { host, source: source.without_url() }),
-        }
-    }
-}
-
-/// What a status that is not the wanted one means.
-async fn refusal(host: String, response: Response) -> FetchError {
-    let status = response.status();
-    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-        return FetchError::Auth { host, status };
-    }
-    let reading = read_body(response, host.clone(), MAX_ERROR_BYTES);
-    let body = tokio::time::timeout(NEXT_MEMBER_AFTER, reading).await;
-    let message = match body {
-        Ok(Ok(body)) => {
-            serde_json::from_slice(&body).map_or(String::new(), |e: wire::ErrorMessage| e.message)
-        }
-        _ => String::new(),
-    };
-    FetchError::Status { host, status, message }
 }
 
 /// Answers of schedulers before 1.4, and of proxies that let only apps through, beside Marathon's own.

@@ -4,7 +4,7 @@
 //! It applies nothing: the watcher says afterwards which texts it now holds. A list is read on a thread of its own,
 //! from copies that cost nothing, while everything else goes on.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use super::split::{ShapeError, Splitter};
 use super::translate::{self, Context};
 use super::wire;
+use super::words::Words;
 use crate::catalog::{AppId, AppUpdate, Apps, Problem};
 use crate::resolver::Names;
 
@@ -75,15 +76,13 @@ pub(crate) struct Answer {
     pub n_with_results: usize,
 }
 
-/// The texts of the last list. A copy costs nothing until one of them changes.
+/// The texts of the last list. A copy shares everything with the original until one of them changes, and then nearly
+/// everything.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Texts(Arc<Known>);
-
-#[derive(Clone, Debug, Default)]
-struct Known {
+pub(crate) struct Texts {
     hasher: RandomState,
-    apps: HashMap<TextHash, AppId>,
-    texts: HashMap<AppId, TextHash>,
+    apps: imbl::HashMap<TextHash, AppId>,
+    texts: imbl::HashMap<AppId, TextHash>,
 }
 
 impl Texts {
@@ -91,19 +90,15 @@ impl Texts {
     pub(crate) fn remember(&mut self, id: &AppId, text: Option<TextHash>) {
         self.forget(id);
         if let Some(text) = text {
-            let known = Arc::make_mut(&mut self.0);
-            known.apps.insert(text, id.clone());
-            known.texts.insert(id.clone(), text);
+            self.apps.insert(text, id.clone());
+            self.texts.insert(id.clone(), text);
         }
     }
 
     /// What is held is no longer what the last list said.
     pub(crate) fn forget(&mut self, id: &AppId) {
-        if self.0.texts.contains_key(id) {
-            let known = Arc::make_mut(&mut self.0);
-            if let Some(text) = known.texts.remove(id) {
-                known.apps.remove(&text);
-            }
+        if let Some(text) = self.texts.remove(id) {
+            self.apps.remove(&text);
         }
     }
 
@@ -130,18 +125,25 @@ pub(crate) struct ListReader {
     splitter: Splitter,
     answer: Answer,
     known: BTreeSet<AppId>,
+    words: Words,
 }
 
 impl ListReader {
     pub(crate) fn new(around: Surroundings) -> Self {
-        Self { around, splitter: Splitter::new(), answer: Answer::default(), known: BTreeSet::new() }
+        Self {
+            around,
+            splitter: Splitter::new(),
+            answer: Answer::default(),
+            known: BTreeSet::new(),
+            words: Words::default(),
+        }
     }
 
     /// An error means that the answer as a whole is none.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
-        let Self { around, splitter, answer, known } = self;
+        let Self { around, splitter, answer, known, words } = self;
         splitter.push(bytes, |text| {
-            let entry = match around.entry(Kind::App, text_of(text)?, answer) {
+            let mut entry = match around.entry(Kind::App, text_of(text)?, answer) {
                 Ok(entry) => entry,
                 Err(error) => {
                     not_broken(text)?;
@@ -151,6 +153,9 @@ impl ListReader {
             };
             if let Entry::Rejected(..) = entry {
                 not_broken(text)?;
+            }
+            if let Entry::Read { update, .. } = &mut entry {
+                words.share(&mut update.app);
             }
             let at = || format!("apps[{}].id", answer.n_apps());
             match known.insert(entry.id().clone()) {
@@ -223,8 +228,8 @@ impl Surroundings {
     }
 
     fn entry(&self, kind: Kind, raw: &str, answer: &mut Answer) -> Result<Entry, serde_json::Error> {
-        let text = TextHash(self.texts.0.hasher.hash_one(raw));
-        if let Some(id) = self.texts.0.apps.get(&text) {
+        let text = TextHash(self.texts.hasher.hash_one(raw));
+        if let Some(id) = self.texts.apps.get(&text) {
             return Ok(Entry::Same(id.clone()));
         }
         // Without a readable id there is no last good version to keep either.

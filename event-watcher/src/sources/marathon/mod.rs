@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`watch`] (the task), [`client`] (HTTP), [`auth`] (who it says it is), [`stream`] (reading on), [`sse`]
 //! (framing), [`events`] (what an event asks for), [`list`] (answers with one or all apps), [`split`] (cutting a list),
-//! [`translate`] (one app into catalog words), [`grace`] (who may do without a verdict), [`wire`] (a lenient reader's view
-//! of the JSON).
+//! [`translate`] (one app into catalog words), [`grace`] (who may do without a verdict), [`words`] (what instances have
+//! in common), [`wire`] (a lenient reader's view of the JSON).
 
 pub(crate) mod auth;
 pub(crate) mod client;
@@ -16,6 +16,7 @@ pub(crate) mod stream;
 pub(crate) mod translate;
 pub(crate) mod watch;
 pub(crate) mod wire;
+mod words;
 
 use crate::catalog::AppUpdate;
 

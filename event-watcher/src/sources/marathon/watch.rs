@@ -2,10 +2,11 @@
 //!
 //! It never holds less because something failed: without an answer, the last good state stays and is called stale.
 
-use std::collections::{BTreeSet, HashMap};
+mod answers;
+mod keeping;
+
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,19 +17,19 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::keeping::Keeper;
 use super::client::{About, Base, Client, Found, HostAndPort, Leadership, ListAnswer, OpenStream};
 use super::events;
 use super::grace::Grace;
 use super::list::{Answer, Entry, Kind, Surroundings, Texts};
 use super::stream::{Report, SeenEvent, StreamReader};
-use crate::catalog::{App, AppId, InstanceId, InstanceState, Leaders};
+use super::words::Words;
+use crate::catalog::{AppId, Leaders};
 use crate::config::Marathon;
 use crate::error::{ConfigError, FetchError, StreamError, chain};
 use crate::hub::Feed;
-use crate::keep;
-use crate::reconcile::{Action, Contents, Input, Reconcile, Survey, Ticket, Timing};
+use crate::reconcile::{Action, Input, Reconcile, Ticket, Timing};
 use crate::resolver::{self, Changed, Lookups, Names};
-use crate::sources::{InstanceRef, Verdict};
 use crate::stats::Stats;
 use crate::watcher::{Command, now};
 
@@ -38,12 +39,6 @@ const MAX_WAITING_SIGNALS: usize = 1024;
 const SIGNALS_AT_ONCE: usize = 256;
 /// How long the first list waits for what the scheduler says about itself: its name is part of every DNS name.
 const ABOUT_DEADLINE: Duration = Duration::from_secs(3);
-/// With fewer instances, that nobody has a result yet is nothing special.
-const MANY_WITHOUT_RESULTS: usize = 3;
-/// What is kept on disk is this much behind what is held.
-const KEEP_AFTER: Duration = Duration::from_secs(1);
-/// Keeping takes at most this share of the time.
-const KEEP_SHARE: u32 = 20;
 
 pub(crate) struct Watch {
     config: Marathon,
@@ -73,14 +68,6 @@ pub(crate) struct Watch {
 struct LiveStream {
     reports: mpsc::Receiver<Report>,
     _reader: AbortOnDropHandle<()>,
-}
-
-#[derive(Default)]
-struct Keeper {
-    /// When the next save begins.
-    due: Option<Instant>,
-    busy_since: Option<Instant>,
-    not_before: Option<Instant>,
 }
 
 enum Done {
@@ -394,96 +381,6 @@ impl Watch {
         }
     }
 
-    fn take_list_answer(&mut self, ticket: Ticket, mut answer: ListAnswer, patience: Patience) {
-        if patience == Patience::Left && !answer.answer.unasked_hosts.is_empty() {
-            let hosts = std::mem::take(&mut answer.answer.unasked_hosts);
-            return self.look_up(hosts, Waiting::List { ticket, answer });
-        }
-        if self.listed_leader.as_ref().is_some_and(|known| *known != answer.leader) {
-            self.about_known = false;
-        }
-        self.listed_leader = Some(answer.leader.clone());
-        let ids = answer.answer.entries.iter().map(|entry| entry.id().clone()).collect();
-        let survey = self.survey(&answer);
-        self.step(Input::ListFetched { ticket, ids, survey }, Some(answer.answer));
-        let held = self.reconcile.held();
-        if held.is_some() {
-            self.feed.rejected("held_drop");
-        }
-        self.feed.holds_back(held);
-    }
-
-    /// What of the instances held the list lacks.
-    fn survey(&self, answer: &ListAnswer) -> Survey {
-        let mut survey = Survey {
-            leader: Some(answer.leader.clone()),
-            contents: if answer.answer.entries.is_empty() { Contents::Nothing } else { Contents::Apps },
-            ..Survey::default()
-        };
-        let mut listed: HashMap<&AppId, Option<usize>> = answer
-            .answer
-            .entries
-            .iter()
-            .map(|entry| match entry {
-                Entry::Read { update, .. } => (&update.app.id, Some(n_alive(&update.app))),
-                // What is held stays.
-                Entry::Same(id) | Entry::Rejected(id, _) => (id, None),
-            })
-            .collect();
-        for (id, app) in self.feed.held.apps() {
-            let n_before = n_alive(app);
-            survey.n_before += n_before;
-            let n_now = match listed.remove(id) {
-                None => 0,
-                Some(Some(n_now)) => n_now,
-                Some(None) => continue,
-            };
-            if n_now < n_before {
-                survey.lost.insert(id.clone(), n_before - n_now);
-            }
-        }
-        survey
-    }
-
-    fn list_failed(&mut self, error: &FetchError) {
-        self.stats.n_fetch_failures.add_one();
-        self.feed.rejected(error.word());
-        let reason = chain(error);
-        tracing::warn!(source = %self.feed.name(), reason, "cannot read the list of apps; the last known state keeps serving");
-        self.step(Input::ListFailed { kind: error.kind(), reason }, None);
-    }
-
-    fn app_failed(&mut self, id: AppId, error: &FetchError) {
-        self.stats.n_fetch_failures.add_one();
-        tracing::warn!(source = %self.feed.name(), app = %id, reason = chain(error), "cannot read an app");
-        self.step(Input::AppFailed { id }, None);
-    }
-
-    fn read_app(&mut self, ticket: Ticket, id: AppId, kind: Kind, body: &[u8], patience: Patience) {
-        let malformed = |this: &Self, error: serde_json::Error| FetchError::Malformed {
-            host: this.base.host(),
-            source: error.into(),
-        };
-        match self.surroundings().single(kind, body) {
-            Ok(mut answer) if patience == Patience::Left && !answer.unasked_hosts.is_empty() => {
-                let hosts = std::mem::take(&mut answer.unasked_hosts);
-                self.look_up(hosts, Waiting::App { ticket, id, kind, body: body.to_vec() });
-            }
-            Ok(answer) if answer.entries.iter().all(|entry| *entry.id() == id) => {
-                self.feed.saw_answer();
-                self.step(Input::AppFetched { ticket, id }, Some(answer));
-            }
-            Ok(_) => {
-                let error = malformed(self, serde::de::Error::custom("asked for an app and got another one"));
-                self.app_failed(id, &error);
-            }
-            Err(error) => {
-                let error = malformed(self, error);
-                self.app_failed(id, &error);
-            }
-        }
-    }
-
     fn surroundings(&self) -> Surroundings {
         Surroundings {
             framework: Arc::clone(&self.framework),
@@ -491,59 +388,6 @@ impl Watch {
             moment: now(),
             previous: self.feed.held.apps().clone(),
             texts: self.texts.clone(),
-        }
-    }
-
-    fn take_list(&mut self, answer: Answer, keep: &BTreeSet<AppId>) {
-        let mut known: BTreeSet<AppId> = keep.clone();
-        known.extend(answer.entries.iter().map(|entry| entry.id().clone()));
-        self.feed.held.retain(&known);
-        for entry in answer.entries {
-            if !keep.contains(entry.id()) {
-                self.take_entry(entry);
-            }
-        }
-        self.feed.held.set_source_problems(answer.problems);
-        // An election: it runs many instances, and has forgotten what it knew of the health of each.
-        let forgotten = answer.n_checked >= MANY_WITHOUT_RESULTS && answer.n_with_results == 0;
-        if forgotten {
-            let all = self.grace.take_all();
-            self.presume(all);
-        }
-    }
-
-    /// Serves instances that nobody has a verdict about.
-    fn presume(&mut self, instances: Vec<(AppId, InstanceId)>) {
-        for (app, instance) in instances {
-            self.feed.held.presume_healthy(&app, &instance);
-        }
-    }
-
-    fn take_entry(&mut self, entry: Entry) {
-        match entry {
-            Entry::Same(_) => self.stats.n_apps_unchanged.add_one(),
-            Entry::Read { update, text } => {
-                self.texts.remember(&update.app.id, text);
-                self.grace.note(&update.app, now());
-                self.feed.held.replace(update);
-            }
-            Entry::Rejected(id, problem) => {
-                self.stats.n_apps_rejected.add_one();
-                self.texts.forget(&id);
-                self.feed.held.set_problems(&id, vec![problem]);
-            }
-        }
-    }
-
-    fn retire(&mut self, app: &AppId, instance: &InstanceRef, verdict: Verdict) {
-        let Some(known) = self.feed.held.app(app) else { return };
-        let named = known.instances.iter().map(|i| &i.id).filter(|id| instance.names(id)).cloned();
-        for id in named.collect::<Vec<_>>() {
-            self.texts.forget(app);
-            match verdict {
-                Verdict::State(state) => self.feed.held.retire(app, &id, state),
-                Verdict::Unhealthy => self.feed.held.mark_unhealthy(app, &id),
-            }
         }
     }
 
@@ -564,75 +408,6 @@ impl Watch {
             self.texts.forget_all();
         }
     }
-
-    fn commit(&mut self) {
-        if self.feed.commit(self.reconcile.state(), Some(&self.framework), self.leaders)
-            == crate::hub::Changed::Yes
-            && self.config.state_file.is_some()
-            && self.keeper.due.is_none()
-        {
-            let due = now() + KEEP_AFTER;
-            self.keeper.due = Some(self.keeper.not_before.map_or(due, |at| due.max(at)));
-        }
-    }
-
-    fn keep_when_due(&mut self) {
-        let Some(path) = self.config.state_file.clone() else { return };
-        if self.keeper.due.is_none_or(|due| due > now()) || self.keeper.busy_since.is_some() {
-            return;
-        }
-        self.keeper.due = None;
-        self.keeper.busy_since = Some(now());
-        let (name, framework, apps) =
-            (Arc::clone(self.feed.name()), Arc::clone(&self.framework), self.feed.held.apps().clone());
-        self.spawn(async move {
-            let saving = tokio::task::spawn_blocking(move || keep::save(&path, &name, &framework, &apps));
-            Done::Kept(saving.await.unwrap_or_else(|error| Err(std::io::Error::other(error))))
-        });
-    }
-
-    fn kept(&mut self, result: std::io::Result<()>) {
-        let now = now();
-        if let Some(since) = self.keeper.busy_since.take() {
-            self.keeper.not_before = Some(now + (now - since) * KEEP_SHARE);
-        }
-        if let Err(error) = result {
-            if self.stats.n_keep_failures.value() == 0 {
-                let path = self.config.state_file.as_ref().map(|path| path.display().to_string());
-                tracing::warn!(path, %error, "cannot keep the last good state on disk; serving goes on");
-            }
-            self.stats.n_keep_failures.add_one();
-        }
-    }
-
-    /// Serves what an earlier run kept, until the scheduler answers.
-    fn restore(&mut self) {
-        let Some(path): Option<PathBuf> = self.config.state_file.clone() else { return };
-        match keep::load(&path, self.feed.name()) {
-            Ok(Some(kept)) => {
-                self.framework = kept.framework.as_str().into();
-                for app in kept.apps {
-                    self.feed.held.put(app, Vec::new());
-                }
-                let minutes = kept.age.as_secs() / 60;
-                let reason =
-                    format!("serving the state kept {minutes} minutes ago; no answer from the scheduler yet");
-                let since = now().checked_sub(kept.age).unwrap_or_else(now);
-                self.reconcile.restored(since, &reason);
-            }
-            Ok(None) => {}
-            Err(error) => {
-                self.feed.rejected("kept_state");
-                tracing::warn!(path = %path.display(), reason = chain(&error), "cannot use the kept state");
-            }
-        }
-    }
-}
-
-/// Instances that have not ended and are not being ended.
-fn n_alive(app: &App) -> usize {
-    let ends = |state| matches!(state, InstanceState::Killing | InstanceState::Terminal);
-    app.instances.iter().filter(|instance| !ends(instance.state)).count()
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -124,3 +124,31 @@ async fn w21_a_service_account_logs_in_with_a_signed_token_and_again_when_it_is_
         format!("{away:?} {:?} {}", watch.handle, serde_json::to_string(&watch.handle.sources()).unwrap());
     assert!(!shown.contains("s3cret") && !shown.contains("PRIVATE"), "{shown}");
 }
+
+#[tokio::test]
+async fn w21_a_token_that_has_expired_is_replaced_once_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "s3cret-one\n").unwrap();
+    let member = Member::start().await;
+    member.set_app("/a", &["a.1"]);
+    member.want_authorization("token=s3cret-one");
+    let mut config = config(&[&member]);
+    config.credentials = Some(Credentials::TokenFile(token.clone()));
+    let mut watch = watch(config);
+    watch.live().await;
+    member.want_authorization("token=s3cret-two");
+    std::fs::write(&token, "s3cret-two\n").unwrap();
+    member.set_app("/a", &["a.1", "a.2"]);
+    member.everything().await;
+    watch.until("read with the new token", |s| tasks(s, "/a").len() == 2).await;
+    member.want_authorization("token=s3cret-three");
+    member.everything().await;
+    let away = watch.freshness("refused", |f| matches!(f, Freshness::Stale { .. })).await;
+    let sources = serde_json::to_string(&watch.handle.sources()).unwrap();
+    assert!(sources.contains("\"cause\":\"auth\""), "{sources}");
+    for shown in [format!("{away:?}"), sources, format!("{:?}", watch.handle)] {
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+    assert_eq!(tasks(&watch.subscriber.latest(), "/a").len(), 2, "it keeps serving");
+}

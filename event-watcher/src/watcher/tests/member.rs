@@ -152,6 +152,11 @@ impl Member {
         self.write(format!("event: {kind}\r\ndata: {body}\r\n\r\n")).await;
     }
 
+    /// An event that names no app.
+    pub(super) async fn everything(&self) {
+        self.event(json!({"eventType": "group_change_success", "groupId": "/"})).await;
+    }
+
     pub(super) async fn status(&self, app: &str, task: &str, status: &str) {
         self.event(
             json!({"eventType": "status_update_event", "appId": app, "taskId": task, "taskStatus": status}),

@@ -66,7 +66,6 @@ pub enum Helper {
     KtimeNs = 5,
     Random = 7,
     SocketCookie = 46,
-    SocketStorage = 107,
     NetnsCookie = 122,
     SetRetval = 187,
 }

@@ -12,7 +12,7 @@ use event_watcher::catalog::Protocol;
 use super::super::Frontend;
 
 /// Part of the pinned maps' names: a newer layout takes nothing from an older one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 pub const TCP: u32 = 6;
 pub const UDP: u32 = 17;
@@ -66,17 +66,22 @@ pub mod service {
     pub const N_SLOTS: i16 = 4;
     pub const ID: i16 = 8;
     pub const AFFINITY_NS: i16 = 16;
-    pub const BYTES: usize = 24;
+    /// What the programs need of it.
+    pub const USED_BYTES: i16 = 24;
+    /// Its frontend once more: a program may see an element that was given to another frontend after it was found.
+    pub const FRONTEND: i16 = 24;
+    pub const BYTES: usize = 48;
 }
 
 impl ServiceValue {
-    pub fn bytes(&self) -> [u8; service::BYTES] {
+    pub fn bytes(&self, frontend: &FrontendKey) -> [u8; service::BYTES] {
         let mut value = [0; service::BYTES];
         value[..4].copy_from_slice(&self.version.to_ne_bytes());
         value[4..8].copy_from_slice(&self.n_slots.to_ne_bytes());
         value[8..12].copy_from_slice(&self.id.to_ne_bytes());
         let nanoseconds = self.affinity.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-        value[16..].copy_from_slice(&nanoseconds.to_ne_bytes());
+        value[16..24].copy_from_slice(&nanoseconds.to_ne_bytes());
+        value[24..24 + FRONTEND_BYTES].copy_from_slice(frontend);
         value
     }
 
@@ -147,6 +152,7 @@ pub mod backend {
     pub const ADDRESS: i16 = 0;
     pub const PORT: i16 = 16;
     pub const WEIGHT: i16 = 20;
+    pub const SERVICE: i16 = 24;
     pub const BYTES: usize = 28;
 }
 
@@ -179,12 +185,14 @@ pub mod counters {
     pub const REMOVED: u32 = 1 << 31;
 }
 
-/// What a connected socket believes it is connected to, and what it is connected to.
+/// What a TCP socket believes it is connected to, and what it is connected to. Its place is the end of the socket's
+/// cookie, a number that counts up: a connection is forgotten when so many newer ones were made.
 pub mod peer {
-    pub const VIP: i16 = 0;
-    pub const BACKEND: i16 = 20;
-    pub const BACKEND_PORT: i16 = 36;
-    pub const BYTES: usize = 40;
+    pub const COOKIE: i16 = 0;
+    pub const VIP: i16 = 8;
+    pub const BACKEND: i16 = 28;
+    pub const BACKEND_PORT: i16 = 44;
+    pub const BYTES: usize = 48;
 }
 
 /// Which backend a UDP socket's datagrams to one VIP go to. Key: the socket's cookie, the VIP.
@@ -259,7 +267,7 @@ mod tests {
             assert_eq!(BackendValue::read(&backend.bytes()), Some(backend));
         }
         let service = ServiceValue { version: 1, n_slots: 2, id: 3, affinity: Some(Duration::from_secs(5)) };
-        assert_eq!(ServiceValue::read(&service.bytes()), service);
+        assert_eq!(ServiceValue::read(&service.bytes(&[9; FRONTEND_BYTES])), service);
         let slot = SlotValue { first: 1, second: 2, threshold: 3 };
         assert_eq!(SlotValue::read(&slot.bytes()), slot);
         assert_eq!(read_slot_key(&slot_key(4, 5)), (4, 5));

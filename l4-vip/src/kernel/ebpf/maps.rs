@@ -18,11 +18,13 @@ pub struct Limits {
     pub n_backends: u32,
     /// UDP conversations and clients with affinity that are remembered; the oldest are forgotten.
     pub n_flows: u32,
+    /// TCP connections that show the VIP as their peer, a power of two; the oldest show their backend.
+    pub n_peers: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { n_frontends: 65_536, n_backends: 262_144, n_flows: 65_536 }
+        Self { n_frontends: 65_536, n_backends: 262_144, n_flows: 65_536, n_peers: 262_144 }
     }
 }
 
@@ -36,7 +38,7 @@ pub struct Maps {
     pub backends: Map,
     /// Number of a service or a backend → counters on each CPU.
     pub counters: Map,
-    /// Socket → VIP and backend.
+    /// TCP socket → VIP and backend.
     pub peers: Map,
     /// UDP socket and VIP → backend.
     pub flows: Map,
@@ -64,7 +66,7 @@ impl Maps {
             sys::pin(map.fd(), &path)?;
             io::Result::Ok(map)
         };
-        let Limits { n_frontends, n_backends, n_flows } = limits;
+        let Limits { n_frontends, n_backends, n_flows, n_peers } = limits;
         // A service's new slots stand beside its old ones until the change is made.
         let n_slots = n_backends.saturating_mul(2);
         let n_counters = n_frontends.saturating_mul(2).saturating_add(n_backends);
@@ -73,11 +75,16 @@ impl Maps {
             slots: open(NAMES[1], MapKind::Hash, slot::KEY_BYTES, slot::BYTES, n_slots)?,
             backends: open(NAMES[2], MapKind::Hash, 4, backend::BYTES, n_backends)?,
             counters: open(NAMES[3], MapKind::PerCpuHash, 4, counters::BYTES, n_counters)?,
-            peers: open(NAMES[4], MapKind::SocketStorage, 4, peer::BYTES, 0)?,
+            peers: open(NAMES[4], MapKind::Array, 4, peer::BYTES, n_peers)?,
             flows: open(NAMES[5], MapKind::LruHash, flow::KEY_BYTES, flow::BYTES, n_flows)?,
             reverse: open(NAMES[6], MapKind::LruHash, reverse::KEY_BYTES, layout::FRONTEND_BYTES, n_flows)?,
             affinity: open(NAMES[7], MapKind::LruHash, affinity::KEY_BYTES, affinity::BYTES, n_flows)?,
         })
+    }
+
+    /// Places for TCP sockets.
+    pub fn n_peers(&self) -> u32 {
+        self.peers.max_entries()
     }
 
     /// Pins again what somebody removed. Returns how many those were.

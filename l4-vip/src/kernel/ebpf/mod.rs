@@ -4,17 +4,22 @@
 //! outlive this process and are adopted by the next one. It changes no packet, no route and no firewall rule, and
 //! needs no compiler: the programs are assembled here.
 //!
-//! Reading order: [`layout`] (what the maps hold), [`programs`], [`tables`] (how maps are changed), [`links`].
+//! Reading order: [`layout`] (what the maps hold), [`programs`], [`tables`] (how maps are changed), [`inventory`] (how
+//! they are read back), [`links`].
 
 mod asm;
+mod held;
+mod inventory;
 mod layout;
 mod links;
 mod maps;
 mod place;
 mod programs;
 mod stale;
+mod steps;
 mod sys;
 mod tables;
+mod tallies;
 mod weights;
 
 use std::io;

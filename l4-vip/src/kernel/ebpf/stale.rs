@@ -11,7 +11,7 @@ use event_watcher::catalog::Protocol;
 use super::layout;
 use super::maps::Maps;
 use super::tables::Gone;
-use crate::kernel::nft::netlink::Socket;
+use crate::netlink::Socket;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;

@@ -17,8 +17,8 @@ const PROG_LOAD: u32 = 5;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_INFO: u32 = 15;
-const BTF_LOAD: u32 = 18;
 const MAP_LOOKUP_BATCH: u32 = 24;
+const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
 
@@ -32,9 +32,9 @@ const BATCH: usize = 4096;
 #[repr(u32)]
 pub enum MapKind {
     Hash = 1,
+    Array = 2,
     PerCpuHash = 5,
     LruHash = 9,
-    SocketStorage = 24,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,6 @@ pub struct MapShape {
     pub kind: MapKind,
     pub key_bytes: u32,
     pub value_bytes: u32,
-    /// 0 for socket storage, which is bounded by the number of sockets.
     pub max_entries: u32,
 }
 
@@ -51,8 +50,11 @@ const NO_PREALLOC: u32 = 1;
 
 impl MapShape {
     fn flags(self) -> u32 {
-        // The kernel insists on preallocation for LRU maps: they must never fail to take an entry.
-        if self.kind == MapKind::LruHash { 0 } else { NO_PREALLOC }
+        match self.kind {
+            MapKind::Hash | MapKind::PerCpuHash => NO_PREALLOC,
+            // The kernel insists on preallocation for LRU maps: they must never fail to take an entry.
+            MapKind::Array | MapKind::LruHash => 0,
+        }
     }
 }
 
@@ -115,19 +117,13 @@ pub struct Map {
 
 impl Map {
     pub fn create(name: &str, shape: MapShape) -> io::Result<Self> {
-        let attr = Attr::new()
+        let mut attr = Attr::new()
             .u32(0, shape.kind as u32)
             .u32(4, shape.key_bytes)
             .u32(8, shape.value_bytes)
             .u32(12, shape.max_entries)
             .u32(16, shape.flags())
             .name(28, name);
-        // Socket storage is only made with a description of its types.
-        let btf = (shape.kind == MapKind::SocketStorage).then(|| load_btf(shape.value_bytes)).transpose()?;
-        let mut attr = match &btf {
-            Some(btf) => attr.fd(48, btf.as_fd()).u32(52, BTF_KEY).u32(56, BTF_VALUE),
-            None => attr,
-        };
         // SAFETY: the attribute has no pointers.
         Ok(Self { fd: unsafe { attr.open(MAP_CREATE) }?, shape })
     }
@@ -152,6 +148,10 @@ impl Map {
         self.fd.as_fd()
     }
 
+    pub fn max_entries(&self) -> u32 {
+        self.shape.max_entries
+    }
+
     /// Replaces or adds an element; whoever reads at the same time finds the old value or the new one.
     pub fn update<const K: usize, const V: usize>(&self, key: &[u8; K], value: &[u8; V]) -> io::Result<()> {
         debug_assert_eq!((K, V), (self.shape.key_bytes as usize, self.shape.value_bytes as usize));
@@ -160,9 +160,28 @@ impl Map {
         unsafe { attr.call(MAP_UPDATE) }.map(|_| ())
     }
 
-    /// Sets an element of a per-CPU map to zero on every CPU.
-    pub fn update_zero<const K: usize>(&self, key: &[u8; K]) -> io::Result<()> {
-        self.update_first_cpu(key, &[])
+    /// Replaces or adds many elements, each as [`Self::update`] does, in the order of the keys. After an error it is
+    /// not known which were.
+    pub fn update_all<const K: usize, const V: usize>(
+        &self,
+        keys: &[[u8; K]],
+        values: &[[u8; V]],
+    ) -> io::Result<()> {
+        debug_assert_eq!((K, V), (self.shape.key_bytes as usize, self.shape.value_bytes as usize));
+        // One call for one element is cheaper than a batch of one.
+        if let ([key], [value]) = (keys, values) {
+            return self.update(key, value);
+        }
+        for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
+            let mut attr = Attr::new()
+                .pointer(16, keys.as_ptr())
+                .pointer(24, values.as_ptr())
+                .u32(32, keys.len().min(values.len()) as u32)
+                .fd(36, self.fd());
+            // SAFETY: there are as many keys and values as the count says, and they outlive the call.
+            unsafe { attr.call(MAP_UPDATE_BATCH) }?;
+        }
+        Ok(())
     }
 
     /// Sets an element of a per-CPU map: these numbers on the first CPU, zero on the others.
@@ -343,48 +362,4 @@ pub fn open_pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
 
 fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
-}
-
-const BTF_KEY: u32 = 1;
-const BTF_VALUE: u32 = 3;
-
-/// Describes a map whose key is an `int` and whose value is a struct of words (`Documentation/bpf/btf.rst`).
-fn load_btf(value_bytes: u32) -> io::Result<OwnedFd> {
-    const INT: u32 = 1 << 24;
-    const ARRAY: u32 = 3 << 24;
-    const STRUCT: u32 = 4 << 24 | 1;
-    let strings = b"\0int\0words\0peer\0";
-    let (int, words, peer) = (1, 5, 11);
-    let types: [u32; 16] = [
-        // 1: int, 32 bits, signed
-        int,
-        INT,
-        4,
-        1 << 24 | 32,
-        // 2: int[n]
-        0,
-        ARRAY,
-        0,
-        1,
-        1,
-        value_bytes / 4,
-        // 3: struct peer { int words[n]; }
-        peer,
-        STRUCT,
-        value_bytes,
-        words,
-        2,
-        0,
-    ];
-    let mut btf = Vec::new();
-    btf.extend(0xeb9f_u16.to_ne_bytes());
-    btf.extend([1, 0]);
-    for word in [24, 0, size_of_val(&types) as u32, size_of_val(&types) as u32, strings.len() as u32] {
-        btf.extend(word.to_ne_bytes());
-    }
-    btf.extend(types.into_iter().flat_map(u32::to_ne_bytes));
-    btf.extend(strings);
-    let mut attr = Attr::new().pointer(0, btf.as_ptr()).u32(16, btf.len() as u32);
-    // SAFETY: the description outlives the call.
-    unsafe { attr.open(BTF_LOAD) }
 }

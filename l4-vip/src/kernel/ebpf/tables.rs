@@ -6,45 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
 
-use event_watcher::catalog::Protocol;
-
-use super::super::{ApplyError, Backend, Change, Frontend, KernelCounters, Service};
-use super::layout::{self, BackendValue, ServiceValue, counters};
+use super::super::{ApplyError, Change, Frontend, Service};
+use super::held::{Held, HeldBackend, usable};
+use super::inventory::{Inventory, Strays};
+use super::layout::{self, ServiceValue, SlotValue, counters};
 use super::maps::{Limits, Maps};
-use super::weights;
-
-/// A service as it stands in the maps.
-#[derive(Clone, Debug)]
-struct Held {
-    value: ServiceValue,
-    backends: Vec<HeldBackend>,
-    /// Its elements do not fit together: it is written anew, whatever is wanted.
-    damaged: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldBackend {
-    pub id: u32,
-    pub address: SocketAddr,
-    weight: u16,
-}
-
-impl Held {
-    fn is(&self, service: &Service) -> bool {
-        !self.damaged
-            && self.value.affinity == service.affinity
-            && self.backends.len() == service.backends.len()
-            && service.backends.iter().all(|backend| {
-                self.backends.iter().any(|b| b.address == backend.address && b.weight == backend.weight)
-            })
-    }
-
-    fn weights(&self) -> Vec<(u32, u16)> {
-        self.backends.iter().map(|b| (b.id, b.weight)).collect()
-    }
-}
+use super::tallies::{self, Counted};
 
 /// A backend that was removed from a frontend.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +37,25 @@ struct Staged {
     old: Option<Held>,
     /// `None`: it is removed.
     new: Option<Held>,
+    /// Those of a new version; none if the old ones serve.
+    slots: Vec<SlotValue>,
+}
+
+impl Staged {
+    fn forward(&self) -> Step<'_> {
+        Step { frontend: self.frontend, from: self.old.as_ref(), to: self.new.as_ref() }
+    }
+
+    fn back(&self) -> Step<'_> {
+        Step { frontend: self.frontend, from: self.new.as_ref(), to: self.old.as_ref() }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    frontend: Frontend,
+    from: Option<&'a Held>,
+    to: Option<&'a Held>,
 }
 
 impl Tables {
@@ -88,45 +75,37 @@ impl Tables {
             })
             .collect();
         self.check_room(&last)?;
-        let mut staged = Vec::with_capacity(last.len());
-        for (frontend, service) in last {
-            let old = self.held.get(&frontend).cloned();
-            match (&old, &service) {
-                (None, None) => continue,
-                (Some(old), Some(service)) if old.is(service) => continue,
-                _ => {}
-            }
-            let new = match service.map(|service| self.stage(&service, old.as_ref())) {
-                None => None,
-                Some(Ok(new)) => Some(new),
-                Some(Err(error)) => {
-                    self.unstage(&staged);
-                    return Err(error);
-                }
+        let staged: Vec<Staged> =
+            last.into_iter().filter_map(|(frontend, service)| self.plan(frontend, service)).collect();
+        let failed = |what: &str, error| {
+            let what = match &staged[..] {
+                [change] => format!("{what} VIP address {}", change.frontend.address),
+                changes => format!("{what} {} VIP addresses", changes.len()),
             };
-            staged.push(Staged { frontend, old, new });
+            ApplyError::kernel(what, error)
+        };
+        if let Err(error) = self.stage(&staged) {
+            self.unstage(&staged);
+            return Err(failed("add the backends of", error));
         }
-        for (n_flipped, change) in staged.iter().enumerate() {
-            if let Err(error) = self.flip(change.frontend, change.old.as_ref(), change.new.as_ref()) {
-                for change in &staged[..n_flipped] {
-                    if let Err(error) = self.flip(change.frontend, change.new.as_ref(), change.old.as_ref()) {
-                        tracing::error!(?error, frontend = ?change.frontend, "a VIP could not be put back");
-                    }
-                }
-                self.unstage(&staged);
-                return Err(error);
+        if let Err(error) = self.flip(staged.iter().map(Staged::forward)) {
+            // What was not flipped yet is made once more what it is.
+            if let Err(error) = self.flip(staged.iter().map(Staged::back)) {
+                tracing::error!(%error, "VIPs could not be put back");
             }
+            self.unstage(&staged);
+            return Err(failed("change", error));
         }
         let mut gone = Vec::new();
-        for Staged { frontend, old, new } in staged {
-            gone.extend(self.sweep(frontend, old.as_ref(), new.as_ref()));
-            self.n_backends -= old.map_or(0, |old| old.backends.len());
-            match new {
+        for change in staged {
+            gone.extend(self.sweep(change.forward()));
+            self.n_backends -= change.old.map_or(0, |old| old.backends.len());
+            match change.new {
                 Some(new) => {
                     self.n_backends += new.backends.len();
-                    self.held.insert(frontend, new);
+                    self.held.insert(change.frontend, new);
                 }
-                None => drop(self.held.remove(&frontend)),
+                None => drop(self.held.remove(&change.frontend)),
             }
         }
         Ok(gone)
@@ -143,119 +122,33 @@ impl Tables {
     }
 
     /// Takes what the maps hold for the truth, and removes what belongs to nothing. Returns how many elements that
-    /// were.
+    /// were, counters aside.
     pub fn read(&mut self) -> Result<usize, ApplyError> {
         let failed = |e| ApplyError::kernel("read the VIPs that the kernel holds", e);
-        let mut values: BTreeMap<Frontend, ServiceValue> = BTreeMap::new();
-        let mut of_service: BTreeMap<u32, Vec<HeldBackend>> = BTreeMap::new();
-        let mut slots: BTreeMap<u32, BTreeMap<u32, layout::SlotValue>> = BTreeMap::new();
-        let mut counted: BTreeSet<u32> = BTreeSet::new();
-        let mut last = 0;
-        self.maps
-            .services
-            .for_each(|key, value| {
-                let value = ServiceValue::read(value);
-                last = last.max(value.id).max(value.version);
-                if let Some(frontend) = layout::read_frontend(key) {
-                    values.insert(frontend, value);
-                }
-            })
-            .map_err(failed)?;
-        let mut nobodys = Vec::new();
-        self.maps
-            .backends
-            .for_each(|key, value| {
-                let id = layout::word(key, 0);
-                last = last.max(id);
-                match BackendValue::read(value) {
-                    Some(backend) => of_service.entry(backend.service).or_default().push(HeldBackend {
-                        id,
-                        address: backend.address,
-                        weight: backend.weight,
-                    }),
-                    None => nobodys.push(id),
-                }
-            })
-            .map_err(failed)?;
-        self.maps
-            .slots
-            .for_each(|key, value| {
-                let (version, index) = layout::read_slot_key(key);
-                last = last.max(version);
-                slots.entry(version).or_default().insert(index, layout::SlotValue::read(value));
-            })
-            .map_err(failed)?;
-        self.maps
-            .counters
-            .for_each(|key, _| {
-                let id = layout::word(key, 0);
-                last = last.max(id & !counters::REMOVED);
-                counted.insert(id);
-            })
-            .map_err(failed)?;
-
-        self.held.clear();
-        self.n_backends = 0;
+        let Inventory { held, last, strays } = Inventory::read(&self.maps).map_err(failed)?;
+        self.n_backends = held.values().map(|held| held.backends.len()).sum();
+        self.held = held;
         self.next = self.next.max(last + 1);
-        for (frontend, value) in values {
-            let mut backends = of_service.remove(&value.id).unwrap_or_default();
-            backends.sort_by_key(|backend| backend.id);
-            let mut held = Held { value, backends, damaged: false };
-            let mut own_slots = slots.remove(&value.version).unwrap_or_default();
-            let beyond = own_slots.split_off(&value.n_slots);
-            if !beyond.is_empty() {
-                slots.insert(value.version, beyond);
-            }
-            // The same backends may have come in another order, so the order of the slots does not count.
-            let found: Vec<layout::SlotValue> = own_slots.into_values().collect();
-            let slots_fit = sorted(&found) == sorted(&weights::slots(&held.weights()));
-            let own_ids = held.backends.iter().map(|b| b.id).chain([value.id]);
-            let n_uncounted = own_ids.filter(|id| !counted.remove(id)).count();
-            counted.remove(&(value.id | counters::REMOVED));
-            held.damaged = !slots_fit || found.len() != value.n_slots as usize || n_uncounted > 0;
-            self.n_backends += held.backends.len();
-            self.held.insert(frontend, held);
-        }
-        nobodys.extend(of_service.into_values().flatten().map(|backend| backend.id));
-        let nobodys_slots: Vec<(u32, u32)> = slots
-            .into_iter()
-            .flat_map(|(version, slots)| slots.into_keys().map(move |index| (version, index)))
-            .collect();
-        let n_wrong = nobodys.len() + nobodys_slots.len();
-        for (version, index) in nobodys_slots {
-            self.maps.slots.delete(&layout::slot_key(version, index)).map_err(failed)?;
-        }
-        for id in nobodys {
-            self.maps.backends.delete(&id.to_ne_bytes()).map_err(failed)?;
-        }
-        for id in counted {
-            self.maps.counters.delete(&id.to_ne_bytes()).map_err(failed)?;
-        }
-        Ok(n_wrong)
+        self.remove(&strays).map_err(failed)?;
+        Ok(strays.slots.len() + strays.backends.len())
     }
 
-    /// Counters of every frontend, and of every backend of it.
     pub fn counters(&self) -> Result<Counted, ApplyError> {
-        let mut sums: BTreeMap<u32, KernelCounters> = BTreeMap::new();
-        self.maps
-            .counters
-            .for_each(|key, value| {
-                sums.insert(layout::word(key, 0), sum_of_cpus(value));
-            })
-            .map_err(|e| ApplyError::kernel("read the VIPs' counters", e))?;
-        let of = |id: u32| sums.get(&id).copied().unwrap_or_default();
-        let mut counted = Counted::default();
-        for (frontend, held) in &self.held {
-            let mut total = of(held.value.id);
-            add(&mut total, of(held.value.id | counters::REMOVED));
-            for backend in &held.backends {
-                let own = of(backend.id);
-                add(&mut total, own);
-                counted.backends.push((*frontend, backend.address, own));
-            }
-            counted.frontends.push((*frontend, total));
+        tallies::read(&self.maps.counters, self.held.iter())
+            .map_err(|e| ApplyError::kernel("read the VIPs' counters", e))
+    }
+
+    fn remove(&self, strays: &Strays) -> io::Result<()> {
+        for (version, index) in &strays.slots {
+            self.maps.slots.delete(&layout::slot_key(*version, *index))?;
         }
-        Ok(counted)
+        for id in &strays.backends {
+            self.maps.backends.delete(&id.to_ne_bytes())?;
+        }
+        for id in &strays.counters {
+            self.maps.counters.delete(&id.to_ne_bytes())?;
+        }
+        Ok(())
     }
 
     /// Names the frontends that would not fit, before anything is touched.
@@ -293,98 +186,95 @@ impl Tables {
         Err(ApplyError::Refused { frontends: refused, reason })
     }
 
-    /// Writes what the new service needs and the old one has not; nothing refers to it yet.
-    fn stage(&mut self, service: &Service, old: Option<&Held>) -> Result<Held, ApplyError> {
-        let old = old.filter(|old| !old.damaged);
-        let id = match old {
-            Some(old) => old.value.id,
+    /// What a frontend should become; none if it is that already.
+    fn plan(&mut self, frontend: Frontend, service: Option<Service>) -> Option<Staged> {
+        let old = self.held.get(&frontend).cloned();
+        let service = match (&old, service) {
+            (None, None) => return None,
+            (Some(old), Some(service)) if old.is(&service) => return None,
+            (_, None) => return Some(Staged { frontend, old, new: None, slots: Vec::new() }),
+            (_, Some(service)) => service,
+        };
+        let sound = old.as_ref().filter(|old| !old.damaged);
+        let id = sound.map_or_else(|| self.number(), |old| old.value.id);
+        let backends = service.backends.iter().map(|backend| {
+            let known = sound.and_then(|old| old.find(backend.address));
+            let id = known.map_or_else(|| self.number(), |known| known.id);
+            HeldBackend { id, address: backend.address, weight: backend.weight }
+        });
+        let backends = backends.collect();
+        let value = ServiceValue { version: 0, n_slots: 0, id, affinity: service.affinity };
+        let mut new = Held { value, backends, damaged: false };
+        let mut slots = new.slots();
+        new.value.n_slots = slots.len() as u32;
+        new.value.version = match sound.filter(|old| old.slots() == slots) {
+            Some(old) => {
+                slots.clear();
+                old.value.version
+            }
             None => self.number(),
         };
-        let backends: Vec<HeldBackend> = service
-            .backends
-            .iter()
-            .map(|backend| {
-                let known = old.and_then(|old| old.backends.iter().find(|b| b.address == backend.address));
-                let id = match known {
-                    Some(known) => known.id,
-                    None => self.number(),
-                };
-                HeldBackend { id, address: backend.address, weight: backend.weight }
-            })
-            .collect();
-        let mut held = Held {
-            value: ServiceValue { version: 0, n_slots: 0, id, affinity: service.affinity },
-            backends,
-            damaged: false,
-        };
-        let slots = weights::slots(&held.weights());
-        held.value.n_slots = slots.len() as u32;
-        let same_slots = old.filter(|old| weights::slots(&old.weights()) == slots);
-        held.value.version = match same_slots {
-            Some(old) => old.value.version,
-            None => self.number(),
-        };
-        let write = || -> io::Result<()> {
-            if old.is_none() {
-                self.maps.counters.update_zero(&id.to_ne_bytes())?;
-            }
-            for backend in held.backends.iter().filter(|b| !holds(old, b.id)) {
-                self.maps.counters.update_zero(&backend.id.to_ne_bytes())?;
-                self.maps.backends.update(&backend.id.to_ne_bytes(), &value_of(backend, id).bytes())?;
-            }
-            if same_slots.is_none() {
-                for (index, slot) in (0..).zip(&slots) {
-                    self.maps.slots.update(&layout::slot_key(held.value.version, index), &slot.bytes())?;
-                }
-            }
-            Ok(())
-        };
-        match write() {
-            Ok(()) => Ok(held),
-            Err(error) => {
-                let what = format!("add backends of {}", service.frontend.address);
-                self.discard(&held, old);
-                Err(ApplyError::kernel(what, error))
-            }
-        }
+        Some(Staged { frontend, old, new: Some(new), slots })
     }
 
-    /// Puts `new` in force in the place of `old`, or takes it out.
-    fn flip(&self, frontend: Frontend, old: Option<&Held>, new: Option<&Held>) -> Result<(), ApplyError> {
-        let key = layout::frontend_key(&frontend);
-        let flipped = match new {
-            Some(new) => {
-                let known = |b: &HeldBackend| old.and_then(|old| old.backends.iter().find(|o| o.id == b.id));
-                // The weight of a known backend only matters to clients with affinity: a drained one loses them.
-                let mut reweighed =
-                    new.backends.iter().filter(|b| known(b).is_some_and(|old| old.weight != b.weight));
-                reweighed
-                    .try_for_each(|b| {
-                        self.maps.backends.update(&b.id.to_ne_bytes(), &value_of(b, new.value.id).bytes())
-                    })
-                    .and_then(|()| self.maps.services.update(&key, &new.value.bytes()))
+    /// Writes what the new services need and the old ones have not; nothing refers to it yet.
+    fn stage(&self, staged: &[Staged]) -> io::Result<()> {
+        let (mut backend_ids, mut backends) = (Vec::new(), Vec::new());
+        let (mut slot_keys, mut slots) = (Vec::new(), Vec::new());
+        for change in staged {
+            let Some(new) = &change.new else { continue };
+            for backend in new.backends.iter().filter(|b| !has(change.old.as_ref(), b.id)) {
+                backend_ids.push(backend.id.to_ne_bytes());
+                backends.push(backend.value(new.value.id).bytes());
             }
-            None => self.maps.services.delete(&key),
-        };
-        flipped.map_err(|e| ApplyError::kernel(format!("change VIP address {}", frontend.address), e))
+            for (index, slot) in (0..).zip(&change.slots) {
+                slot_keys.push(layout::slot_key(new.value.version, index));
+                slots.push(slot.bytes());
+            }
+        }
+        self.maps.backends.update_all(&backend_ids, &backends)?;
+        self.maps.slots.update_all(&slot_keys, &slots)
+    }
+
+    /// Puts each step's end in force in the place of its beginning.
+    fn flip<'a>(&self, steps: impl Iterator<Item = Step<'a>>) -> io::Result<()> {
+        let (mut backend_ids, mut backends) = (Vec::new(), Vec::new());
+        let (mut service_keys, mut services, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+        for Step { frontend, from, to } in steps {
+            let key = layout::frontend_key(&frontend);
+            let Some(to) = to else {
+                removed.push(key);
+                continue;
+            };
+            // The weight of a known backend only matters to clients with affinity: a drained one loses them.
+            for backend in &to.backends {
+                let known = from.and_then(|from| from.backends.iter().find(|b| b.id == backend.id));
+                if known.is_some_and(|known| known.weight != backend.weight) {
+                    backend_ids.push(backend.id.to_ne_bytes());
+                    backends.push(backend.value(to.value.id).bytes());
+                }
+            }
+            service_keys.push(key);
+            services.push(to.value.bytes(&key));
+        }
+        self.maps.backends.update_all(&backend_ids, &backends)?;
+        // What goes makes room for what comes.
+        removed.iter().try_for_each(|key| self.maps.services.delete(key))?;
+        self.maps.services.update_all(&service_keys, &services)
     }
 
     /// Removes what only the old service had. What cannot be removed is found by the next [`Self::read`].
-    fn sweep(&self, frontend: Frontend, old: Option<&Held>, new: Option<&Held>) -> Vec<Gone> {
-        let Some(old) = old else { return Vec::new() };
-        let kept = |id: u32| holds(new, id);
-        if new.is_some_and(|new| new.value.id == old.value.id) {
-            let mut removed = KernelCounters::default();
-            for backend in old.backends.iter().filter(|b| !kept(b.id)) {
-                add(&mut removed, self.counters_of(backend.id));
-            }
-            if removed.n_connections + removed.n_packets > 0 {
-                self.keep_counters(old.value.id | counters::REMOVED, removed);
-            }
+    fn sweep(&self, Step { frontend, from, to }: Step<'_>) -> Vec<Gone> {
+        let Some(old) = from else { return Vec::new() };
+        let gone: Vec<HeldBackend> = old.backends.iter().filter(|b| !has(to, b.id)).copied().collect();
+        if to.is_some_and(|new| new.value.id == old.value.id)
+            && let Err(error) =
+                tallies::keep(&self.maps.counters, old.value.id, gone.iter().map(|backend| backend.id))
+        {
+            tracing::warn!(%error, "the counters of a removed backend are lost");
         }
-        self.discard(old, new);
-        let gone = old.backends.iter().filter(|b| !kept(b.id));
-        gone.map(|backend| Gone { frontend, backend: *backend }).collect()
+        self.discard(old, to);
+        gone.into_iter().map(|backend| Gone { frontend, backend }).collect()
     }
 
     /// Removes everything of `held` that `other` has not.
@@ -399,7 +289,7 @@ impl Tables {
                 report(self.maps.slots.delete(&layout::slot_key(held.value.version, index)));
             }
         }
-        for backend in held.backends.iter().filter(|b| !holds(other, b.id)) {
+        for backend in held.backends.iter().filter(|b| !has(other, b.id)) {
             report(self.maps.backends.delete(&backend.id.to_ne_bytes()));
             report(self.maps.counters.delete(&backend.id.to_ne_bytes()));
         }
@@ -418,24 +308,6 @@ impl Tables {
         }
     }
 
-    fn counters_of(&self, id: u32) -> KernelCounters {
-        let value = self.maps.counters.lookup_all_cpus(&id.to_ne_bytes());
-        value.ok().flatten().map_or_else(KernelCounters::default, |value| sum_of_cpus(&value))
-    }
-
-    /// Adds to counters that no program writes.
-    fn keep_counters(&self, id: u32, more: KernelCounters) {
-        let mut sum = self.counters_of(id);
-        add(&mut sum, more);
-        let kept = self
-            .maps
-            .counters
-            .update_first_cpu(&id.to_ne_bytes(), &[sum.n_connections, sum.n_packets, sum.n_refused]);
-        if let Err(error) = kept {
-            tracing::warn!(%error, "the counters of a removed backend are lost");
-        }
-    }
-
     fn number(&mut self) -> u32 {
         let number = self.next;
         // The highest bit marks counters of removed backends. Two thousand million changes are decades away.
@@ -444,66 +316,6 @@ impl Tables {
     }
 }
 
-#[derive(Clone, Debug, Default)]
-pub struct Counted {
-    pub frontends: Vec<(Frontend, KernelCounters)>,
-    pub backends: Vec<(Frontend, SocketAddr, KernelCounters)>,
-}
-
-fn holds(held: Option<&Held>, id: u32) -> bool {
-    held.is_some_and(|held| held.backends.iter().any(|b| b.id == id))
-}
-
-fn value_of(backend: &HeldBackend, service: u32) -> BackendValue {
-    BackendValue { address: backend.address, weight: backend.weight, service }
-}
-
-/// The service with the backends that its sockets can reach, each once. An IPv4 socket cannot reach an IPv6 backend;
-/// an IPv6 TCP socket reaches an IPv4 one by its mapped address, a datagram does not.
-fn usable(service: &Service) -> Service {
-    let frontend = service.frontend;
-    let reaches = |backend: &Backend| match (frontend.address.is_ipv4(), backend.address.is_ipv4()) {
-        (true, v4) => v4,
-        (false, true) => frontend.protocol == Protocol::Tcp,
-        (false, false) => true,
-    };
-    let mut backends: Vec<Backend> = service.backends.iter().copied().filter(reaches).collect();
-    backends.sort_by_key(|backend| backend.address);
-    backends.dedup_by(|again, first| {
-        let same = again.address == first.address;
-        if same {
-            first.weight = first.weight.max(again.weight);
-        }
-        same
-    });
-    Service { backends, ..service.clone() }
-}
-
-fn sorted(slots: &[layout::SlotValue]) -> Vec<[u8; layout::slot::BYTES]> {
-    let mut bytes: Vec<_> = slots.iter().map(layout::SlotValue::bytes).collect();
-    bytes.sort_unstable();
-    bytes
-}
-
-fn sum_of_cpus(value: &[u8]) -> KernelCounters {
-    let mut sum = KernelCounters::default();
-    for cpu in value.chunks_exact(counters::BYTES) {
-        add(
-            &mut sum,
-            KernelCounters {
-                n_connections: layout::double(cpu, counters::N_CONNECTIONS as usize),
-                n_packets: layout::double(cpu, counters::N_PACKETS as usize),
-                n_refused: layout::double(cpu, counters::N_REFUSED as usize),
-                bytes: 0,
-            },
-        );
-    }
-    sum
-}
-
-fn add(sum: &mut KernelCounters, more: KernelCounters) {
-    sum.n_connections += more.n_connections;
-    sum.n_refused += more.n_refused;
-    sum.n_packets += more.n_packets;
-    sum.bytes += more.bytes;
+fn has(held: Option<&Held>, id: u32) -> bool {
+    held.is_some_and(|held| held.has(id))
 }

@@ -6,8 +6,8 @@ use std::fmt;
 use std::io;
 
 use super::expression::{Expression, write_goto};
-use super::message::Writer;
-use super::socket::{Socket, netfilter_header};
+use crate::netlink::Writer;
+use crate::netlink::{Socket, netfilter_header};
 
 pub(super) const TABLE: &str = "waymark";
 

@@ -8,13 +8,13 @@ use std::net::SocketAddr;
 
 use super::batch::{DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, TABLE, TABLE_NAME, TABLE_USERDATA, kind};
 use super::edits::{COUNTING, Edits};
-use super::elements::{frontend_key, read_backend, read_frontend, slot_key};
+use super::elements::{frontend_key, read_backend, read_frontend, read_slot, slot_key};
 use super::entry::Entry;
 use super::family::{Family, SetKind};
-use super::message::{Attributes, be, text};
 use super::pick::Pick;
-use super::socket::{Socket, netfilter_attributes, netfilter_header};
 use crate::kernel::Frontend;
+use crate::netlink::{Attributes, be, text};
+use crate::netlink::{Socket, netfilter_attributes, netfilter_header};
 
 /// The label of the table, if there is the table; empty if it has none.
 pub(super) fn label(socket: &mut Socket) -> io::Result<Option<String>> {
@@ -73,32 +73,26 @@ impl Contents {
         })?;
         let mut found = HashMap::<Frontend, Found>::new();
         let mut of_nothing = Vec::new();
-        let mut put = |kind, key: &[u8], fill: &mut dyn FnMut(&mut Found, &[u8]) -> Option<()>| {
-            let filled = read_frontend(family, key)
-                .and_then(|(frontend, rest)| fill(found.entry(frontend).or_default(), rest));
-            if filled.is_none() {
-                of_nothing.push((kind, key.to_vec()));
-            }
-        };
         dump(socket, family.set(SetKind::Services), |key, element| {
-            put(SetKind::Services, key, &mut |found, _| {
-                found.pick = Some(Pick::from_value(value(element)?)?);
-                Some(())
-            });
+            let pick = value(element).and_then(Pick::from_value);
+            match (read_frontend(family, key), pick) {
+                (Some(frontend), Some(pick)) => found.entry(frontend).or_default().pick = Some(pick),
+                _ => of_nothing.push((SetKind::Services, key.to_vec())),
+            }
         })?;
         dump(socket, family.set(SetKind::Slots), |key, element| {
-            put(SetKind::Slots, key, &mut |found, rest| {
-                let slot = u16::try_from(u32::from_ne_bytes(rest.try_into().ok()?)).ok()?;
-                found.slots.push((slot, read_backend(family, value(element)?)?));
-                Some(())
-            });
+            let backend = value(element).and_then(|value| read_backend(family, value));
+            match (read_slot(family, key), backend) {
+                (Some((frontend, slot)), Some(backend)) => {
+                    found.entry(frontend).or_default().slots.push((slot, backend));
+                }
+                _ => of_nothing.push((SetKind::Slots, key.to_vec())),
+            }
         })?;
         for (nth, kind) in COUNTING.into_iter().enumerate() {
-            dump(socket, family.set(kind), |key, _| {
-                put(kind, key, &mut |found, _| {
-                    found.is_listed[nth] = true;
-                    Some(())
-                });
+            dump(socket, family.set(kind), |key, _| match read_frontend(family, key) {
+                Some(frontend) => found.entry(frontend).or_default().is_listed[nth] = true,
+                None => of_nothing.push((kind, key.to_vec())),
             })?;
         }
         self.n_faults += of_nothing.len();
@@ -154,7 +148,7 @@ pub(super) fn counts(
     mut each: impl FnMut(Frontend, u64),
 ) -> io::Result<()> {
     dump(socket, family.set(kind), |key, element| {
-        if let Some((frontend, _)) = read_frontend(family, key) {
+        if let Some(frontend) = read_frontend(family, key) {
             let counter = element.nest(ELEMENT_EXPRESSION).nest(EXPRESSION_DATA);
             each(frontend, counter.find(COUNTER_PACKETS).map_or(0, be));
         }

@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use event_watcher::catalog::Protocol;
 
 use super::family::Family;
-use super::message::be;
 use crate::kernel::Frontend;
+use crate::netlink::be;
 
 pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
@@ -26,8 +26,8 @@ pub(super) fn frontend_key(frontend: Frontend) -> Vec<u8> {
 }
 
 pub(super) fn slot_key(frontend: Frontend, slot: u16) -> Vec<u8> {
-    let mut key = frontend_key(frontend);
-    key.extend(u32::from(slot).to_ne_bytes());
+    let mut key = u32::from(slot).to_ne_bytes().to_vec();
+    key.extend(frontend_key(frontend));
     key
 }
 
@@ -37,17 +37,21 @@ pub(super) fn backend_value(backend: SocketAddr) -> Vec<u8> {
     value
 }
 
-/// The frontend that a key begins with, and the rest of the key.
-pub(super) fn read_frontend(family: Family, key: &[u8]) -> Option<(Frontend, &[u8])> {
+pub(super) fn read_slot(family: Family, key: &[u8]) -> Option<(Frontend, u16)> {
+    let (slot, rest) = key.split_first_chunk::<4>()?;
+    Some((read_frontend(family, rest)?, u16::try_from(u32::from_ne_bytes(*slot)).ok()?))
+}
+
+pub(super) fn read_frontend(family: Family, key: &[u8]) -> Option<Frontend> {
     let (address, rest) = read_address(family, key)?;
     let (protocol, rest) = rest.split_first_chunk::<4>()?;
-    let (port, rest) = rest.split_first_chunk::<4>()?;
+    let port = rest.first_chunk::<4>()?;
     let protocol = match libc::c_int::from(protocol[0]) {
         libc::IPPROTO_TCP => Protocol::Tcp,
         libc::IPPROTO_UDP => Protocol::Udp,
         _ => return None,
     };
-    Some((Frontend { protocol, address: SocketAddr::new(address, be(&port[..2]) as u16) }, rest))
+    Some(Frontend { protocol, address: SocketAddr::new(address, be(&port[..2]) as u16) })
 }
 
 pub(super) fn read_backend(family: Family, value: &[u8]) -> Option<SocketAddr> {
@@ -88,9 +92,9 @@ mod tests {
             let backend: SocketAddr = backend.parse().unwrap();
             let family = Family::of(frontend.address.ip());
             assert_eq!(frontend_key(frontend).len(), bytes);
-            assert_eq!(read_frontend(family, &frontend_key(frontend)), Some((frontend, &[][..])));
-            let key = slot_key(frontend, 258);
-            assert_eq!(read_frontend(family, &key), Some((frontend, &258_u32.to_ne_bytes()[..])));
+            let key = frontend_key(frontend);
+            assert_eq!(read_frontend(family, &key), Some(frontend));
+            assert_eq!(read_slot(family, &slot_key(frontend, 258)), Some((frontend, 258)));
             assert_eq!(read_backend(family, &backend_value(backend)), Some(backend));
             for length in 0..bytes {
                 assert_eq!(read_frontend(family, &key[..length]), None);

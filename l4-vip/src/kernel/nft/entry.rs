@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::family::Family;
-use super::pick::Pick;
+use super::pick::{Lifetime, Pick};
 use crate::kernel::{Backend, Service};
 
 /// Weights whose sum is beyond it even in lowest terms are rounded to parts of it, so that a frontend never costs the
@@ -35,14 +35,14 @@ impl Entry {
         }
         let shares = match service.affinity {
             None => shares(&service.backends),
-            Some(_) => shares_of(affinity_slots(service.backends.len()), &service.backends),
+            Some(_) => shares_of(affinity_slots(service.backends.len(), held), &service.backends),
         };
         let n_slots = u16::try_from(shares.values().sum::<u64>())
             .map_err(|_| format!("more than {} backends", u16::MAX))?;
         let pick = match (n_slots, service.affinity) {
             (0, _) => Pick::Refuse,
             (n_slots, None) => Pick::Random(n_slots),
-            (n_slots, Some(_)) => Pick::ByClient(n_slots),
+            (n_slots, Some(time)) => Pick::ByClient(n_slots, Lifetime::of(time)),
         };
         let held = held.map_or(&[][..], |entry| &entry.slots);
         Ok(Self { pick, slots: fill(n_slots.into(), shares, held) })
@@ -56,9 +56,14 @@ impl Entry {
 }
 
 /// With session affinity the number of slots does not follow that of backends, and a slot is a group of clients: a
-/// backend that goes leaves its clients to the others, one that comes takes its share, and all others stay.
-fn affinity_slots(n_backends: usize) -> u64 {
-    (4 * n_backends as u64).next_power_of_two().max(AFFINITY_SLOTS)
+/// backend that goes leaves its clients to the others, one that comes takes its share, and all others stay. There are
+/// never fewer than before, because clients are remembered by their slots.
+fn affinity_slots(n_backends: usize, held: Option<&Entry>) -> u64 {
+    let before = match held.map(|held| held.pick) {
+        Some(Pick::ByClient(n_slots, _)) => n_slots.into(),
+        _ => AFFINITY_SLOTS,
+    };
+    (4 * n_backends as u64).next_power_of_two().max(before)
 }
 
 /// The number of slots of each backend that takes new connections: as few as their weights allow.
@@ -187,7 +192,7 @@ mod tests {
         let mut service = service(&[1; 3]);
         service.affinity = Some(std::time::Duration::from_secs(60));
         let three = Entry::compile(&service, None).unwrap();
-        assert_eq!(three.pick, Pick::ByClient(256));
+        assert_eq!(three.pick.n_slots(), 256);
         let gone = service.backends.remove(1).address;
         let two = Entry::compile(&service, Some(&three)).unwrap();
         for (before, after) in three.slots.iter().zip(&two.slots) {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::message::Writer;
+use crate::netlink::Writer;
 
 /// One of the 16 registers of 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,13 @@ impl Register {
 pub(super) enum Header {
     Network,
     Transport,
+}
+
+/// What becomes of the lifetime of an element that is there already.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Again {
+    Stays,
+    Begins,
 }
 
 /// What connection tracking knows of a packet: whither its connection was addressed before any translation.
@@ -85,11 +92,19 @@ pub(super) enum Expression<'a> {
         below: u32,
         to: Register,
     },
-    /// Puts an element in, or gives it its whole lifetime again.
+    /// Puts an element in, or gives it its whole lifetime again. Goes on only if there is room.
     Remember {
         set: &'a str,
         key: Register,
         lifetime: Duration,
+    },
+    /// The same for a map. What is there already keeps its value.
+    RememberValue {
+        map: &'a str,
+        key: Register,
+        value: Register,
+        lifetime: Duration,
+        again: Again,
     },
     /// A number that is always the same for the same value.
     Hash {
@@ -153,7 +168,7 @@ impl Expression<'_> {
             Self::Find { .. } | Self::Map { .. } | Self::Dispatch { .. } => "lookup",
             Self::Random { .. } => "numgen",
             Self::Hash { .. } => "hash",
-            Self::Remember { .. } => "dynset",
+            Self::Remember { .. } | Self::RememberValue { .. } => "dynset",
             Self::Timeouts { .. } => "objref",
             Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
@@ -229,6 +244,17 @@ impl Expression<'_> {
                 w.string(1, set);
                 w.be32(3, libc::NFT_DYNSET_OP_UPDATE as u32);
                 w.be32(4, key.number());
+                w.attribute(6, &(lifetime.as_millis() as u64).to_be_bytes());
+            }
+            Self::RememberValue { map, key, value, lifetime, again } => {
+                let operation = match again {
+                    Again::Stays => libc::NFT_DYNSET_OP_ADD,
+                    Again::Begins => libc::NFT_DYNSET_OP_UPDATE,
+                };
+                w.string(1, map);
+                w.be32(3, operation as u32);
+                w.be32(4, key.number());
+                w.be32(5, value.number());
                 w.attribute(6, &(lifetime.as_millis() as u64).to_be_bytes());
             }
             Self::Timeouts { object } => {

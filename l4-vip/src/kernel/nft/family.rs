@@ -19,8 +19,10 @@ pub(super) enum SetKind {
     Services,
     /// How a frontend picks → the chain that does it.
     Picks,
-    /// Frontend and slot → backend.
+    /// Slot and frontend → backend.
     Slots,
+    /// Frontend and client → slot, with session affinity.
+    Sessions,
     /// Frontends, counting what asked for a connection.
     Connections,
     /// Frontends, counting what was refused for want of a backend.
@@ -97,6 +99,8 @@ impl Family {
             (SetKind::Picks, Self::V6) => "picks6",
             (SetKind::Slots, Self::V4) => "slots4",
             (SetKind::Slots, Self::V6) => "slots6",
+            (SetKind::Sessions, Self::V4) => "sessions4",
+            (SetKind::Sessions, Self::V6) => "sessions6",
             (SetKind::Connections, Self::V4) => "connections4",
             (SetKind::Connections, Self::V6) => "connections6",
             (SetKind::Refusals, Self::V4) => "refusals4",

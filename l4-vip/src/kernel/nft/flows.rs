@@ -13,9 +13,9 @@ use std::time::Duration;
 use event_watcher::catalog::Protocol;
 
 use super::elements::{octets, protocol_number};
-use super::message::{Attributes, Message, Writer, be};
-use super::socket::{Socket, netfilter_attributes, netfilter_header};
 use crate::kernel::Frontend;
+use crate::netlink::{Attributes, Message, Writer, be};
+use crate::netlink::{Socket, netfilter_attributes, netfilter_header};
 
 /// How long a backend has to answer the question whether it still lives. Its host is in the same cluster.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(400);

@@ -3,8 +3,7 @@
 //!
 //! Reading order: `ruleset` (what happens to a packet), `pick`, `entry` and `edits` (a service as elements of sets),
 //! `batch` (one transaction), `contents` (reading it back), `flows` (connections to backends that are gone), `routes`, and
-//! [`Nft`], which puts them together. `message` and `socket` speak netlink; nothing is written as text, and nft(8) is
-//! not needed.
+//! [`Nft`], which puts them together. All of it speaks netlink; nothing is written as text, and nft(8) is not needed.
 //!
 //! It follows no snapshot and chooses no addresses. What a container needs beside it, forwarding and hairpin mode on
 //! its bridge, belongs to the container runtime.
@@ -17,26 +16,21 @@ mod entry;
 mod expression;
 mod family;
 mod flows;
-pub(in crate::kernel) mod message;
 mod monitor;
 mod pick;
 mod routes;
 mod ruleset;
-mod socket;
 mod sweeper;
-
-/// For what else speaks netlink in the kernel planes.
-pub(in crate::kernel) mod netlink {
-    pub(in crate::kernel) use super::socket::Socket;
-}
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use event_watcher::catalog::VipPool;
 
 use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, OpenError, Service};
+use crate::netlink::Socket;
 use crate::stats::PlaneKind;
 use batch::{Batch, Rejected, TABLE};
 use contents::Contents;
@@ -45,9 +39,8 @@ use entry::Entry;
 use family::{Family, SetKind};
 use flows::Members;
 use monitor::Monitor;
-use pick::Pick;
+use pick::{Lifetime, Pick};
 use routes::Routes;
-use socket::Socket;
 use sweeper::Sweeper;
 
 /// Whether other programs may change our table while we run.
@@ -202,7 +195,8 @@ impl Nft {
         self.picks = contents.picks;
         let refuses = Family::ALL.map(|family| (family, Pick::Refuse));
         let are_refused = refuses.into_iter().all(|refuse| self.picks.remove(&refuse));
-        let n_rules = self.n_rules + self.picks.len() * ruleset::RULES_OF_A_PICK;
+        let n_rules =
+            self.n_rules + self.picks.iter().map(|(_, pick)| ruleset::n_rules(*pick)).sum::<usize>();
         let is_whole = are_refused && contents::n_rules(&mut self.socket)? == n_rules;
         self.held = contents.entries;
         self.mending = contents.mending;
@@ -459,7 +453,7 @@ fn layout(pools: &[VipPool]) -> (String, usize) {
     let n_rules = batch.n_rules();
     for family in Family::ALL {
         ruleset::write_pick(&mut batch, family, Pick::Random(1));
-        ruleset::write_pick(&mut batch, family, Pick::ByClient(1));
+        ruleset::write_pick(&mut batch, family, Pick::ByClient(1, Lifetime::of(Duration::ZERO)));
     }
     // FNV-1a: the same in every build of this program.
     let hash = batch.bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {

@@ -5,8 +5,8 @@
 use std::io;
 
 use super::batch::{TABLE, TABLE_NAME};
-use super::message::text;
-use super::socket::{Event, Socket, netfilter_attributes};
+use crate::netlink::text;
+use crate::netlink::{Event, Socket, netfilter_attributes};
 
 #[derive(Debug)]
 pub(super) struct Monitor {

@@ -11,8 +11,8 @@ use event_watcher::catalog::VipPool;
 
 use super::elements::octets;
 use super::family::Family;
-use super::message::{Message, Writer};
-use super::socket::Socket;
+use crate::netlink::Socket;
+use crate::netlink::{Message, Writer};
 
 /// The maker of a route, as `ip route` shows it (`proto 87`): no routing program of iproute2's list has it.
 const OUR_PROTOCOL: u8 = 87;

@@ -13,7 +13,9 @@ use event_watcher::catalog::VipPool;
 
 use super::batch::{Batch, CHAIN_NAME, Value};
 use super::elements::octets;
-use super::expression::{Expression as E, Header, OBJECT_CT_TIMEOUT, Register as R, Tracked, write_counter};
+use super::expression::{
+    Again, Expression as E, Header, OBJECT_CT_TIMEOUT, Register as R, Tracked, write_counter,
+};
 use super::family::{Family, SetKind};
 use super::pick::Pick;
 
@@ -25,8 +27,10 @@ const SOURCE_PRIORITY: i32 = libc::NF_IP_PRI_NAT_SRC - 10;
 /// A client is remembered from the first packet's arrival to its departure, which takes no time; the rest is slack
 /// that keeps clients with many connections from coming and going.
 const ARRIVAL_LIFETIME: Duration = Duration::from_secs(60);
-/// Links or clients. What finds no room is served all the same, but not masqueraded.
+/// Links, clients or sessions. What finds no room is served all the same, but not masqueraded, and picked by its hash.
 const REMEMBERED: u32 = 1 << 16;
+/// For what a rule puts in without saying how long; every rule says.
+const SESSION_LIFETIME: Duration = Duration::from_secs(60);
 
 /// The object that holds the timeouts of a translated TCP connection.
 const TIMEOUTS: &str = "vip";
@@ -88,34 +92,72 @@ pub(super) fn disown_pools(batch: &mut Batch) {
 
 /// The chain that picks a backend for the frontends that pick so.
 pub(super) fn write_pick(batch: &mut Batch, family: Family, pick: Pick) {
-    let slot = family.after_address(R(2));
-    let backend = R(slot.0 + 1);
-    let mut rule = frontend(family, R(0)).to_vec();
-    let below = pick.n_slots().into();
-    match pick {
+    let rules = match pick {
         Pick::Refuse => return,
-        Pick::Random(_) => rule.push(E::Random { below, to: slot }),
-        Pick::ByClient(_) => {
-            let bytes = family.address_bytes();
-            rule.extend([family.source(backend), E::Hash { of: backend, bytes, below, to: slot }]);
-        }
-    }
-    rule.extend([
-        E::Map { map: family.set(SetKind::Slots), key: R(0), to: backend },
-        E::Dnat { family: family.number(), address: backend, port: family.after_address(backend) },
-    ]);
+        // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second one does not.
+        Pick::Random(n_slots) => vec![random(family, n_slots), random(family, n_slots)],
+        Pick::ByClient(n_slots, lifetime) => by_client(family, n_slots, lifetime.duration()).into(),
+    };
     let chain_name = pick.chain(family);
     batch.chain(&chain_name);
-    // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second one does not.
-    batch.rule(&chain_name, &rule);
-    batch.rule(&chain_name, &rule);
+    for rule in rules {
+        batch.rule(&chain_name, &rule);
+    }
     // The frontend lost its last backend since its number of slots was read.
     batch.rule(&chain_name, &[E::Goto { chain: &chain("refuse", family) }]);
     write_way(batch, family, pick);
 }
 
-/// What [`write_pick`] makes.
-pub(super) const RULES_OF_A_PICK: usize = 3;
+/// How many rules [`write_pick`] makes.
+pub(super) fn n_rules(pick: Pick) -> usize {
+    match pick {
+        Pick::Refuse => 0,
+        Pick::Random(_) => 3,
+        Pick::ByClient(..) => 4,
+    }
+}
+
+/// Where chains that pick have the number of the slot. The frontend stands behind it, and the client behind that.
+const SLOT: R = R(1);
+const FRONTEND: R = R(2);
+/// A remembered slot is the second word of a value, for the sake of nft(8), as in `serve`.
+const REMEMBERED_SLOT: R = R(0);
+
+fn client(family: Family) -> R {
+    R(family.after_address(FRONTEND).0 + 2)
+}
+
+fn random(family: Family, n_slots: u16) -> Vec<E<'static>> {
+    let mut rule = vec![E::Random { below: n_slots.into(), to: SLOT }];
+    rule.extend(frontend(family, FRONTEND));
+    rule.extend(translate(family));
+    rule
+}
+
+/// The slot that the client had last; any slot, and that is remembered; or, when nobody else can be remembered, the one
+/// that always is its address's. A client whose slot was given to another backend goes there with all the others.
+fn by_client(family: Family, n_slots: u16, lifetime: Duration) -> [Vec<E<'static>>; 3] {
+    let (map, below) = (family.set(SetKind::Sessions), n_slots.into());
+    let ends = [&frontend(family, FRONTEND)[..], &[family.source(client(family))]].concat();
+    let mark = |to| E::Meta { key: libc::NFT_META_MARK, to };
+    let remember = |again| E::RememberValue { map, key: FRONTEND, value: REMEMBERED_SLOT, lifetime, again };
+    let bytes = family.address_bytes();
+    let hash = E::Hash { of: client(family), bytes, below, to: SLOT };
+    // nft(8) cannot show a map's value as a new one's; the word that is not used is loaded again for it.
+    let found = E::Map { map, key: FRONTEND, to: REMEMBERED_SLOT };
+    let find = [mark(SLOT), found, mark(REMEMBERED_SLOT), remember(Again::Begins)];
+    let draw = [mark(REMEMBERED_SLOT), E::Random { below, to: SLOT }, remember(Again::Stays)];
+    [&find[..], &draw[..], &[hash][..]].map(|choose| [&ends[..], choose, &translate(family)[..]].concat())
+}
+
+/// To the backend in the slot.
+fn translate(family: Family) -> [E<'static>; 2] {
+    let backend = R(client(family).0 + 1);
+    [
+        E::Map { map: family.set(SetKind::Slots), key: SLOT, to: backend },
+        E::Dnat { family: family.number(), address: backend, port: family.after_address(backend) },
+    ]
+}
 
 /// From a frontend's pick to the chain that does it.
 fn write_way(batch: &mut Batch, family: Family, pick: Pick) {
@@ -329,11 +371,13 @@ fn sets(batch: &mut Batch, family: Family) {
         Family::V6 => Type::Ipv6Address,
     };
     let frontend = [address, Type::Protocol, Type::Port];
-    let of_slot = [&frontend[..], &[Type::Mark]].concat();
+    let of_slot = [&[Type::Mark], &frontend[..]].concat();
+    let of_client = [&frontend[..], &[address]].concat();
     let name = |kind| family.set(kind);
     set(batch, name(SetKind::Services), &frontend, &[Type::Mark; 2], Options::Fixed);
     set(batch, name(SetKind::Picks), &[Type::Mark], &[Type::Verdict], Options::Fixed);
     set(batch, name(SetKind::Slots), &of_slot, &[address, Type::Port], Options::Fixed);
+    set(batch, name(SetKind::Sessions), &of_client, &[Type::Mark; 2], Options::Remembers(SESSION_LIFETIME));
     set(batch, name(SetKind::Connections), &frontend, &[], Options::Counts);
     set(batch, name(SetKind::Refusals), &frontend, &[], Options::Counts);
     set(batch, name(SetKind::Clients), &[address; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));

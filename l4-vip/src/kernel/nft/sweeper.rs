@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::flows::{Members, sweep};
-use super::socket::Socket;
+use crate::netlink::Socket;
 
 /// Changes come in groups, and a packet that was on its way through the old rules has made its entry by then.
 const GATHER: Duration = Duration::from_millis(50);

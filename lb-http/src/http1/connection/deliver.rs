@@ -43,10 +43,11 @@ impl<S: ClientStream> Connection<S> {
             if !about.wants_websocket || !exchange.response.switches_to_websocket() {
                 let error = ProxyError::BadResponse(BadResponse::Switch);
                 exchange.bad_response();
-                return self.fail(error, about, self.then(about), out).await;
+                let then = self.then(about);
+                return Box::pin(self.fail(error, about, then, out)).await;
             }
             exchange.responded(took);
-            return self.tunnel(exchange, out).await;
+            return Box::pin(self.tunnel(exchange, out)).await;
         }
         let is_read = up.has_source_ended();
         let mut is_sent = up.is_written();
@@ -66,7 +67,7 @@ impl<S: ClientStream> Connection<S> {
         if down.take_along(&mut exchange.upstream.input).is_err() {
             exchange.bad_response();
             let error = ProxyError::BadResponse(BadResponse::Chunk);
-            return self.fail(error, about, then, Vec::new()).await;
+            return Box::pin(self.fail(error, about, then, Vec::new())).await;
         }
         exchange.responded(took);
         self.responds(exchange.response.status);
@@ -77,7 +78,7 @@ impl<S: ClientStream> Connection<S> {
         let mut is_taken = true;
         let end = poll_fn(|cx| {
             if !is_sent {
-                match up.poll(cx, side, &mut exchange.upstream, wait, means) {
+                match up.poll(cx, side, &mut *exchange.upstream, wait, means) {
                     Poll::Pending => {}
                     Poll::Ready(Err(FlowError::Cut | FlowError::BadChunk(_) | FlowError::Read(_))) => {
                         return Poll::Ready(End::Client);
@@ -85,7 +86,7 @@ impl<S: ClientStream> Connection<S> {
                     Poll::Ready(result) => (is_sent, is_taken) = (true, result.is_ok()),
                 }
             }
-            match down.poll(cx, &mut exchange.upstream, side, wait, means) {
+            match down.poll(cx, &mut *exchange.upstream, side, wait, means) {
                 Poll::Ready(Ok(())) => Poll::Ready(End::Whole),
                 Poll::Ready(Err(FlowError::Write(_))) => Poll::Ready(End::Client),
                 Poll::Ready(Err(_)) => Poll::Ready(End::Server),
@@ -106,7 +107,7 @@ impl<S: ClientStream> Connection<S> {
             End::Whole if then == Then::Keep => Then::Keep,
             End::Whole => {
                 if !is_read || !self.side.input.is_empty() {
-                    self.farewell().await;
+                    Box::pin(self.farewell()).await;
                 }
                 Then::Close
             }
@@ -158,8 +159,8 @@ fn write_response(
 ) {
     let (response, head) = (&exchange.response, exchange.head());
     let mut lines: [&[u8]; 4] = [b""; 4];
-    if exchange.cookie == CookieDue::Yes {
-        lines[..3].copy_from_slice(&[b"Set-Cookie: ", exchange.server().set_cookie.as_bytes(), b"\r\n"]);
+    if let Some(cookie) = exchange.server().cookie.as_ref().filter(|_| exchange.cookie == CookieDue::Yes) {
+        lines[..3].copy_from_slice(&[b"Set-Cookie: ", cookie.set.as_bytes(), b"\r\n"]);
         if sticky::must_be_private(response, head, about.method) {
             lines[3] = b"Cache-Control: private\r\n";
         }

@@ -11,13 +11,10 @@ mod prepare;
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-
-use l4_vip::proxy_protocol::Ends;
 
 pub(crate) use answer::{FAREWELL, FAREWELL_BYTES};
 use head::HeadReader;
@@ -50,7 +47,6 @@ struct Connection<S> {
     side: ClientSide<S>,
     entry: Entry,
     origin: edits::Connection,
-    ends: Ends,
     protection: Protection,
     /// What every request is told about the client.
     lines: Box<[u8]>,
@@ -60,7 +56,29 @@ struct Connection<S> {
     status: u16,
 }
 
+/// What is waited for of a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Its first bytes: mostly they are all of its head, which is parsed without a search for its end.
+    Anything,
+    /// Line after line, because those were not.
+    Lines,
+}
+
+/// How long the next request is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    KeepAlive,
+    /// Not for long: it is waited for elsewhere then.
+    Shortly,
+    /// Even in a drain.
+    LastChance,
+}
+
 enum Arrival {
+    Nothing,
+    /// Some.
+    Bytes,
     /// A whole head of so many bytes.
     Head(usize),
     Refused(Refusal),
@@ -76,16 +94,11 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         Protection::Tls { .. } => "X-Forwarded-Proto: https\r\n",
     };
     let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n{proto}");
-    // Where it came to is not known of a connection that is no socket as it is; its port is.
-    let local_address = stream.plain().and_then(|stream| stream.local_addr().ok());
-    let destination = local_address.unwrap_or_else(|| match address {
-        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, local_port).into(),
-        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, local_port).into(),
-    });
-    let ends = Ends { source: client, destination };
     let side = ClientSide {
         stream,
         input: Buffer::default(),
+        client,
+        local_port,
         frontend: Arc::clone(session.series()),
         worker: local.index,
         has_ended: false,
@@ -97,18 +110,8 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         Protection::Tls { .. } => Scheme::Https,
     };
     let origin = edits::Connection { scheme, client: address, local_port };
-    let mut connection = Connection {
-        local,
-        registered,
-        side,
-        entry,
-        origin,
-        ends,
-        protection,
-        lines,
-        record: None,
-        status: 0,
-    };
+    let mut connection =
+        Connection { local, registered, side, entry, origin, protection, lines, record: None, status: 0 };
     connection.run().await;
     drop((session, permit));
 }
@@ -117,30 +120,54 @@ impl<S: ClientStream> Connection<S> {
     async fn run(&mut self) {
         self.registered.wake_this_task().await;
         // It was in the backlog: its request is served, if there is one.
-        let mut is_last_chance = self.registered.is_draining();
-        let mut n_in_a_row = 0;
+        let mut waiting =
+            if self.registered.is_draining() { Waiting::LastChance } else { Waiting::KeepAlive };
+        let mut reading = Reading::Anything;
         loop {
-            let idle = if is_last_chance { LAST_REQUEST } else { self.local.timeouts.client_keepalive };
-            let then = match self.read_head(idle, is_last_chance).await {
-                Arrival::Head(n) => {
-                    let n_before = self.side.n_written.get();
-                    // Boxed: an idle connection, of which there may be many, holds no room for an exchange.
-                    let then = Box::pin(self.exchange(n)).await;
-                    self.log(n_before);
-                    then
-                }
-                Arrival::Refused(refusal) => Box::pin(self.refuse(refusal)).await,
-                Arrival::Ended => return,
-            };
-            if then == Then::Close {
+            let arrival = self.read_head(reading, waiting).await;
+            if let Arrival::Ended = arrival {
                 return;
             }
-            is_last_chance = false;
+            // Boxed: an idle connection, of which there may be many, holds no room for an exchange. A busy one keeps
+            // it from request to request.
+            match Box::pin(self.serve_while_busy(arrival)).await {
+                Some(next) => reading = next,
+                None => return,
+            }
+            waiting = Waiting::KeepAlive;
+        }
+    }
+
+    /// One request after the other while they come at once. Then says what is to be read next; `None`: nothing.
+    async fn serve_while_busy(&mut self, mut arrival: Arrival) -> Option<Reading> {
+        let mut n_in_a_row = 0;
+        loop {
+            let known = match arrival {
+                Arrival::Bytes => None,
+                Arrival::Head(n) => Some(n),
+                Arrival::Nothing => return Some(Reading::Anything),
+                Arrival::Refused(refusal) => {
+                    Box::pin(self.refuse(refusal)).await;
+                    return None;
+                }
+                Arrival::Ended => return None,
+            };
+            let prepared = self.prepare(known, None);
+            if let Err(NotPrepared::Unscanned) = prepared {
+                return Some(Reading::Lines);
+            }
+            let n_before = self.side.n_written.get();
+            let then = self.exchange(known, prepared).await;
+            self.log(n_before);
+            if then == Then::Close {
+                return None;
+            }
             n_in_a_row = if self.side.input.is_empty() { 0 } else { n_in_a_row + 1 };
             if n_in_a_row == MOST_IN_A_ROW {
                 n_in_a_row = 0;
                 tokio::task::yield_now().await;
             }
+            arrival = self.read_head(Reading::Anything, Waiting::Shortly).await;
         }
     }
 
@@ -161,9 +188,10 @@ impl<S: ClientStream> Connection<S> {
         self.registered.wait()
     }
 
-    async fn read_head(&mut self, idle: Duration, waits_in_drain: bool) -> Arrival {
+    async fn read_head(&mut self, reading: Reading, waiting: Waiting) -> Arrival {
         let Self { local, registered, side, .. } = self;
         let (limits, timeouts) = (local.limits.head(), &local.timeouts);
+        let idle = if waiting == Waiting::LastChance { LAST_REQUEST } else { timeouts.client_keepalive };
         let wait = registered.wait();
         wait.limit_all(None);
         wait.enter(Phase::Idle, idle);
@@ -177,6 +205,9 @@ impl<S: ClientStream> Connection<S> {
         let mut head = HeadReader::default();
         poll_fn(|cx| {
             loop {
+                if reading == Reading::Anything && !side.input.is_empty() {
+                    return Poll::Ready(Arrival::Bytes);
+                }
                 match head.look(&mut side.input, &limits) {
                     Ok(Some(n)) => return Poll::Ready(Arrival::Head(n)),
                     Ok(None) => {}
@@ -193,10 +224,12 @@ impl<S: ClientStream> Connection<S> {
                         return Poll::Ready(Arrival::Refused(Refusal::HeadTime));
                     }
                     Poll::Pending if wait.is_expired() => return Poll::Ready(Arrival::Ended),
-                    Poll::Pending
-                        if registered.is_draining() && !waits_in_drain && wait.phase() == Phase::Idle =>
-                    {
+                    Poll::Pending if wait.phase() != Phase::Idle => return Poll::Pending,
+                    Poll::Pending if registered.is_draining() && waiting != Waiting::LastChance => {
                         return Poll::Ready(Arrival::Ended);
+                    }
+                    Poll::Pending if waiting == Waiting::Shortly && wait.is_long() => {
+                        return Poll::Ready(Arrival::Nothing);
                     }
                     Poll::Pending => return Poll::Pending,
                 }
@@ -205,23 +238,23 @@ impl<S: ClientStream> Connection<S> {
         .await
     }
 
-    /// One request and its response. The head is the first `n` bytes of the input.
-    async fn exchange(&mut self, n: usize) -> Then {
+    /// One request and its response. `known` is the head's length, if it has been scanned. What is rare is boxed, so
+    /// that the memory for what is not stays small.
+    async fn exchange(&mut self, known: Option<usize>, mut prepared: Result<Prepared, NotPrepared>) -> Then {
         self.side.shard().n_requests.increment();
-        let mut prepared = self.prepare(n, None);
         if let Err(NotPrepared::Unverified(verification)) = prepared {
-            let login = verification.run().await;
-            prepared = self.prepare(n, Some(login));
+            let login = Box::pin(verification.run()).await;
+            prepared = self.prepare(known, Some(login));
         }
         let Prepared { backend, flow, cookie, affinity, about } = match prepared {
             Ok(prepared) => prepared,
-            // A login that was decided on is not asked for again.
-            Err(NotPrepared::Unverified(_)) => return Then::Close,
-            Err(NotPrepared::Refused(refusal)) => return self.refuse(refusal).await,
+            // A login that was decided on is not asked for again, and a head that was whole still is.
+            Err(NotPrepared::Unverified(_) | NotPrepared::Unscanned) => return Then::Close,
+            Err(NotPrepared::Refused(refusal)) => return Box::pin(self.refuse(refusal)).await,
             Err(NotPrepared::Answered(answer, about, framing)) => {
                 let has_body = !matches!(framing, Framing::None | Framing::Length(0));
                 let then = if has_body { Then::Close } else { self.then(&about) };
-                return self.answer(&answer, &about, then, Vec::new()).await;
+                return Box::pin(self.answer(&answer, &about, then, Vec::new())).await;
             }
         };
         let local = Rc::clone(&self.local);
@@ -230,15 +263,16 @@ impl<S: ClientStream> Connection<S> {
         front.passes_interim = about.version == Version::Http11;
         front.expects_continue = about.expects_continue;
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, ends: self.ends };
-        let sent = attempt.send(backend, &mut front).await;
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
+        let sent = attempt.send(&backend, &mut front).await;
         let (flow, interim) = front.into_parts();
         match sent {
             Ok(exchange) => self.deliver(exchange, flow, &about, interim).await,
             Err(error) => {
                 let is_read = flow.has_source_ended();
                 flow.release(&local.means);
-                self.fail(error, &about, if is_read { self.then(&about) } else { Then::Close }, interim).await
+                let then = if is_read { self.then(&about) } else { Then::Close };
+                Box::pin(self.fail(error, &about, then, interim)).await
             }
         }
     }

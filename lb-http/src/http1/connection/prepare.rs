@@ -40,6 +40,8 @@ pub(super) struct About {
 }
 
 pub(super) enum NotPrepared {
+    /// What has come does not begin with a whole head, or with none that may go on: its lines will tell.
+    Unscanned,
     Refused(Refusal),
     Answered(Answer, About, Framing),
     /// The head is still there, to be prepared again.
@@ -47,17 +49,30 @@ pub(super) enum NotPrepared {
 }
 
 impl<S: ClientStream> Connection<S> {
-    pub(super) fn prepare(&mut self, n: usize, login: Option<Admit>) -> Result<Prepared, NotPrepared> {
+    /// `known` is the head's length, if it has been scanned.
+    pub(super) fn prepare(
+        &mut self,
+        known: Option<usize>,
+        login: Option<Admit>,
+    ) -> Result<Prepared, NotPrepared> {
         let local = &self.local;
         let mut fields = local.fields.take();
-        let head = &self.side.input.filled()[..n];
-        let request = match Request::parse(head, &mut fields) {
+        let bytes = self.side.input.filled();
+        let parsed = match known {
+            Some(n) => Request::parse(&bytes[..n], &mut fields).map_err(NotPrepared::Refused),
+            None => Request::parse(bytes, &mut fields)
+                .ok()
+                .filter(|request| local.limits.head().admit(&request.extent()))
+                .ok_or(NotPrepared::Unscanned),
+        };
+        let request = match parsed {
             Ok(request) => request,
-            Err(refusal) => {
+            Err(not_prepared) => {
                 local.fields.set(fields);
-                return Err(NotPrepared::Refused(refusal));
+                return Err(not_prepared);
             }
         };
+        let n = request.extent().head_bytes;
         let about = About {
             method: request.method(),
             version: request.version(),

@@ -1,27 +1,27 @@
 //! The eBPF plane in the kernel: programs attached to a control group of the test's own.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use event_watcher::catalog::Protocol;
 use l4_vip::kernel::ebpf::{Ebpf, EbpfConfig, Limits};
-use l4_vip::kernel::{ApplyError, Backend, Change, Frontend, KernelPlane, Service};
+use l4_vip::kernel::{ApplyError, Change, KernelPlane, Service};
 use tests::cgroup::Cgroup;
 use tests::client::DEADLINE;
 use tests::netns::is_root;
 
+use super::peers::{Connection, frontend, serve_tcp, serve_udp, service};
+
 /// Nobody listens here: what arrives at a backend came through the plane.
 const POOL: &str = "127.210.0.0/16";
 
-fn open(cgroup: &Cgroup) -> anyhow::Result<Ebpf> {
+pub fn open(cgroup: &Cgroup) -> anyhow::Result<Ebpf> {
     open_with(cgroup, Limits::default())
 }
 
-fn open_with(cgroup: &Cgroup, limits: Limits) -> anyhow::Result<Ebpf> {
+pub fn open_with(cgroup: &Cgroup, limits: Limits) -> anyhow::Result<Ebpf> {
     let config = EbpfConfig {
         cgroup: Some(cgroup.path().to_owned()),
         pools: vec![POOL.parse()?, "fd01:c::/64".parse()?],
@@ -30,63 +30,25 @@ fn open_with(cgroup: &Cgroup, limits: Limits) -> anyhow::Result<Ebpf> {
     Ok(Ebpf::open(config)?)
 }
 
-fn frontend(protocol: Protocol, address: &str) -> Frontend {
-    Frontend { protocol, address: address.parse().expect("the test's own address") }
+pub fn tcp_backend(address: &str) -> anyhow::Result<SocketAddr> {
+    serve_tcp(TcpListener::bind(address)?, b'e')
 }
 
-fn service(frontend: Frontend, backends: &[(SocketAddr, u16)]) -> Service {
-    let backends = backends.iter().map(|(address, weight)| Backend { address: *address, weight: *weight });
-    Service { frontend, backends: backends.collect(), affinity: None }
+pub fn udp_backend(address: &str) -> anyhow::Result<SocketAddr> {
+    serve_udp(UdpSocket::bind(address)?, b'e')
 }
 
-/// Accepts for ever and says on each connection which port it came to; the connection stays open until its end.
-fn tcp_backend(address: &str) -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind(address)?;
-    let address = listener.local_addr()?;
-    thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            thread::spawn(move || {
-                let (mut stream, mut line) = (stream, [0; 64]);
-                let _ = stream.write_all(&address.port().to_be_bytes());
-                while let Ok(n @ 1..) = stream.read(&mut line) {
-                    if stream.write_all(&line[..n]).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    Ok(address)
+/// Which backend a new connection reached, by its port.
+pub fn reached(vip: SocketAddr) -> io::Result<(TcpStream, u16)> {
+    Connection::open_here(vip).map(|connection| (connection.stream, connection.port))
 }
 
-/// Answers every datagram with its own port.
-fn udp_backend(address: &str) -> anyhow::Result<SocketAddr> {
-    let socket = UdpSocket::bind(address)?;
-    let address = socket.local_addr()?;
-    thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&address.port().to_be_bytes(), from);
-        }
-    });
-    Ok(address)
-}
-
-/// Which backend a new connection reached.
-fn reached(vip: SocketAddr) -> std::io::Result<(TcpStream, u16)> {
-    let mut stream = TcpStream::connect(vip)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    let mut port = [0; 2];
-    stream.read_exact(&mut port)?;
-    Ok((stream, u16::from_be_bytes(port)))
-}
-
-fn echoes(stream: &mut TcpStream) -> bool {
+pub fn echoes(stream: &mut TcpStream) -> bool {
     let mut answer = [0; 4];
     stream.write_all(b"ping").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"ping"
 }
 
-fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
+pub fn errno<T>(result: io::Result<T>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
 }
 
@@ -192,11 +154,11 @@ fn datagrams_keep_their_backend_while_it_lives() -> anyhow::Result<()> {
     plane.reconcile(&[service(vip, &backends)])?;
     cgroup.run(|| {
         let ask = |socket: &UdpSocket| -> anyhow::Result<u16> {
-            let mut answer = [0; 2];
+            let mut answer = [0; 3];
             socket.send_to(b"?", vip.address)?;
             let (_, from) = socket.recv_from(&mut answer)?;
             anyhow::ensure!(from == vip.address, "the answer came from {from}");
-            Ok(u16::from_be_bytes(answer))
+            Ok(u16::from_be_bytes([answer[1], answer[2]]))
         };
         let sockets: Vec<UdpSocket> = (0..12)
             .map(|_| {
@@ -252,9 +214,9 @@ fn a_client_with_affinity_keeps_its_backend_until_it_drains() -> anyhow::Result<
                 let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
                 socket.bind(&SocketAddr::from(([127, 0, 0, last], 0)).into())?;
                 socket.connect(&vip.address.into())?;
-                let mut port = [0; 2];
-                TcpStream::from(socket).read_exact(&mut port)?;
-                Ok(u16::from_be_bytes(port))
+                let mut greeting = [0; 3];
+                TcpStream::from(socket).read_exact(&mut greeting)?;
+                Ok(u16::from_be_bytes([greeting[1], greeting[2]]))
             })
             .collect::<std::io::Result<Vec<u16>>>()
     })?;
@@ -268,105 +230,6 @@ fn a_client_with_affinity_keeps_its_backend_until_it_drains() -> anyhow::Result<
     plane.apply(&[Change::Set(with(&without, Duration::from_nanos(1)))])?;
     let draws: Vec<u16> = (0..20).map(|_| ask()).collect::<std::io::Result<_>>()?;
     assert!(draws.iter().any(|port| *port != draws[0]), "{draws:?}");
-    plane.flush()?;
-    Ok(())
-}
-
-#[test]
-fn the_programs_outlive_the_process_and_are_adopted() -> anyhow::Result<()> {
-    if !is_root() {
-        return Ok(());
-    }
-    let cgroup = Cgroup::new()?;
-    let vip = frontend(Protocol::Tcp, "127.210.6.1:80");
-    let backend = tcp_backend("127.0.0.1:0")?;
-    let all = [service(vip, &[(backend, 1)])];
-    let mut plane = open(&cgroup)?;
-    assert!(plane.reconcile(&all)? > 0);
-    let second = open(&cgroup).expect_err("one process at a time");
-    assert!(format!("{second:#}").contains("another waymark"), "{second:#}");
-    let (mut kept, _) = cgroup.run(|| reached(vip.address))?;
-    drop(plane);
-
-    let (mut made_meanwhile, _) = cgroup.run(|| reached(vip.address))?;
-    let mut plane = open(&cgroup)?;
-    let (mut before_reconcile, _) = cgroup.run(|| reached(vip.address))?;
-    let n_differed = plane.reconcile(&all)?;
-    assert_eq!(n_differed, 8, "only the programs were replaced");
-    assert_eq!(plane.reconcile(&all)?, 0);
-    assert_eq!(plane.counters()?[0].1.n_connections, 3, "counters go on");
-    for stream in [&mut kept, &mut made_meanwhile, &mut before_reconcile] {
-        assert!(echoes(stream));
-        assert_eq!(stream.peer_addr()?, vip.address);
-    }
-    plane.flush()?;
-    assert!(
-        cgroup.run(|| TcpStream::connect_timeout(&vip.address, Duration::from_secs(1)).is_err()),
-        "nothing is left"
-    );
-    assert!(echoes(&mut kept), "what is established stays");
-    assert_eq!(Ebpf::remove_left_over(&|frontend| *frontend == vip)?, 0, "nothing is pinned any more");
-    Ok(())
-}
-
-#[test]
-fn what_others_took_away_comes_back() -> anyhow::Result<()> {
-    if !is_root() {
-        return Ok(());
-    }
-    let cgroup = Cgroup::new()?;
-    let vip = frontend(Protocol::Tcp, "127.210.7.1:80");
-    let backend = tcp_backend("127.0.0.1:0")?;
-    let all = [service(vip, &[(backend, 1)])];
-    let mut plane = open(&cgroup)?;
-    plane.reconcile(&all)?;
-    assert!(!plane.was_changed_by_others()?);
-    let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(cgroup.path())?);
-    let pins = std::path::PathBuf::from(format!("/sys/fs/bpf/waymark/{id}"));
-    std::fs::remove_file(pins.join("link_connect4"))?;
-    std::fs::remove_file(pins.join("services_1"))?;
-    assert!(plane.was_changed_by_others()?);
-    assert!(plane.reconcile(&all)? > 0);
-    assert!(!plane.was_changed_by_others()?);
-    cgroup.run(|| reached(vip.address))?;
-    drop(plane);
-    cgroup.run(|| reached(vip.address))?;
-    open(&cgroup)?.flush()?;
-    Ok(())
-}
-
-#[test]
-fn full_maps_refuse_the_new_vip_and_keep_the_old() -> anyhow::Result<()> {
-    if !is_root() {
-        return Ok(());
-    }
-    let cgroup = Cgroup::new()?;
-    let backend = tcp_backend("127.0.0.1:0")?;
-    let mut plane = open_with(&cgroup, Limits { n_frontends: 2, n_backends: 3, n_flows: 64 })?;
-    let vip = |last: u8| frontend(Protocol::Tcp, &format!("127.210.8.{last}:80"));
-    let one = |last| service(vip(last), &[(backend, 1)]);
-    plane.reconcile(&[one(1), one(2)])?;
-    for (change, reason) in [
-        (one(3), "2 VIP addresses"),
-        (
-            service(vip(1), &[1, 2, 3, 4].map(|port| (SocketAddr::from(([127, 0, 0, 1], port)), 1))),
-            "3 backends",
-        ),
-    ] {
-        let refused = vec![change.frontend];
-        match plane.apply(&[Change::Set(change)]) {
-            Err(ApplyError::Refused { frontends, reason: told }) => {
-                assert_eq!(frontends, refused);
-                assert!(told.contains(reason), "{told}");
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    for last in [1, 2] {
-        cgroup.run(|| reached(vip(last).address))?;
-    }
-    plane.apply(&[Change::Remove(vip(1)), Change::Set(one(3))])?;
-    cgroup.run(|| reached(vip(3).address))?;
     plane.flush()?;
     Ok(())
 }
@@ -410,11 +273,11 @@ fn sockets_of_both_families_reach_both_kinds_of_vip() -> anyhow::Result<()> {
         ] {
             let (socket, vip) = (UdpSocket::bind(local)?, vip.parse::<SocketAddr>()?);
             socket.set_read_timeout(Some(DEADLINE))?;
-            let mut answer = [0; 2];
+            let mut answer = [0; 3];
             for _ in 0..4 {
                 socket.send_to(b"?", vip)?;
                 let (_, from) = socket.recv_from(&mut answer)?;
-                assert_eq!((from, u16::from_be_bytes(answer)), (vip, backend.port()));
+                assert_eq!((from, u16::from_be_bytes([answer[1], answer[2]])), (vip, backend.port()));
             }
             socket.connect(vip)?;
             assert_eq!(socket.peer_addr()?, vip);
@@ -428,86 +291,38 @@ fn sockets_of_both_families_reach_both_kinds_of_vip() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The C twin, loaded on the same maps and attached to another group, gives the answers that our programs give.
 #[test]
-fn the_c_twin_agrees() -> anyhow::Result<()> {
-    let is_there = |program: &str| Command::new(program).arg("--version").output().is_ok();
-    if !is_root() || !is_there("clang-14") || !is_there("bpftool") {
+fn full_maps_refuse_the_new_vip_and_keep_the_old() -> anyhow::Result<()> {
+    if !is_root() {
         return Ok(());
     }
-    let (ours, twins) = (Cgroup::new()?, Cgroup::new()?);
-    let mut plane = open(&ours)?;
-    let vip = frontend(Protocol::Tcp, "127.210.10.1:80");
-    let (empty, sticky) =
-        (frontend(Protocol::Tcp, "127.210.10.2:80"), frontend(Protocol::Tcp, "127.210.10.3:80"));
-    let (light, heavy) = (tcp_backend("127.0.0.1:0")?, tcp_backend("127.0.0.1:0")?);
-    let both = [(light, 1), (heavy, 3)];
-    let with_affinity = Service { affinity: Some(Duration::from_secs(60)), ..service(sticky, &both) };
-    plane.reconcile(&[service(vip, &both), service(empty, &[]), with_affinity])?;
-
-    let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(ours.path())?);
-    let pins = format!("/sys/fs/bpf/waymark/{id}");
-    let (object, programs) = (tempfile::NamedTempFile::new()?, format!("{pins}/twin"));
-    let object = object.path().to_string_lossy().into_owned();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/ebpf/wm.bpf.c");
-    run(
-        "clang-14",
-        &[
-            "-O2",
-            "-g",
-            "-target",
-            "bpf",
-            "-mcpu=v3",
-            "-I/usr/include/x86_64-linux-gnu",
-            "-c",
-            source,
-            "-o",
-            &object,
-        ],
-    )?;
-    let maps = ["services", "slots", "backends", "counters", "peers", "affinity"];
-    let maps: Vec<[String; 5]> = maps
-        .iter()
-        .map(|map| ["map", "name", map, "pinned", &format!("{pins}/{map}_1")].map(str::to_owned))
-        .collect();
-    let load = ["prog", "loadall", &object, &programs];
-    run("bpftool", &load.into_iter().chain(maps.iter().flatten().map(String::as_str)).collect::<Vec<_>>())?;
-    for (program, call) in
-        [("connect4", "cgroup_inet4_connect"), ("getpeername4", "cgroup_inet4_getpeername")]
-    {
-        let pinned = format!("{programs}/{program}");
-        run("bpftool", &["cgroup", "attach", &twins.flag(), call, "pinned", &pinned])?;
-    }
-    for cgroup in [&ours, &twins] {
-        cgroup.run(|| {
-            let mut n_heavy = 0;
-            for _ in 0..400 {
-                let (stream, port) = reached(vip.address)?;
-                anyhow::ensure!(stream.peer_addr()? == vip.address, "the VIP is what the client sees");
-                n_heavy += u32::from(port == heavy.port());
+    let cgroup = Cgroup::new()?;
+    let backend = tcp_backend("127.0.0.1:0")?;
+    let mut plane = open_with(&cgroup, Limits { n_frontends: 2, n_backends: 3, n_flows: 64, n_peers: 64 })?;
+    let vip = |last: u8| frontend(Protocol::Tcp, &format!("127.210.8.{last}:80"));
+    let one = |last| service(vip(last), &[(backend, 1)]);
+    plane.reconcile(&[one(1), one(2)])?;
+    for (change, reason) in [
+        (one(3), "2 VIP addresses"),
+        (
+            service(vip(1), &[1, 2, 3, 4].map(|port| (SocketAddr::from(([127, 0, 0, 1], port)), 1))),
+            "3 backends",
+        ),
+    ] {
+        let refused = vec![change.frontend];
+        match plane.apply(&[Change::Set(change)]) {
+            Err(ApplyError::Refused { frontends, reason: told }) => {
+                assert_eq!(frontends, refused);
+                assert!(told.contains(reason), "{told}");
             }
-            assert!((240..=360).contains(&n_heavy), "{n_heavy} of 400");
-            assert_eq!(errno(TcpStream::connect(empty.address)), Some(libc::ECONNREFUSED));
-            anyhow::Ok(())
-        })?;
+            other => panic!("{other:?}"),
+        }
     }
-    let clients = [&ours, &twins, &ours, &twins];
-    let kept: Vec<u16> = clients
-        .iter()
-        .map(|cgroup| cgroup.run(|| reached(sticky.address).map(|(_, port)| port)))
-        .collect::<std::io::Result<_>>()?;
-    assert!(kept.iter().all(|port| *port == kept[0]), "one client, whoever picks: {kept:?}");
-    let total: u64 = plane.counters()?.iter().map(|(_, c)| c.n_connections + c.n_refused).sum();
-    assert_eq!(total, 806, "both count in the same place");
-    std::fs::remove_file(format!("{programs}/connect4"))?;
-    std::fs::remove_file(format!("{programs}/getpeername4"))?;
-    std::fs::remove_dir(&programs)?;
+    for last in [1, 2] {
+        cgroup.run(|| reached(vip(last).address))?;
+    }
+    plane.apply(&[Change::Remove(vip(1)), Change::Set(one(3))])?;
+    cgroup.run(|| reached(vip(3).address))?;
     plane.flush()?;
-    Ok(())
-}
-
-fn run(program: &str, words: &[&str]) -> anyhow::Result<()> {
-    let output = Command::new(program).args(words).output()?;
-    anyhow::ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

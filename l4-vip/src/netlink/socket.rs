@@ -14,7 +14,7 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 const SOCKET_BUFFER_BYTES: libc::c_int = 32 << 20;
 
 #[derive(Debug)]
-pub(in crate::kernel) struct Socket {
+pub struct Socket {
     fd: OwnedFd,
     port: u32,
     sequence: u32,
@@ -23,7 +23,7 @@ pub(in crate::kernel) struct Socket {
 
 /// What an event socket has to say.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Event<'a> {
+pub(crate) enum Event<'a> {
     Message(Message<'a>),
     /// The kernel could not queue them all.
     Lost,
@@ -31,7 +31,7 @@ pub(super) enum Event<'a> {
 
 impl Socket {
     /// `protocol`: NETLINK_NETFILTER, NETLINK_ROUTE or NETLINK_SOCK_DIAG.
-    pub(in crate::kernel) fn open(protocol: libc::c_int) -> io::Result<Self> {
+    pub fn open(protocol: libc::c_int) -> io::Result<Self> {
         // SAFETY: a plain call; its result is checked before it is owned.
         let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
         if fd < 0 {
@@ -60,21 +60,21 @@ impl Socket {
     }
 
     /// The name of this socket in the events that it causes.
-    pub(super) fn port(&self) -> u32 {
+    pub(crate) fn port(&self) -> u32 {
         self.port
     }
 
-    pub(super) fn join(&self, group: u32) -> io::Result<()> {
+    pub(crate) fn join(&self, group: u32) -> io::Result<()> {
         self.set_option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as libc::c_int)
     }
 
-    pub(super) fn next_sequence(&mut self) -> u32 {
+    pub(crate) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
 
     /// Sends one message that asks for an acknowledgement, and waits for it.
-    pub(in crate::kernel) fn request(
+    pub fn request(
         &mut self,
         kind: u16,
         flags: libc::c_int,
@@ -90,7 +90,7 @@ impl Socket {
 
     /// Sends a question and gives every message of the answer to `each`. With NLM_F_DUMP among the flags the answer
     /// has an end of its own; otherwise an acknowledgement is asked for.
-    pub(in crate::kernel) fn ask(
+    pub(crate) fn ask(
         &mut self,
         kind: u16,
         flags: libc::c_int,
@@ -110,7 +110,7 @@ impl Socket {
     /// Sends a batch whose last message before the end mark asks for an acknowledgement. The kernel works on it
     /// within the call, so that all answers are there when it returns. The error names the message that failed by its
     /// sequence number.
-    pub(super) fn transact(&mut self, batch: &[u8]) -> Result<(), (Option<u32>, io::Error)> {
+    pub(crate) fn transact(&mut self, batch: &[u8]) -> Result<(), (Option<u32>, io::Error)> {
         self.send(batch).map_err(|error| (None, error))?;
         let mut failed = None;
         let mut n_answers = 0;
@@ -141,7 +141,7 @@ impl Socket {
     }
 
     /// What arrived on an event socket since the last call.
-    pub(super) fn events(&mut self, mut each: impl FnMut(Event<'_>)) -> io::Result<()> {
+    pub(crate) fn events(&mut self, mut each: impl FnMut(Event<'_>)) -> io::Result<()> {
         loop {
             match self.receive(libc::MSG_DONTWAIT) {
                 Ok(n) => Messages(&self.buffer[..n]).for_each(|message| each(Event::Message(message))),
@@ -225,12 +225,12 @@ fn verdict(message: Message<'_>) -> Option<io::Result<()>> {
 }
 
 /// The attributes of a message of a netfilter subsystem.
-pub(super) fn netfilter_attributes(message: Message<'_>) -> Attributes<'_> {
+pub(crate) fn netfilter_attributes(message: Message<'_>) -> Attributes<'_> {
     message.attributes(NETFILTER_HEADER_BYTES)
 }
 
 /// `struct nfgenmsg`: family, version 0, and a resource that only batches name.
-pub(super) fn netfilter_header(family: libc::c_int) -> [u8; NETFILTER_HEADER_BYTES] {
+pub(crate) fn netfilter_header(family: libc::c_int) -> [u8; NETFILTER_HEADER_BYTES] {
     [family as u8, libc::NFNETLINK_V0 as u8, 0, 0]
 }
 

@@ -3,7 +3,7 @@
 //! It knows no message of any subsystem, and trusts no length that it reads.
 
 /// A message starts with its length, type, flags, sequence number and port.
-pub(super) const HEADER_BYTES: usize = 16;
+pub(crate) const HEADER_BYTES: usize = 16;
 const FLAGS_AT: usize = 6;
 const ATTRIBUTE_HEADER_BYTES: usize = 4;
 /// The two highest bits of an attribute's type say how its value is coded.
@@ -11,19 +11,19 @@ const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
 
 /// Messages, one behind the other.
 #[derive(Debug, Default)]
-pub(in crate::kernel) struct Writer {
+pub struct Writer {
     bytes: Vec<u8>,
     /// Where the last message begins.
     last: usize,
 }
 
 impl Writer {
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// `family_header` is what the subsystem puts between netlink's header and the attributes.
-    pub(super) fn message(
+    pub(crate) fn message(
         &mut self,
         kind: u16,
         flags: u16,
@@ -47,7 +47,7 @@ impl Writer {
     }
 
     /// Of the last message.
-    pub(super) fn ask_for_acknowledgement(&mut self) {
+    pub(crate) fn ask_for_acknowledgement(&mut self) {
         let at = self.last + FLAGS_AT;
         if let Some(flags) = u16_at(&self.bytes, at) {
             let flags = flags | libc::NLM_F_ACK as u16;
@@ -55,7 +55,7 @@ impl Writer {
         }
     }
 
-    pub(super) fn attribute(&mut self, kind: u16, value: &[u8]) {
+    pub fn attribute(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(ATTRIBUTE_HEADER_BYTES + value.len())
             .expect("only lists can grow, and their writers split them");
         self.bytes.extend(length.to_ne_bytes());
@@ -64,7 +64,7 @@ impl Writer {
         self.pad();
     }
 
-    pub(super) fn nest(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
+    pub fn nest(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend([0; 2]);
         self.bytes.extend((kind | libc::NLA_F_NESTED as u16).to_ne_bytes());
@@ -75,11 +75,11 @@ impl Writer {
     }
 
     /// Numbers are big-endian in netfilter's subsystems.
-    pub(super) fn be32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn be32(&mut self, kind: u16, value: u32) {
         self.attribute(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn string(&mut self, kind: u16, text: &str) {
+    pub(crate) fn string(&mut self, kind: u16, text: &str) {
         let mut value = text.as_bytes().to_vec();
         value.push(0);
         self.attribute(kind, &value);
@@ -92,26 +92,26 @@ impl Writer {
 
 /// A message as it was received.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::kernel) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
     /// Of the socket that caused it; 0 is the kernel.
-    pub(super) port: u32,
+    pub(crate) port: u32,
     /// Everything behind netlink's header.
-    pub(in crate::kernel) body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The attributes behind a family header of this size.
-    pub(super) fn attributes(&self, family_header_bytes: usize) -> Attributes<'a> {
+    pub(crate) fn attributes(&self, family_header_bytes: usize) -> Attributes<'a> {
         Attributes(self.body.get(family_header_bytes..).unwrap_or_default())
     }
 }
 
 /// The messages in what one receive call returned.
 #[derive(Debug)]
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
@@ -133,14 +133,14 @@ impl<'a> Iterator for Messages<'a> {
 
 /// The attributes of a message or of a nest: type and value.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    pub(super) fn find(self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn find(self, kind: u16) -> Option<&'a [u8]> {
         { self }.find_map(|(found, value)| (found == kind).then_some(value))
     }
 
-    pub(super) fn nest(self, kind: u16) -> Attributes<'a> {
+    pub fn nest(self, kind: u16) -> Attributes<'a> {
         Self(self.find(kind).unwrap_or_default())
     }
 }
@@ -161,17 +161,17 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// A big-endian number of at most 8 bytes.
-pub(super) fn be(bytes: &[u8]) -> u64 {
+pub(crate) fn be(bytes: &[u8]) -> u64 {
     bytes.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Text as netlink sends it, with a zero byte at its end.
-pub(super) fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).unwrap_or_default()
 }
 

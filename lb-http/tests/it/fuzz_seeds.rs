@@ -1,0 +1,124 @@
+//! The bodies of the fuzz targets (tests/fuzz) on right messages and on a few thousand mutations of them: the same in every
+//! run, so that a target neither rots nor has to be built to be checked. `FUZZ_ROUNDS` makes it longer.
+
+#[path = "../../../tests/fuzz/bodies/http_chunked.rs"]
+mod http_chunked;
+#[path = "../../../tests/fuzz/bodies/http_connection.rs"]
+mod http_connection;
+#[path = "../../../tests/fuzz/bodies/http_request.rs"]
+mod http_request;
+#[path = "../../../tests/fuzz/bodies/http_response.rs"]
+mod http_response;
+
+/// Marsaglia's xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
+
+    /// A few bytes changed, taken out, doubled or put in: those that mean something more often than others.
+    fn mutate(&mut self, seed: &[u8]) -> Vec<u8> {
+        const TELLING: &[&[u8]] = &[
+            b"\r",
+            b"\n",
+            b"\r\n",
+            b"\r\n\r\n",
+            b" ",
+            b"\t",
+            b":",
+            b",",
+            b";",
+            b"\0",
+            b"\x80",
+            b"0",
+            b"f",
+            b"-1",
+        ];
+        let mut bytes = seed.to_vec();
+        for _ in 0..=self.below(3) {
+            let at = self.below(bytes.len() + 1);
+            match self.below(5) {
+                0 if at < bytes.len() => bytes[at] = self.below(256) as u8,
+                1 if at < bytes.len() => drop(bytes.remove(at)),
+                2 => {
+                    let end = (at + self.below(40)).min(bytes.len());
+                    let part = bytes[at..end].to_vec();
+                    bytes.splice(at..at, part);
+                }
+                3 => bytes.truncate(at),
+                _ => {
+                    let telling = TELLING[self.below(TELLING.len())];
+                    bytes.splice(at..at, telling.iter().copied());
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// The messages of the raw cases; characters are bytes there.
+fn seeds(key: &str) -> Vec<Vec<u8>> {
+    let text = include_str!("../fixtures/http_cases.jsonl");
+    let of_line = |line: &str| {
+        let case: serde_json::Value = serde_json::from_str(line).unwrap();
+        let parts = case[key].as_array().cloned().unwrap_or_default();
+        let bytes: Vec<u8> =
+            parts.iter().filter_map(|part| part.as_str()).flat_map(str::chars).map(|c| c as u8).collect();
+        (!bytes.is_empty() && bytes.len() < 2000).then_some(bytes)
+    };
+    let seeds: Vec<Vec<u8>> = text.lines().filter_map(of_line).collect();
+    assert!(seeds.len() > 20, "there are cases with {key}");
+    seeds
+}
+
+fn check(seeds: &[Vec<u8>], n_rounds: usize, body: fn(&[u8])) {
+    let n_rounds = std::env::var("FUZZ_ROUNDS").map_or(n_rounds, |n| n.parse().unwrap());
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for seed in seeds {
+        body(seed);
+    }
+    for _ in 0..n_rounds {
+        let seed = &seeds[random.below(seeds.len())];
+        let input = random.mutate(seed);
+        let ran = std::panic::catch_unwind(|| body(&input));
+        assert!(ran.is_ok(), "the input was {}", input.escape_ascii());
+    }
+}
+
+#[test]
+fn requests() {
+    check(&seeds("send"), 20_000, http_request::run);
+}
+
+#[test]
+fn responses() {
+    let seeds = [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.0 404 Not Found\r\nConnection: keep-alive, X-A\r\nX-A: 1\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 5\r\n\r\n",
+    ];
+    check(&seeds.map(|s| s.as_bytes().to_vec()), 20_000, http_response::run);
+}
+
+#[test]
+fn chunks() {
+    let seeds = [
+        "5\r\nhello\r\n0\r\n\r\n",
+        "a;name=\"value\\\"\"\r\n0123456789\r\n0\r\nX-A: 1\r\n\r\n",
+        "ffffffffffffffff\r\n",
+        "0005;x\r\nhello\r\n000\r\n\r\nGET / HTTP/1.1\r\n",
+    ];
+    check(&seeds.map(|s| s.as_bytes().to_vec()), 20_000, http_chunked::run);
+}
+
+#[test]
+fn connections() {
+    check(&seeds("send"), 300, http_connection::run);
+}
