@@ -127,6 +127,7 @@ impl AccessLog {
             version: match request.version() {
                 Version::Http10 => "HTTP/1.0",
                 Version::Http11 => "HTTP/1.1",
+                Version::Http2 => "HTTP/2.0",
             },
             host: text(request.host()),
             request_id: text(id),

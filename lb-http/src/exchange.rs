@@ -1,6 +1,6 @@
 //! One request at one endpoint: sent while it still comes, answered by a head, interim ones passed on.
 //!
-//! This is the seam between a client's protocol and the endpoints: whatever speaks to the client (HTTP/1.1 here) is a
+//! This is the seam between a client's protocol and the endpoints: whatever speaks to the client (HTTP/1.1, HTTP/2) is a
 //! [`Front`], `failover::Attempt` finds it an endpoint, and the [`Exchange`] that comes of it holds the typed head of the
 //! response and the connection that the body is read from. Endpoints are always spoken to in HTTP/1.1.
 
@@ -13,15 +13,19 @@ use std::time::Duration;
 use http::StatusCode;
 use l4_vip::proxy_protocol::Ends;
 
+use crate::edits;
 use crate::error::ProxyError;
-use crate::http1::flow::FlowError;
+use crate::http1::flow::{Coding, FlowError};
 use crate::http1::refusal::Refusal;
 use crate::http1::request::{Method, Persistence};
 use crate::http1::response::{BadResponse, Response};
 use crate::http1::scan::{HeadLimits, Scan, Scanned};
+use crate::http1::serialize::{self, Delivery};
 use crate::http1::side::Side;
+use crate::proxy;
 use crate::queue::Place;
 use crate::stats::{ResponseClass, Session, Shard};
+use crate::sticky;
 use crate::table::{Backend, Server};
 use crate::upstream::Upstream;
 use crate::wait::{Phase, Wait};
@@ -220,6 +224,28 @@ impl Exchange {
     /// The bytes of the response's head, before they are consumed.
     pub(crate) fn head(&self) -> &[u8] {
         &self.upstream.input.filled()[..self.response.head_bytes]
+    }
+
+    /// Writes the head as a client gets it. `connection`: what it is told about its connection.
+    pub(crate) fn write_head(
+        &self,
+        out: &mut Vec<u8>,
+        method: Method,
+        coding: Coding,
+        connection: &[u8],
+        origin: &edits::Connection,
+    ) {
+        let (response, head) = (&self.response, self.head());
+        let mut lines: [&[u8]; 4] = [b""; 4];
+        if let Some(cookie) = self.server().cookie.as_ref().filter(|_| self.cookie == CookieDue::Yes) {
+            lines[..3].copy_from_slice(&[b"Set-Cookie: ", cookie.set.as_bytes(), b"\r\n"]);
+            if sticky::must_be_private(response, head, method) {
+                lines[3] = b"Cache-Control: private\r\n";
+            }
+        }
+        let edits = proxy::response_edits(&self.backend, response, head, origin);
+        let delivery = Delivery { coding, connection, lines: &lines, edits: &edits };
+        serialize::response(out, response, head, &delivery);
     }
 
     /// The head has been used: what follows is the body.

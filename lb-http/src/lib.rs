@@ -1,7 +1,7 @@
 //! The HTTP balancer: service ports, virtual hosts and app ids to the instances of an app.
 //!
 //! Reading order: [`labels`] (what an app's labels ask for), [`table`] (what a snapshot compiles to), [`route`] (which
-//! backend a request is for), `proxy` (what is decided about a request), `failover`, `queue`, `exchange` and `upstream` (how it
+//! backend a request is for), `proxy` and `outbound` (what is decided about a request), `failover`, `queue`, `exchange` and `upstream` (how it
 //! reaches an endpoint), [`http1`] (how it comes from a client, and everything that is bytes), `http2`
 //! (whose streams become such exchanges), [`tls`], `secure` and `tcp` (what comes before HTTP, or instead of it), [`health`] (what
 //! the balancer's own checks say), [`stats`] (what was counted).
@@ -24,6 +24,7 @@ mod http2;
 pub mod labels;
 mod listeners;
 pub mod names;
+mod outbound;
 mod peek;
 mod plane;
 mod proxy;

@@ -132,6 +132,15 @@ impl Buffer {
         }
     }
 
+    /// As much as fits of bytes that were read elsewhere.
+    pub(crate) fn take(&mut self, bytes: &[u8], spare: &Spare) -> usize {
+        self.make_room(spare);
+        let n = bytes.len().min(self.memory.len() - self.end);
+        self.memory[self.end..self.end + n].copy_from_slice(&bytes[..n]);
+        self.end += n;
+        n
+    }
+
     /// Nothing more fits; [`Buffer::grow`] or consume.
     pub(crate) fn is_full(&self) -> bool {
         self.len() == self.memory.len() && !self.memory.is_empty()

@@ -57,6 +57,8 @@ pub(crate) struct Flow {
     n_written: usize,
     /// The last chunk's line is in `out`, its trailer perhaps not.
     in_trailer: bool,
+    /// Lines after a body that is not chunked for its sink, which may be told them in another way.
+    trailer: Vec<u8>,
     /// All that was taken from the source is in `out`.
     is_whole: bool,
     pipe: Option<Box<Pipe>>,
@@ -71,7 +73,8 @@ impl Flow {
             Framing::Chunked => Source::Chunked(Decoder::default()),
             Framing::UntilClose => Source::UntilClose,
         };
-        Self { source, coding, out, n_written: 0, in_trailer: false, is_whole: true, pipe: None }
+        let trailer = Vec::new();
+        Self { source, coding, out, n_written: 0, in_trailer: false, trailer, is_whole: true, pipe: None }
     }
 
     /// The source has said everything.
@@ -106,6 +109,33 @@ impl Flow {
     pub(crate) fn take_along(&mut self, input: &mut Buffer) -> Result<(), FlowError> {
         while self.pump(input)? {}
         Ok(())
+    }
+
+    /// The same of all that the source says at once, as far as it fits.
+    pub(crate) fn poll_along(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl Side,
+        wait: &Wait,
+        spare: &Spare,
+    ) -> Result<(), FlowError> {
+        while !self.has_source_ended() {
+            let is_all = !self.pump(from.input())?;
+            if is_all && (!from.input().is_empty() || self.poll_fill(cx, from, wait, spare)?.is_pending()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be written and has not been: the whole message, when its source has ended and nothing was written.
+    pub(crate) fn rest(&self) -> &[u8] {
+        &self.out[self.n_written..]
+    }
+
+    /// Lines, each with its CR LF; complete when the source has ended.
+    pub(crate) fn trailer(&self) -> &[u8] {
+        &self.trailer
     }
 
     /// Writes the head and what was taken along, which stay here for another attempt; then the rest, which does not.
@@ -212,7 +242,7 @@ impl Flow {
             wait.touch();
         } else if matches!(self.source, Source::UntilClose) {
             self.source = Source::Ended;
-            self.end_chunks();
+            self.end_chunks(from.trailer());
         } else {
             return Poll::Ready(Err(FlowError::Cut));
         }
@@ -243,16 +273,19 @@ impl Flow {
                 Piece::Framing(n) => input.consume(n),
                 Piece::Data(n) => self.copy(input, n),
                 Piece::TrailerLine(n) => {
+                    let line = &input.filled()[..n];
                     if self.coding == Coding::Chunked {
                         self.last_chunk();
-                        self.out.extend_from_slice(&input.filled()[..n]);
+                        self.out.extend_from_slice(line);
+                    } else {
+                        self.trailer.extend_from_slice(line);
                     }
                     input.consume(n);
                 }
                 Piece::End(n) => {
                     input.consume(n);
                     self.source = Source::Ended;
-                    self.end_chunks();
+                    self.end_chunks(b"");
                 }
             },
         }
@@ -277,9 +310,11 @@ impl Flow {
         }
     }
 
-    fn end_chunks(&mut self) {
+    /// `trailer`: lines that are not in `out` yet.
+    fn end_chunks(&mut self, trailer: &[u8]) {
         if self.coding == Coding::Chunked {
             self.last_chunk();
+            self.out.extend_from_slice(trailer);
             self.out.extend_from_slice(b"\r\n");
         }
     }

@@ -51,6 +51,8 @@ impl Method {
 pub enum Version {
     Http10,
     Http11,
+    /// Of what was written down as HTTP/1.1 for the guard.
+    Http2,
 }
 
 /// Whether the client wants another exchange on its connection.
@@ -126,6 +128,12 @@ impl<'b> Request<'b> {
             start = next;
         }
         found.request(&bytes[..start + 2], line, fields)
+    }
+
+    /// A request that came by HTTP/2.
+    pub(crate) fn of_http2(mut self) -> Self {
+        self.line.version = Version::Http2;
+        self
     }
 
     pub(crate) fn extent(&self) -> Extent {

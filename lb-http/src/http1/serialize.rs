@@ -98,6 +98,7 @@ pub(crate) fn request(out: &mut Vec<u8>, request: &Request<'_>, forwarding: &For
     let version = match request.version() {
         Version::Http11 => &b"Via: 1.1 waymark\r\n"[..],
         Version::Http10 => b"Via: 1.0 waymark\r\n",
+        Version::Http2 => b"Via: 2.0 waymark\r\n",
     };
     out.extend_from_slice(version);
     if forwarding.proto == Proto::OfClient && !request.has(Name::XForwardedProto) {

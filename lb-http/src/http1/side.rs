@@ -53,6 +53,11 @@ pub(crate) trait Side {
     /// Says that nothing more will be written.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// Lines that followed a body that has been read to its end, each with its CR LF, where they are no part of it.
+    fn trailer(&self) -> &[u8] {
+        b""
+    }
+
     /// For moving bytes within the kernel, whose number is then told.
     fn plain(&self) -> Option<&TcpStream>;
     fn count_read(&self, n: usize);
@@ -81,15 +86,19 @@ impl<S> ClientSide<S> {
 }
 
 impl<S: ClientStream> ClientSide<S> {
-    /// Where it comes from and where it came to. Of a connection that is no socket as it is, the latter's port is known.
     pub(super) fn ends(&self) -> Ends {
-        let local_address = self.stream.plain().and_then(|stream| stream.local_addr().ok());
-        let destination = local_address.unwrap_or_else(|| match self.client.ip().to_canonical() {
-            IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, self.local_port).into(),
-            IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, self.local_port).into(),
-        });
-        Ends { source: self.client, destination }
+        ends(self.client, self.local_port, self.stream.plain())
     }
+}
+
+/// Where a client's connection comes from and where it came to. When it is no socket as it is, the latter's port is known.
+pub(crate) fn ends(client: SocketAddr, local_port: u16, socket: Option<&TcpStream>) -> Ends {
+    let destination = socket.and_then(|socket| socket.local_addr().ok());
+    let destination = destination.unwrap_or_else(|| match client.ip().to_canonical() {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, local_port).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, local_port).into(),
+    });
+    Ends { source: client, destination }
 }
 
 impl<S: ClientStream> Side for ClientSide<S> {

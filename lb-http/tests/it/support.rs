@@ -272,7 +272,7 @@ async fn converse(
     let mut buffer = Vec::new();
     for n_before in 0.. {
         let Some(head) = read_head(&mut stream, &mut buffer).await? else { break };
-        if head.contains("\r\nExpect: 100-continue\r\n") {
+        if head.to_ascii_lowercase().contains("\r\nexpect: 100-continue\r\n") {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         let body = read_body(&mut stream, &mut buffer, &head, Side::Request).await?;

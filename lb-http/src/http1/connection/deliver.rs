@@ -5,9 +5,8 @@ use std::task::Poll;
 
 use super::Connection;
 use super::prepare::About;
-use crate::edits;
 use crate::error::ProxyError;
-use crate::exchange::{CookieDue, Exchange};
+use crate::exchange::Exchange;
 use crate::http1::Framing;
 use crate::http1::flow::{Coding, Flow, FlowError};
 use crate::http1::request::Version;
@@ -16,7 +15,6 @@ use crate::http1::serialize::{self, Delivery};
 use crate::http1::side::ClientStream;
 use crate::http1::tunnel;
 use crate::proxy::{self, Then};
-use crate::sticky;
 use crate::wait::Phase;
 
 /// How a response ended, by who ended it.
@@ -61,7 +59,7 @@ impl<S: ClientStream> Connection<S> {
         };
         let mut out = if out.capacity() == 0 { self.local.means.spare.output() } else { out };
         let connection = connection_line(then, about.version);
-        write_response(&mut out, &exchange, about, coding, connection, &self.origin);
+        exchange.write_head(&mut out, about.method, coding, connection, &self.client.origin.connection);
         exchange.consume_head();
         let mut down = Flow::new(framing, coding, out);
         if down.take_along(&mut exchange.upstream.input).is_err() {
@@ -121,8 +119,8 @@ impl<S: ClientStream> Connection<S> {
     }
 
     async fn tunnel(&mut self, exchange: Exchange, mut out: Vec<u8>) -> Then {
-        let edits =
-            proxy::response_edits(&exchange.backend, &exchange.response, exchange.head(), &self.origin);
+        let origin = &self.client.origin.connection;
+        let edits = proxy::response_edits(&exchange.backend, &exchange.response, exchange.head(), origin);
         let delivery = Delivery {
             coding: Coding::Plain,
             connection: b"Connection: upgrade\r\nUpgrade: websocket\r\n",
@@ -145,27 +143,6 @@ pub(super) fn connection_line(then: Then, version: Version) -> &'static [u8] {
     match (then, version) {
         (Then::Close, _) => b"Connection: close\r\n",
         (Then::Keep, Version::Http10) => b"Connection: keep-alive\r\n",
-        (Then::Keep, Version::Http11) => b"",
+        (Then::Keep, Version::Http11 | Version::Http2) => b"",
     }
-}
-
-fn write_response(
-    out: &mut Vec<u8>,
-    exchange: &Exchange,
-    about: &About,
-    coding: Coding,
-    connection: &[u8],
-    origin: &edits::Connection,
-) {
-    let (response, head) = (&exchange.response, exchange.head());
-    let mut lines: [&[u8]; 4] = [b""; 4];
-    if let Some(cookie) = exchange.server().cookie.as_ref().filter(|_| exchange.cookie == CookieDue::Yes) {
-        lines[..3].copy_from_slice(&[b"Set-Cookie: ", cookie.set.as_bytes(), b"\r\n"]);
-        if sticky::must_be_private(response, head, about.method) {
-            lines[3] = b"Cache-Control: private\r\n";
-        }
-    }
-    let edits = proxy::response_edits(&exchange.backend, response, head, origin);
-    let delivery = Delivery { coding, connection, lines: &lines, edits: &edits };
-    serialize::response(out, response, head, &delivery);
 }

@@ -26,11 +26,10 @@ use super::front::Http1Front;
 use super::refusal::Refusal;
 use super::request::{Persistence, Version};
 use super::side::{ClientSide, ClientStream, Side};
-use crate::access::Scheme;
 use crate::access_log::{Outcome, Record};
-use crate::edits;
 use crate::failover::Attempt;
-use crate::proxy::{Accepted, Entry, Protection, Then};
+use crate::outbound::Client;
+use crate::proxy::{Accepted, Then};
 use crate::stats::ResponseClass;
 use crate::sticky::Cookie;
 use crate::wait::{Phase, Registered, Wait};
@@ -45,11 +44,7 @@ struct Connection<S> {
     local: Rc<Local>,
     registered: Registered,
     side: ClientSide<S>,
-    entry: Entry,
-    origin: edits::Connection,
-    protection: Protection,
-    /// What every request is told about the client.
-    lines: Box<[u8]>,
+    client: Client,
     /// Of the present request, when it is to be logged.
     record: Option<Box<Record>>,
     /// Of the last response.
@@ -87,31 +82,19 @@ enum Arrival {
 
 /// Serves a connection until it ends; a drain lets it end after the request it is at.
 pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<S>, registered: Registered) {
-    let Accepted { stream, client, local_port, entry, protection, session, permit } = accepted;
-    let address = client.ip().to_canonical();
-    let proto = match protection {
-        Protection::Plain => "",
-        Protection::Tls { .. } => "X-Forwarded-Proto: https\r\n",
-    };
-    let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n{proto}");
+    let Accepted { stream, client: address, local_port, entry, protection, session, permit } = accepted;
     let side = ClientSide {
         stream,
         input: Buffer::default(),
-        client,
+        client: address,
         local_port,
         frontend: Arc::clone(session.series()),
         worker: local.index,
         has_ended: false,
         n_written: Cell::new(0),
     };
-    let lines = lines.into_bytes().into();
-    let scheme = match protection {
-        Protection::Plain => Scheme::Http,
-        Protection::Tls { .. } => Scheme::Https,
-    };
-    let origin = edits::Connection { scheme, client: address, local_port };
-    let mut connection =
-        Connection { local, registered, side, entry, origin, protection, lines, record: None, status: 0 };
+    let client = Client::new(address, local_port, entry, protection);
+    let mut connection = Connection { local, registered, side, client, record: None, status: 0 };
     connection.run().await;
     drop((session, permit));
 }

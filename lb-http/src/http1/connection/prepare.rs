@@ -1,4 +1,4 @@
-//! A request's head, from the bytes in the buffer to what goes to an endpoint: parsed, routed, admitted, written anew.
+//! A request's head, from the bytes in the buffer to what goes to an endpoint (see `outbound`).
 //!
 //! Nothing waits here, and nothing is sent.
 
@@ -7,16 +7,14 @@ use std::time::Instant;
 
 use super::Connection;
 use crate::access::{Admit, Verification};
-use crate::edits;
 use crate::http1::Framing;
-use crate::http1::fields::Name;
 use crate::http1::flow::{Coding, Flow};
 use crate::http1::refusal::Refusal;
 use crate::http1::request::{Method, Persistence, Request, Version};
-use crate::http1::serialize::{self, Edits, Forwarding, Proto};
 use crate::http1::side::ClientStream;
-use crate::proxy::{self, Answer, Origin, Protection, Stop};
-use crate::sticky::{self, Cookie};
+use crate::outbound::Outbound;
+use crate::proxy::{Answer, Stop};
+use crate::sticky::Cookie;
 use crate::table::Backend;
 
 /// A request that is ready to be sent.
@@ -82,71 +80,19 @@ impl<S: ClientStream> Connection<S> {
             started: Instant::now(),
         };
         let framing = request.framing;
-        let request_id = local.request_ids.next();
-        let is_misdirected = matches!(self.protection, Protection::Tls { .. })
-            && local.with_tls(|tls| proxy::is_misdirected(&self.protection, self.entry, &request, tls));
-        let routed = match is_misdirected {
-            true => Err(Answer::misdirected(proxy::text(request.host()))),
-            false => local.with_table(|table| proxy::route(table, self.entry, &request)),
-        };
-        let origin = Origin { entry: self.entry, connection: self.origin };
-        let allowed = routed.map_err(Stop::Answer).and_then(|backend| {
-            match proxy::before_pick(&backend, &request, &origin, login) {
-                Ok(()) => Ok(backend),
-                Err(stop) => {
-                    if matches!(&stop, Stop::Answer(answer) if answer.is_denial()) {
-                        self.side.shard().n_denied_requests.increment();
-                        backend.series.of_worker(local.index).n_denied_requests.increment();
-                    }
-                    Err(stop)
-                }
-            }
-        });
-        self.status = 0;
-        self.record = local
-            .access_log
-            .as_ref()
-            .and_then(|log| log.record(self.origin.client, &request, allowed.as_deref().ok(), &request_id));
-        let prepared = allowed.map(|backend| {
-            let mut cookies = local.scratch.take();
-            cookies.clear();
-            let cookie = (backend.is_sticky() && request.has(Name::Cookie))
-                .then(|| {
-                    let name = backend.labels.cookie.name();
-                    sticky::take_cookie(request.values(Name::Cookie), name, &mut cookies)
-                })
-                .flatten();
-            let has_changed = cookie.is_some() || !cookies.is_empty();
-            let edits = proxy::request_edits(&backend, &request, &self.origin);
-            let is_ours = edits.as_ref().is_none_or(|e| e.forwarding == edits::Forwarding::Standard);
-            let forwarding = Forwarding {
-                lines: if is_ours { &self.lines } else { b"" },
-                proto: match self.protection {
-                    Protection::Plain => Proto::OfClient,
-                    Protection::Tls { .. } => Proto::Ours,
-                },
-                target: edits.as_ref().and_then(|e| e.target.as_deref()).map(str::as_bytes),
-                request_id: &request_id,
-                cookies: has_changed.then_some(&*cookies),
-                edits: edits.as_ref().map_or(Edits::NONE, |e| &e.edits),
-            };
-            let mut out = local.means.spare.output();
-            serialize::request(&mut out, &request, &forwarding);
-            local.scratch.set(cookies);
-            let affinity = proxy::affinity(&backend, &request, self.origin.client);
-            (backend, cookie, affinity, out)
-        });
+        let (outbound, record) = self.client.outbound(local, self.side.shard(), &request, login);
+        (self.status, self.record) = (0, record);
         local.fields.set(fields);
-        if let Err(Stop::Verify(verification)) = prepared {
+        if let Err(Stop::Verify(verification)) = outbound {
             return Err(NotPrepared::Unverified(verification));
         }
         self.side.input.consume(n);
-        let (backend, cookie, affinity, out) = prepared.map_err(|stop| match stop {
+        let Outbound { backend, cookie, affinity, head } = outbound.map_err(|stop| match stop {
             Stop::Answer(answer) => NotPrepared::Answered(answer, about, framing),
             Stop::Verify(verification) => NotPrepared::Unverified(verification),
         })?;
         let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
-        let mut flow = Flow::new(framing, coding, out);
+        let mut flow = Flow::new(framing, coding, head);
         if flow.take_along(&mut self.side.input).is_err() {
             flow.release(&self.local.means);
             return Err(NotPrepared::Refused(Refusal::Chunk));
