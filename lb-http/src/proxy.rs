@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -58,7 +57,7 @@ pub(crate) struct Accepted<S> {
     pub(crate) protection: Protection,
     pub(crate) session: Session,
     /// Holds the connection's place within the limits.
-    pub(crate) permit: Rc<Permit>,
+    pub(crate) permit: Permit,
 }
 
 /// The backend that a request is for.

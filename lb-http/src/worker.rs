@@ -307,7 +307,6 @@ impl From {
         shard.n_sessions.increment();
         let session = series.begin();
         let (entry, local_port) = (self.entry, self.port);
-        let permit = Rc::new(permit);
         let accepted =
             Accepted { stream, client, local_port, entry, protection: Protection::Plain, session, permit };
         if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {

@@ -1,6 +1,6 @@
 //! Reading from and writing to sockets as they are, with no more of the runtime than a wait needs.
 //!
-//! Streams that are no sockets (TLS, those of HTTP/2) go through their own traits instead.
+//! Streams that are no sockets (TLS) go through their own traits instead.
 
 use std::io;
 use std::os::fd::AsRawFd;

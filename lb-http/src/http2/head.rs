@@ -23,11 +23,15 @@ pub(super) enum BodyOf {
 pub(super) fn write_request(out: &mut Vec<u8>, head: &Parts, body: BodyOf) {
     let Parts { method, uri, headers, .. } = head;
     let authority = uri.authority().map_or("", |authority| authority.as_str());
-    let mut hosts = headers.get_all(HOST).iter();
-    let (host, other_host) = (hosts.next(), hosts.next());
     // A Host beside an authority that says the same is no second one (RFC 9113 section 8.3.1); two of them are.
-    let agrees = other_host.is_none()
-        && host.is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()));
+    let (mut n_hosts, mut agrees, mut has_length) = (0, true, false);
+    for (name, value) in headers {
+        if name == HOST {
+            n_hosts += 1;
+            agrees = n_hosts == 1 && value.as_bytes().eq_ignore_ascii_case(authority.as_bytes());
+        }
+        has_length |= name == CONTENT_LENGTH;
+    }
     out.extend_from_slice(method.as_str().as_bytes());
     out.push(b' ');
     if !authority.is_empty() && !agrees {
@@ -36,17 +40,24 @@ pub(super) fn write_request(out: &mut Vec<u8>, head: &Parts, body: BodyOf) {
     }
     out.extend_from_slice(uri.path_and_query().map_or("", |path| path.as_str()).as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    if host.is_none() && !authority.is_empty() {
+    if n_hosts == 0 && !authority.is_empty() {
         serialize::line(out, b"host", authority.as_bytes());
     }
+    // The pieces of a cookie follow each other.
+    let mut in_cookie = false;
     for (name, value) in headers {
-        if name != COOKIE {
+        // RFC 9113 section 8.2.3: a client may send each pair by itself; HTTP/1.1 knows one line.
+        if name == COOKIE && std::mem::replace(&mut in_cookie, true) {
+            out.truncate(out.len() - b"\r\n".len());
+            out.extend_from_slice(b"; ");
+            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        } else {
             serialize::line(out, name.as_str().as_bytes(), value.as_bytes());
         }
     }
-    write_cookies(out, headers);
     match body {
-        _ if headers.contains_key(CONTENT_LENGTH) => {}
+        _ if has_length => {}
         BodyOf::Stream => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         // RFC 9110 section 8.6: a method that expects a body says that there is none.
         BodyOf::Nothing if [Method::POST, Method::PUT, Method::PATCH].contains(method) => {
@@ -55,17 +66,6 @@ pub(super) fn write_request(out: &mut Vec<u8>, head: &Parts, body: BodyOf) {
         BodyOf::Nothing => {}
     }
     out.extend_from_slice(b"\r\n");
-}
-
-/// RFC 9113 section 8.2.3: a client may send each pair by itself; HTTP/1.1 knows one line.
-fn write_cookies(out: &mut Vec<u8>, headers: &HeaderMap) {
-    for (i, piece) in headers.get_all(COOKIE).iter().enumerate() {
-        out.extend_from_slice(if i == 0 { b"cookie: " } else { b"; " });
-        out.extend_from_slice(piece.as_bytes());
-    }
-    if headers.contains_key(COOKIE) {
-        out.extend_from_slice(b"\r\n");
-    }
 }
 
 /// Writes down the fields of a trailer that may go on, as for HTTP/1.1 (see `chunked`).

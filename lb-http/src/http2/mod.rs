@@ -52,7 +52,7 @@ struct Shared {
     ends: Ends,
     frontend: Arc<Series>,
     /// Holds the connection's place while a stream is still served.
-    _permit: Rc<Permit>,
+    _permit: Permit,
     n_streams: Cell<usize>,
     registered: Registered,
 }
@@ -109,8 +109,9 @@ impl Shared {
             while let Poll::Ready(accepted) = pin!(connection.accept()).poll(cx) {
                 match accepted.transpose()? {
                     Some((request, respond)) => {
-                        let stream = Stream::new(self, request, respond);
-                        self.local.tasks.spawn_local(stream.serve());
+                        // Boxed, because a task that begins is moved a lot.
+                        let served = Box::pin(Stream::new(self, request, respond).serve());
+                        self.local.tasks.spawn_local(served);
                     }
                     None => return Poll::Ready(Ok(())),
                 }
