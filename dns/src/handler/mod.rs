@@ -214,7 +214,8 @@ impl Responder {
         reply.finish(code);
         if is_lasting && code == ResponseCode::NoError {
             let (record_type, (zone, source)) = (query.record_type, counted);
-            self.remembered.put(packet, &out[start..], Given { record_type, code, zone, source });
+            let given = Given { record_type, code, zone, source };
+            self.remembered.put(packet, query.head().question.len(), &out[start..], given);
         }
         let about = about.map(|name| (name, u16::from(query.record_type), code.low()));
         self.conclude(asker, about, code, counted, start, out)
