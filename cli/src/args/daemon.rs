@@ -56,7 +56,7 @@ pub struct DaemonArgs {
     /// Serve only apps of this group (label HAPROXY_GROUP); * serves all (repeatable)
     #[arg(long, value_name = "GROUP")]
     pub group: Vec<String>,
-    /// Serve only ports whose label HAPROXY_{n}_ENABLED is true
+    /// Serve only ports whose label HAPROXY_0_ENABLED (1, 2 …) is true
     #[arg(long)]
     pub strict_mode: bool,
     /// Behave as another program where Waymark differs on purpose (repeatable)
