@@ -1,7 +1,8 @@
-//! Requests that wait for room at the endpoints of one service: first come, first served, over all workers.
+//! Requests, or in mode tcp connections, that wait for room at the endpoints of one service: first come, first served,
+//! over all workers.
 //!
 //! Only services with a maximum per endpoint come here, and the lock is only taken while somebody waits. How long one
-//! may wait, and what is said when there is no room to wait, is `failover`'s.
+//! may wait, and what is said when there is no room to wait, is decided by `failover` and `tcp`.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -52,7 +53,7 @@ impl Waiter {
     }
 }
 
-/// A request's place among those in flight at an endpoint. Its end lets in the next that waits.
+/// A request's or connection's place among those in flight at an endpoint. Its end lets in the next that waits.
 #[derive(Debug)]
 pub(crate) struct Place {
     // Dropped in this order: there is room when the next one looks.
@@ -80,6 +81,12 @@ impl Place {
 
     pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
         self.in_flight.endpoint()
+    }
+}
+
+impl l4_vip::forward::tcp::Place for Place {
+    fn endpoint(&self) -> &Arc<EndpointState> {
+        self.endpoint()
     }
 }
 

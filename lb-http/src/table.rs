@@ -224,7 +224,8 @@ impl Backend {
         Totals {
             bytes_in: sum(|w| w.bytes_in),
             bytes_out: sum(|w| w.bytes_out),
-            n_connect_errors: sum(|w| w.n_connect_failures + w.n_local_failures),
+            // The series counts those that waited too long for room.
+            n_connect_errors: totals.n_connect_errors + sum(|w| w.n_connect_failures + w.n_local_failures),
             n_server_aborts: sum(|w| w.n_resets),
             ..totals
         }

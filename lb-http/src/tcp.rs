@@ -1,20 +1,26 @@
 //! Mode tcp: connections that are passed on byte by byte, by service port or by the server name of their TLS.
 //!
-//! The relaying itself is the forwarder's, but for service ports with a certificate, whose TLS is ended here.
+//! The relaying itself is the forwarder's, but for service ports with a certificate, whose TLS is ended here. So is the
+//! choice of an endpoint; where each may have only so many connections, those over it wait here.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
-use l4_vip::forward::tcp::Connected;
+use l4_vip::forward::tcp::{Connected, Destination, Rooms};
+use l4_vip::pool::EndpointState;
 use l4_vip::proxy_protocol::{self, Ends};
 use l4_vip::stats::Counters;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::peek;
 use crate::proxy::{Accepted, Entry};
+use crate::queue::Place;
 use crate::secure;
 use crate::table::Backend;
 use crate::tls;
@@ -48,7 +54,8 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
         Entry::TlsHosts => &backend.tcp.of_names,
         Entry::ServicePort(_) | Entry::Hosts | Entry::AppIds => &backend.tcp.of_port,
     };
-    let pool = &backend.pool;
+    let rooms = OfBackend { backend: &backend, worker: local.index };
+    let to = Destination { pool: &backend.pool, counters, rooms };
     if let Some(config) = secure::config_of(&local, entry, None).filter(|_| entry != Entry::TlsHosts) {
         let limit = local.timeouts.client_header;
         let Ok(Ok(greeted)) = tokio::time::timeout(limit, tls::accept(stream, |_| Some(config))).await else {
@@ -56,7 +63,8 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
             tracing::debug!(%client, "TLS handshake failed or timed out");
             return;
         };
-        let connected = local.forwarder.connect_to_one(client.ip(), pool, counters).await;
+        let connection = greeted.stream.get_ref().0;
+        let connected = local.forwarder.connect_to_one(connection, client.ip(), &to).await;
         if let Ok(connected) = connected
             && let Err(error) = relay(greeted.stream, connected, &greeting, counters).await
         {
@@ -65,7 +73,7 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
         }
         return;
     }
-    let ended = local.forwarder.forward_after(&greeting, stream, client.ip(), pool, counters).await;
+    let ended = local.forwarder.forward_after(&greeting, stream, client.ip(), to).await;
     if entry == Entry::TlsHosts {
         // The port of a service tells its bytes as they flow; this one has other connections, too.
         of_frontend.bytes_in.add(ended.bytes_in);
@@ -75,14 +83,57 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
     drop((current, permit));
 }
 
+/// A backend's maximum of connections per endpoint, and its queue.
+struct OfBackend<'a> {
+    backend: &'a Backend,
+    worker: usize,
+}
+
+impl Rooms for OfBackend<'_> {
+    type Place = Place;
+
+    fn enter(&self, endpoint: &Arc<EndpointState>) -> Option<Place> {
+        match self.backend.labels.capacity.per_endpoint {
+            None => Some(Place::begin(endpoint)),
+            Some(_) => self.backend.queue.enter(endpoint),
+        }
+    }
+
+    async fn wait(&self, client: &TcpStream) -> Option<Place> {
+        let Backend { labels, series, queue, pool, .. } = self.backend;
+        let shard = series.of_worker(self.worker);
+        let Ok(mut turn) = queue.wait(pool, None, labels.capacity.queue, series.wait()) else {
+            shard.n_queue_refusals.increment();
+            return None;
+        };
+        let began = Instant::now();
+        let mut turn = pin!(poll_fn(|cx| turn.poll(cx)));
+        let waited = tokio::select! {
+            biased;
+            place = &mut turn => Some(place),
+            // A reset. Who has only ended its direction waits for an answer.
+            _ = client.ready(Interest::ERROR) => Some(None),
+            () = tokio::time::sleep(labels.capacity.queue_timeout) => None,
+        };
+        shard.n_queued.increment();
+        shard.queue_micros.add(began.elapsed().as_micros() as u64);
+        if waited.is_none() {
+            shard.n_queue_timeouts.increment();
+            // HAProxy counts it there.
+            shard.n_connect_errors.increment();
+        }
+        waited.flatten()
+    }
+}
+
 /// Passes on what a client says inside of TLS until both sides have ended.
 async fn relay(
     client: TlsStream<TcpStream>,
-    mut connected: Connected,
+    mut connected: Connected<Place>,
     greeting: &[u8],
     counters: &Counters,
 ) -> io::Result<()> {
-    let endpoint = connected.in_flight.endpoint();
+    let endpoint = connected.place.endpoint();
     let (from_client, to_client) = tokio::io::split(client);
     let (from_server, mut to_server) = connected.stream.split();
     let note_in = |n| {
