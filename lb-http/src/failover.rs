@@ -20,7 +20,7 @@ use crate::labels::WhenFull;
 use crate::queue::{Full, Place};
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::table::{Backend, Server};
-use crate::upstream::{Certainty, Upstream};
+use crate::upstream::{Certainty, ConnectError, Upstream};
 use crate::wait::{Phase, Wait};
 use crate::worker::Local;
 
@@ -217,7 +217,7 @@ impl Attempt<'_> {
         let shard = backend.series.of_worker(self.local.index);
         let wanted = wanted.map(|index| &backend.servers[index]);
         // As in HAProxy: a server's own line, or that of the backend.
-        let counted = wanted.map_or(&backend.series, |server| &server.series).wait();
+        let counted = wanted.map_or(&backend.series, |server| &server.series);
         let endpoint = wanted.map(|server| &server.endpoint);
         let mut turn = match backend.queue.wait(&backend.pool, endpoint, capacity.queue, counted) {
             Ok(turn) => turn,
@@ -271,7 +271,7 @@ impl Attempt<'_> {
             Use::IdleOrNew => {
                 let certainty =
                     if is_idempotent && front.is_whole() { Certainty::Known } else { Certainty::Asked };
-                self.local.upstreams.reuse(&server.endpoint, certainty)
+                self.local.upstreams.reuse(&server.endpoint, certainty, backend.labels.server_tls.as_ref())
             }
             Use::New => None,
         };
@@ -282,8 +282,8 @@ impl Attempt<'_> {
             }
             // Boxed, because most requests have no need of it.
             None => match Box::pin(self.connect(backend, server, front, shards)).await {
-                Some(new) => (new, Stale::No),
-                None => return Err(Failed::Unsent { stale: Stale::No, error: ProxyError::Connect }),
+                Ok(new) => (new, Stale::No),
+                Err(error) => return Err(Failed::Unsent { stale: Stale::No, error }),
             },
         };
         let (own, timeouts) = (&backend.labels.timeouts, &self.local.timeouts);
@@ -331,25 +331,41 @@ impl Attempt<'_> {
         server: &Server,
         front: &impl Front,
         shards: Shards<'_>,
-    ) -> Option<Box<Upstream>> {
+    ) -> Result<Box<Upstream>, ProxyError> {
         shards.each(|s| s.n_connects.increment());
         let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
         self.wait.enter(Phase::Connect, limit);
         let version = backend.labels.proxy_protocol.send;
         let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &front.ends()));
-        match self.wait.unless_expired(self.local.upstreams.connect(backend, server, &greeting)).await {
-            Some(Ok(connection)) => {
-                server.endpoint.connect_succeeded();
-                return Some(connection);
+        let address = server.endpoint.address.ip();
+        let tls = backend.labels.server_tls.as_ref();
+        let tls = tls.map(|tls| self.local.with_tls(|table| table.to_server(tls, address)));
+        let connected = match tls {
+            // It would have to be believed, or spoken to in plain text.
+            Some(None) => Err(ProxyError::Handshake),
+            tls => {
+                let connecting = self.local.upstreams.connect(backend, server, &greeting, tls.flatten());
+                match self.wait.unless_expired(connecting).await {
+                    Some(Ok(connection)) => Ok(connection),
+                    Some(Err(error)) => {
+                        tracing::debug!(backend = %backend.name, server = %server.name, %error, "no connection");
+                        Err(match error {
+                            ConnectError::Tcp(_) => ProxyError::Connect,
+                            ConnectError::Tls(_) => ProxyError::Handshake,
+                        })
+                    }
+                    None => Err(ProxyError::ConnectTimeout),
+                }
             }
-            Some(Err(error)) => {
-                tracing::debug!(backend = %backend.name, server = %server.name, %error, "connect failed");
+        };
+        match connected {
+            Ok(_) => server.endpoint.connect_succeeded(),
+            Err(_) => {
+                server.endpoint.connect_failed();
+                shards.each(|s| s.n_connect_errors.increment());
             }
-            None => tracing::debug!(backend = %backend.name, server = %server.name, "connect timed out"),
         }
-        server.endpoint.connect_failed();
-        shards.each(|s| s.n_connect_errors.increment());
-        None
+        connected
     }
 }
 

@@ -50,11 +50,12 @@ pub(crate) type Probed = imbl::OrdMap<(UnitId, usize), Arc<Backend>>;
 pub(crate) type Names = BTreeMap<Arc<str>, IpAddr>;
 
 impl Table {
-    /// What virtual hosts and service ports ask of TLS.
+    /// What virtual hosts and service ports ask of TLS, and what is asked of servers.
     pub(crate) fn tls_policies(&self) -> Policies {
         let mut policies = Policies::default();
         for (index, backend) in self.backends.iter().enumerate() {
             let labels = &backend.labels;
+            policies.to_servers.extend(labels.server_tls.iter().map(|tls| tls.verify.clone()));
             if !labels.tls.certificates.is_empty() && self.routes.of_port(labels.port) == Some(index) {
                 policies.of_ports.insert(labels.port, labels.tls.clone());
             }
