@@ -21,6 +21,7 @@ mod passthrough;
 mod protocol;
 mod proxy_protocol;
 mod queue;
+mod server_tls;
 mod splits;
 mod statistics;
 mod support;
