@@ -152,7 +152,7 @@ impl Stream {
             side: &mut self.side,
             flow,
             method: about.method,
-            ends: &self.active.0.ends,
+            ends: self.active.0.ends,
             wait: &wait,
             means: &local.means,
             expects_continue: about.expects_continue,

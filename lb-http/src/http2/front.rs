@@ -20,7 +20,7 @@ pub(super) struct Http2Front<'a> {
     pub(super) side: &'a mut StreamSide,
     pub(super) flow: Flow,
     pub(super) method: Method,
-    pub(super) ends: &'a Ends,
+    pub(super) ends: Ends,
     pub(super) wait: &'a Wait,
     pub(super) means: &'a Means,
     pub(super) expects_continue: bool,
@@ -32,7 +32,7 @@ impl Front for Http2Front<'_> {
     }
 
     fn ends(&self) -> Ends {
-        self.ends.clone()
+        self.ends
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, to: &mut Upstream) -> Poll<Result<(), FlowError>> {

@@ -100,7 +100,13 @@ async fn a_reset_stream_ends_its_connection_to_the_endpoint_and_no_other() {
         server.write_all(&ok("hello")).await.unwrap();
         assert_eq!(answer(response).await.unwrap().body, "hello");
     }
-    drop(client);
+    // Whoever leaves altogether gives up all of its streams.
+    let (response, _stream) = client.begin("GET", "/", &[], true).await;
+    let mut server = server.expect("it has served three");
+    read_until(&mut server, "\r\n\r\n").await;
+    client.connection.abort();
+    assert_eq!(soon("close", server.read(&mut [0])).await.unwrap_or(0), 0);
+    drop(response);
     cluster.stop().await;
 }
 
