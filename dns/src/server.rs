@@ -122,7 +122,7 @@ fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     match transport {
         Transport::Tcp | Transport::Https => socket.set_reuse_address(true)?,
         Transport::Udp => {
-            socket.set_recv_buffer_size(UDP_RECEIVE_BYTES)?;
+            set_receive_buffer(&socket)?;
             if address.ip().is_unspecified() {
                 tell_destination(&socket, address)?;
             }
@@ -132,21 +132,31 @@ fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// More than the system's limit for everybody takes CAP_NET_ADMIN; without, as much as that allows.
+fn set_receive_buffer(socket: &Socket) -> io::Result<()> {
+    let bytes = UDP_RECEIVE_BYTES as libc::c_int;
+    set_option(socket, (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE), bytes)
+        .or_else(|_| socket.set_recv_buffer_size(UDP_RECEIVE_BYTES))
+}
+
 /// Asks the kernel to say to which address each packet was sent: a client takes the reply from no other.
 fn tell_destination(socket: &Socket, address: SocketAddr) -> io::Result<()> {
-    let (level, option) = match address {
+    let option = match address {
         SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
     };
-    let on: libc::c_int = 1;
-    // SAFETY: the option takes an int, whose address and size are given.
+    set_option(socket, option, 1)
+}
+
+fn set_option(socket: &Socket, (level, option): (i32, i32), value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the options take an int, whose address and size are given.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             level,
             option,
-            (&raw const on).cast(),
-            std::mem::size_of_val(&on) as libc::socklen_t,
+            (&raw const value).cast(),
+            std::mem::size_of_val(&value) as libc::socklen_t,
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
