@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_UDP_PAYLOAD_BYTES};
 use crate::error::Error;
 use crate::forward::Forwarder;
 use crate::handler::{Responder, Terms};
@@ -37,16 +37,13 @@ pub(crate) struct Sockets {
 }
 
 /// Binds every address once per worker, for both transports. Gives the addresses with the ports they got.
-pub(crate) fn bind(
-    listen: &[SocketAddr],
-    n_workers: usize,
-) -> Result<(Vec<SocketAddr>, Vec<Sockets>), Error> {
+pub(crate) fn bind(config: &Config, n_workers: usize) -> Result<(Vec<SocketAddr>, Vec<Sockets>), Error> {
     let mut bound = Vec::new();
     let mut workers: Vec<Sockets> = (0..n_workers).map(|_| Sockets::default()).collect();
-    for address in listen {
+    for address in &config.listen {
         let mut attempt = 1;
         let (address, sockets) = loop {
-            match bind_address(*address, n_workers) {
+            match bind_address(*address, n_workers, config.udp_payload_bytes) {
                 // The port that UDP was given may be taken for TCP.
                 Err(Error::Listen { source, .. })
                     if address.port() == 0
@@ -69,7 +66,11 @@ pub(crate) fn bind(
 
 type Pair = (StdUdpSocket, StdTcpListener);
 
-fn bind_address(address: SocketAddr, n_workers: usize) -> Result<(SocketAddr, Vec<Pair>), Error> {
+fn bind_address(
+    address: SocketAddr,
+    n_workers: usize,
+    payload_bytes: u16,
+) -> Result<(SocketAddr, Vec<Pair>), Error> {
     let failed = |transport| move |source| Error::Listen { address, transport, source };
     let mut port = address.port();
     let mut pairs = Vec::with_capacity(n_workers);
@@ -78,13 +79,14 @@ fn bind_address(address: SocketAddr, n_workers: usize) -> Result<(SocketAddr, Ve
         if pairs.is_empty() {
             find_taken(address, Transport::Udp).map_err(failed(Transport::Udp))?;
         }
-        let udp: StdUdpSocket = open(address, Transport::Udp).map_err(failed(Transport::Udp))?.into();
+        let udp: StdUdpSocket =
+            open(address, Transport::Udp, payload_bytes).map_err(failed(Transport::Udp))?.into();
         port = udp.local_addr().map_err(failed(Transport::Udp))?.port();
         let address = SocketAddr::new(address.ip(), port);
         if pairs.is_empty() {
             find_taken(address, Transport::Tcp).map_err(failed(Transport::Tcp))?;
         }
-        let tcp = open(address, Transport::Tcp).and_then(|socket| {
+        let tcp = open(address, Transport::Tcp, payload_bytes).and_then(|socket| {
             socket.listen(TCP_BACKLOG)?;
             Ok(socket)
         });
@@ -116,13 +118,17 @@ fn socket(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
+/// `payload_bytes`: of the largest answer over UDP.
+fn open(address: SocketAddr, transport: Transport, payload_bytes: u16) -> io::Result<Socket> {
     let socket = socket(address, transport)?;
     socket.set_reuse_port(true)?;
     match transport {
         Transport::Tcp | Transport::Https => socket.set_reuse_address(true)?,
         Transport::Udp => {
             set_receive_buffer(&socket)?;
+            if payload_bytes <= DEFAULT_UDP_PAYLOAD_BYTES {
+                forbid_fragments(&socket, address)?;
+            }
             if address.ip().is_unspecified() {
                 tell_destination(&socket, address)?;
             }
@@ -130,6 +136,19 @@ fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     }
     socket.bind(&SockAddr::from(address))?;
     Ok(socket)
+}
+
+/// Asks that no packet be cut on its way: pieces are lost and forged more easily than packets are (RFC 9715 section 3.1).
+/// Nor does anybody's word about the way's width count, by which answers could be made to vanish.
+fn forbid_fragments(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => {
+            set_option(socket, (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER), libc::IP_PMTUDISC_PROBE)
+        }
+        SocketAddr::V6(_) => {
+            set_option(socket, (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER), libc::IPV6_PMTUDISC_PROBE)
+        }
+    }
 }
 
 /// More than the system's limit for everybody takes CAP_NET_ADMIN; without, as much as that allows.
