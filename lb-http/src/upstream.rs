@@ -284,6 +284,10 @@ impl Side for Upstream {
         }
     }
 
+    fn is_plain(&self) -> bool {
+        matches!(self.stream, Stream::Plain(_))
+    }
+
     fn plain(&self) -> Option<&TcpStream> {
         match &self.stream {
             Stream::Plain(stream) => Some(stream),

@@ -6,7 +6,7 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
