@@ -151,16 +151,18 @@ impl Relay<'_> {
     {
         let Self { local, backend, client, to, .. } = self;
         let connected = local.forwarder.connect_to_one(socket(&stream), client.ip(), to).await;
-        let relayed = match connected {
-            Ok(connected) => self.relay(&mut stream, connected).await,
-            Err(outcome) => Err(io::Error::other(format!("{outcome:?}"))),
-        };
-        if let Err(error) = relayed {
-            to.counters.n_resets.add(1);
-            // What was cut off must not look complete.
-            let _ = socket(&stream).set_zero_linger();
-            tracing::debug!(backend = %backend.name, %client, %error, "connection broke");
+        match connected {
+            Ok(connected) => match self.relay(&mut stream, connected).await {
+                Ok(()) => return,
+                Err(error) => {
+                    to.counters.n_resets.add(1);
+                    tracing::debug!(backend = %backend.name, %client, %error, "connection broke");
+                }
+            },
+            Err(outcome) => tracing::debug!(backend = %backend.name, %client, ?outcome, "not connected"),
         }
+        // What was cut off must not look complete.
+        let _ = socket(&stream).set_zero_linger();
     }
 
     async fn relay(
