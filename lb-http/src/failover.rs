@@ -3,6 +3,7 @@
 //! A request is sent again only when nothing of it was written, or when it is idempotent, all of it is still here and
 //! nothing of a response was seen (RFC 9110 section 9.2.2).
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::http1::response::Response;
 use crate::http1::scan::Scan;
 use crate::labels::WhenFull;
 use crate::queue::{Full, Place};
-use crate::stats::{ResponseClass, Session, Shard};
+use crate::stats::{ResponseClass, Session, Shard, Stage};
 use crate::table::{Backend, Server};
 use crate::upstream::{Certainty, ConnectError, Upstream};
 use crate::wait::{Phase, Wait};
@@ -49,6 +50,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) affinity: Option<u64>,
     /// The value of the sticky cookie that came with the request.
     pub(crate) cookie: Option<&'a [u8]>,
+    /// For room and for connections, so far.
+    pub(crate) waited: Cell<Duration>,
 }
 
 enum Failed {
@@ -219,6 +222,7 @@ impl Attempt<'_> {
                         backend: Arc::clone(backend),
                         server: index,
                         place,
+                        waited: self.waited.get(),
                         _session: session.take().unwrap_or_else(|| backend.series.begin()),
                         upstream,
                         response,
@@ -291,10 +295,12 @@ impl Attempt<'_> {
             if self.wait.is_expired() { Poll::Ready(Err(ProxyError::QueueTimeout)) } else { Poll::Pending }
         });
         let waited = waited.await;
+        let took = began.elapsed();
+        self.waited.set(self.waited.get() + took);
         let shards = [Some(shard), wanted.map(|server| server.series.of_worker(self.local.index))];
         for shard in shards.into_iter().flatten() {
             shard.n_queued.increment();
-            shard.queue_micros.add(began.elapsed().as_micros() as u64);
+            shard.spent(Stage::Queue, took);
             if matches!(waited, Err(ProxyError::QueueTimeout)) {
                 shard.n_queue_timeouts.increment();
                 // HAProxy counts it there.
@@ -389,6 +395,7 @@ impl Attempt<'_> {
         self.wait.enter(Phase::Connect, limit);
         let version = backend.labels.proxy_protocol.send;
         let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &front.ends()));
+        let began = Instant::now();
         let address = server.endpoint.address.ip();
         let tls = backend.labels.server_tls.as_ref();
         let tls = tls.map(|tls| self.local.with_tls(|table| table.to_server(tls, address)));
@@ -410,8 +417,13 @@ impl Attempt<'_> {
                 }
             }
         };
+        let took = began.elapsed();
+        self.waited.set(self.waited.get() + took);
         match connected {
-            Ok(_) => server.endpoint.connect_succeeded(),
+            Ok(_) => {
+                server.endpoint.connect_succeeded();
+                shards.each(|s| s.spent(Stage::Connect, took));
+            }
             Err(_) => {
                 server.endpoint.connect_failed();
                 shards.each(|s| s.n_connect_errors.increment());
