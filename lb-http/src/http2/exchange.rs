@@ -1,5 +1,6 @@
 //! One stream: its request through guard, routing and endpoint, and the response that it gets.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -158,7 +159,7 @@ impl Stream {
             expects_continue: about.expects_continue,
         };
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, waited: Cell::default() };
         let sent = attempt.send(&backend, &mut front).await;
         let flow = front.flow;
         match sent {
@@ -265,6 +266,7 @@ impl Stream {
         };
         up.release(means);
         down.release(means);
+        exchange.lasted(about.started.elapsed());
         match end {
             End::Whole if is_sent && is_taken => exchange.ended(),
             End::Whole => {}

@@ -211,6 +211,10 @@ impl Side for StreamSide {
         &self.trailer
     }
 
+    fn is_plain(&self) -> bool {
+        false
+    }
+
     fn plain(&self) -> Option<&TcpStream> {
         None
     }
