@@ -176,6 +176,9 @@ pub struct ConfigArgs {
     /// Whose defaults to show
     #[arg(value_enum, default_value = "dev")]
     pub mode: Mode,
+    /// JSON instead of TOML
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub daemon: DaemonArgs,
 }
