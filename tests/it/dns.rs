@@ -137,15 +137,18 @@ async fn a_trace_says_where_an_answer_comes_from_and_why_there_is_none() -> anyh
     Ok(())
 }
 
+/// An address that no client's connection takes a port of.
+const UNBOUND: &str = "127.53.0.1";
+
 /// Unbound with a zone of its own, on a free port.
 async fn unbound(waymark: &Waymark) -> anyhow::Result<Option<(tokio::process::Child, u16)>> {
-    let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = std::net::UdpSocket::bind((UNBOUND, 0))?.local_addr()?.port();
     let config = waymark.scratch().join("unbound.conf");
     std::fs::write(
         &config,
         format!(
             "server:\n  directory: \"{}\"\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n  use-syslog: no\n  do-daemonize: no\n  \
-             interface: 127.0.0.1@{port}\n  access-control: 127.0.0.0/8 allow\n  local-zone: \"example.test.\" static\n  \
+             interface: {UNBOUND}@{port}\n  access-control: 127.0.0.0/8 allow\n  local-zone: \"example.test.\" static\n  \
              local-data: \"www.example.test. 60 A 192.0.2.80\"\n",
             waymark.scratch().display()
         ),
@@ -166,7 +169,7 @@ async fn unbound(waymark: &Waymark) -> anyhow::Result<Option<(tokio::process::Ch
 async fn unbound_is_asked_for_foreign_names() -> anyhow::Result<()> {
     let scratch = Waymark::dev(PROGRAM, &["--no-demo", "--dns-upstreams", "none"]).await?;
     let Some((mut child, port)) = unbound(&scratch).await? else { return Ok(()) };
-    let upstream = format!("example.test=127.0.0.1:{port}");
+    let upstream = format!("example.test={UNBOUND}:{port}");
     let waymark =
         Waymark::dev(PROGRAM, &["--no-demo", "--dns-upstreams", "none", "--dns-upstreams", &upstream])
             .await?;
@@ -189,7 +192,7 @@ async fn unbound_is_asked_for_foreign_names() -> anyhow::Result<()> {
     let cached = dig(&waymark, &["www.example.test"]).await?;
     assert_eq!(cached.as_deref(), Some("192.0.2.80"), "it is still known");
     let metrics = waymark.stats("/metrics").await?.text();
-    let answered = format!("waymark_dns_upstream_latency_seconds_count{{upstream=\"127.0.0.1:{port}\"}} ");
+    let answered = format!("waymark_dns_upstream_latency_seconds_count{{upstream=\"{UNBOUND}:{port}\"}} ");
     assert!(metrics.contains(&answered), "{metrics}");
     Ok(())
 }

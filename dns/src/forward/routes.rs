@@ -14,6 +14,8 @@ pub(crate) struct Routes {
     /// Without an upstream, a zone is never asked about.
     zones: Vec<(WireName, Arc<[Arc<Upstream>]>)>,
     others: Arc<[Arc<Upstream>]>,
+    /// This server itself.
+    left_out: Vec<SocketAddr>,
 }
 
 impl Routes {
@@ -21,11 +23,16 @@ impl Routes {
     /// this server itself are left out.
     pub fn new(config: &Config, others: &[SocketAddr], own: &[SocketAddr], before: &Self) -> Self {
         let mut known: Vec<Arc<Upstream>> = before.upstreams();
+        let mut left_out = Vec::new();
         let mut upstreams = |addresses: &[SocketAddr]| -> Arc<[Arc<Upstream>]> {
             let mut chosen: Vec<Arc<Upstream>> = Vec::new();
             for address in addresses {
                 if is_served_by(*address, own) {
-                    tracing::warn!(upstream = %address, "an upstream resolver is this server itself; it is not asked");
+                    // Once: the host's resolvers are read again and again, and name this server where it is installed.
+                    if !before.left_out.contains(address) {
+                        tracing::warn!(upstream = %address, "an upstream resolver is this server itself; it is not asked");
+                    }
+                    left_out.push(*address);
                     continue;
                 }
                 let upstream = match known.iter().find(|upstream| upstream.address == *address) {
@@ -47,7 +54,8 @@ impl Routes {
             .iter()
             .filter_map(|(zone, addresses)| Some((WireName::parse(zone)?, upstreams(addresses))))
             .collect();
-        Self { zones, others: upstreams(others) }
+        let others = upstreams(others);
+        Self { zones, others, left_out }
     }
 
     /// Whom to ask about a name in lower case; nobody: it is refused.
@@ -119,6 +127,7 @@ mod tests {
             assert_eq!(got, expect, "{name}");
         }
         assert_eq!(routes.upstreams().len(), 3);
+        assert_eq!(routes.left_out, [address("127.0.0.1:53")]);
         let again = Routes::new(&config, &others, &[], &routes);
         assert!(Arc::ptr_eq(&again.others[0], &routes.others[0]), "a known upstream stays the same");
         for (own, upstream, expect) in [

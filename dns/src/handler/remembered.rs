@@ -183,7 +183,7 @@ impl Remembered {
         }
         self.n_without_place = self.n_without_place.wrapping_add(1);
         let turn = self.n_without_place / STEADINESS;
-        (self.n_without_place % STEADINESS == 0).then_some(turn % N_WAYS)
+        self.n_without_place.is_multiple_of(STEADINESS).then_some(turn % N_WAYS)
     }
 
     /// Where a query would be, and its tag.

@@ -200,12 +200,14 @@ impl Server {
             if after_name.split(' ').nth(2).and_then(|group| group.parse().ok()) != Some(self.pid()) {
                 continue;
             }
-            for thread in std::fs::read_dir(entry.path().join("task"))?.flatten() {
+            let Ok(threads) = std::fs::read_dir(entry.path().join("task")) else { continue };
+            for thread in threads.flatten() {
                 let thread = thread.path();
-                let account = std::fs::read_to_string(thread.join("schedstat"))?;
+                let of_thread = |file: &str| std::fs::read_to_string(thread.join(file));
+                // It may have ended by now.
+                let (Ok(account), Ok(stat)) = (of_thread("schedstat"), of_thread("stat")) else { continue };
                 let ns: u64 = account.split_whitespace().next().context("an empty schedstat")?.parse()?;
                 time.total += Duration::from_nanos(ns);
-                let stat = std::fs::read_to_string(thread.join("stat"))?;
                 let mut ticks = stat.rsplit_once(") ").context("no stat")?.1.split(' ').skip(11);
                 for kind in [&mut time.n_user_ticks, &mut time.n_system_ticks] {
                     *kind += ticks.next().context("a short stat")?.parse::<u64>()?;

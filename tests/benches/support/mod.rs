@@ -73,16 +73,13 @@ pub fn pin(core: usize) -> io::Result<()> {
 
 /// The child: serves with each worker on a thread of its own, tells its parent that the first snapshot is in use, and
 /// ends with it.
-pub fn serve<W: Send + 'static, F: Future<Output = ()>>(
+pub fn serve<W: Send + 'static, F: Future<Output = ()> + 'static>(
     control: &Runtime,
     workers: Vec<W>,
     run: fn(W) -> F,
     mut applied: Applied,
     problems: impl FnOnce() -> Arc<[Problem]>,
-) -> anyhow::Result<()>
-where
-    F: 'static,
-{
+) -> anyhow::Result<()> {
     for worker in workers {
         thread::spawn(move || -> io::Result<()> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
