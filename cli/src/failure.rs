@@ -20,7 +20,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: one_line(&what.into()), hint: None, code: FAILED }
+        Self { what: without_userinfo(&one_line(&what.into())), hint: None, code: FAILED }
     }
 
     pub fn usage(what: impl Into<String>) -> Self {
@@ -101,6 +101,33 @@ fn one_line(text: &str) -> String {
     words.join(" ").chars().filter(|c| !c.is_control()).collect()
 }
 
+/// `http://user:password@host` without what is secret in it, wherever a text has that.
+pub(crate) fn without_userinfo(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, url) = rest.split_at(at + 3);
+        shown.push_str(before);
+        let authority = &url[..url.find(['/', '?', '#']).unwrap_or(url.len())];
+        // A password with a slash makes a wrong address, which is shown when it is refused.
+        let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit() || b == b']');
+        let host_ends_here = authority.rsplit_once(':').is_none_or(|(_, port)| is_port(port));
+        let userinfo = match authority.rfind('@') {
+            None if host_ends_here => None,
+            None => url.split_whitespace().next().and_then(|url| url.rfind('@')),
+            found => found,
+        };
+        rest = match userinfo {
+            Some(at) => {
+                shown.push_str("***");
+                &url[at..]
+            }
+            None => url,
+        };
+    }
+    shown + rest
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -127,6 +154,26 @@ mod tests {
             assert!(failure.hint.as_ref().is_some_and(|h| h.contains(hint)), "{line}: {failure:?}");
             assert!(!failure.what.contains('\n'));
         }
+    }
+
+    #[test]
+    fn passwords_in_addresses_are_shown_nowhere() {
+        for (text, expect) in [
+            (
+                "no scheduler at http://u:s3cret@h:80/x@y: refused",
+                "no scheduler at http://***@h:80/x@y: refused",
+            ),
+            ("invalid value 'http://u:s3cret@bad host' for it", "invalid value 'http://***@bad host' for it"),
+            ("http://a/?q=1 redirects to https://s3cret@b", "http://a/?q=1 redirects to https://***@b"),
+            ("bad address http://u:s3/cret@h", "bad address http://***@h"),
+            ("http://[::1]:80/a@b and http://h/", "http://[::1]:80/a@b and http://h/"),
+            ("nothing to hide @ all", "nothing to hide @ all"),
+        ] {
+            assert_eq!(Failure::new(text).what, expect);
+        }
+        let words = ["waymark", "app", "list", "--marathon", "http://u:s3cret@bad host"];
+        let failure = Failure::from_clap(&CommandLine::try_parse_from(words).expect_err("a bad address"));
+        assert!(!failure.to_string().contains("s3cret"), "{failure}");
     }
 
     #[test]

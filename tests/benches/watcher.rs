@@ -49,6 +49,36 @@ fn usage(pid: u32) -> anyhow::Result<Usage> {
     Ok(Usage { cpu: Duration::from_nanos(nanoseconds), resident_mib: kib >> 10 })
 }
 
+/// How often the workers were given a core, and how long they had waited for it.
+#[derive(Clone, Copy)]
+struct Turns {
+    waited: Duration,
+    n: u64,
+}
+
+impl Turns {
+    fn of_workers(pid: u32) -> anyhow::Result<Self> {
+        let mut turns = Self { waited: Duration::ZERO, n: 0 };
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let path = thread?.path();
+            if !std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("worker-")) {
+                continue;
+            }
+            // On a core, waiting for one (both in nanoseconds), turns.
+            let account = std::fs::read_to_string(path.join("schedstat"))?;
+            let mut numbers = account.split_whitespace().skip(1).map(str::parse::<u64>);
+            turns.waited += Duration::from_nanos(numbers.next().context("an odd schedstat")??);
+            turns.n += numbers.next().context("an odd schedstat")??;
+        }
+        Ok(turns)
+    }
+
+    /// Microseconds of waiting for each turn since `before`.
+    fn micros_each(self, before: Self) -> f64 {
+        (self.waited - before.waited).as_secs_f64() * 1e6 / (self.n - before.n).max(1) as f64
+    }
+}
+
 fn instances(app: usize, n: usize) -> Vec<ScriptedInstance> {
     let instance = |i| ScriptedInstance {
         task_id: format!("group_app{app}.instance-5cf1e0de-1d35-11e8-9f6f-{app:06x}{i:06x}._app.1"),
@@ -225,13 +255,17 @@ async fn notice_of_syncs(
     let stop = Arc::new(AtomicBool::new(false));
     let (address, stopped) = (waymark.service(PROBE_PORT), Arc::clone(&stop));
     let probing = std::thread::spawn(move || probe(address, &stopped));
+    let pid = waymark.pid().context("it runs")?;
+    let at_first = Turns::of_workers(pid)?;
     tokio::time::sleep(Duration::from_secs(3)).await;
+    let at_begin = Turns::of_workers(pid)?;
     let mut syncs = Vec::new();
     for n in 1..=N_SYNCS {
         let began = Instant::now();
         sync_and_wait(scheduler, waymark, &lists[n % 2]).await?;
         syncs.push(began..Instant::now());
     }
+    let at_end = Turns::of_workers(pid)?;
     stop.store(true, Relaxed);
     let taken = probing.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
     let times = |meets: &dyn Fn(Instant) -> bool| {
@@ -245,6 +279,13 @@ async fn notice_of_syncs(
         before.as_secs_f64() * 1e3,
         during.as_secs_f64() * 1e3,
         length.as_secs_f64() / N_SYNCS as f64 * 1e3
+    );
+    // On a machine that others use, too, this tells what the syncs alone cost a request.
+    println!(
+        "{n_apps:>6} apps  a worker waits for its core: {:.1} us a turn before, {:.1} us during; peak RSS {} MiB",
+        at_begin.micros_each(at_first),
+        at_end.micros_each(at_begin),
+        usage(pid)?.resident_mib
     );
     scheduler.answer_list(None);
     Ok(())

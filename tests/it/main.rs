@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one module for each behaviour, everything from outside.
 
+mod app_deleted;
 mod architecture;
 mod bad_input;
 mod browser;

@@ -14,7 +14,7 @@ const DEFAULT_MARATHON: &str = "http://127.0.0.1:8080";
 #[derive(Args, Clone, Debug)]
 pub struct MarathonArgs {
     /// The Marathon API (a comma separates several; the first that answers is used)
-    #[arg(long, value_name = "URL", env = "WAYMARK_MARATHON", default_value = DEFAULT_MARATHON, value_delimiter = ',')]
+    #[arg(long, value_name = "URL", env = "WAYMARK_MARATHON", hide_env_values = true, default_value = DEFAULT_MARATHON, value_delimiter = ',')]
     pub marathon: Vec<Url>,
     /// Token for a scheduler that asks for one; user and password go into the URL
     #[arg(long, value_name = "TOKEN", env = "WAYMARK_MARATHON_TOKEN", hide_env_values = true)]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use url::Url;
 
 use super::Config;
-use crate::failure::Failure;
+use crate::failure::{Failure, without_userinfo};
 
 /// The name of the only scheduler, and of the only file.
 const SCHEDULER: &str = "marathon";
@@ -129,16 +129,6 @@ fn is_name(text: &str) -> bool {
 
 fn nth(name: &str, n_before: usize) -> String {
     if n_before == 0 { name.to_owned() } else { format!("{name}-{}", n_before + 1) }
-}
-
-/// `http://user:password@host` without what is secret in it.
-fn without_userinfo(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..authority].rfind('@') {
-        Some(at) => format!("{scheme}://***@{}", &rest[at + 1..]),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ use super::within;
 
 const ATTACHED: &str = r#"{"eventType": "event_stream_attached", "remoteAddress": "127.0.0.1"}"#;
 
+/// Between two bytes of an answer that drips.
+const DRIP: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// One scripted member. What it answers is what the test last set.
 #[derive(Clone)]
 pub(super) struct Member {
@@ -29,6 +32,8 @@ struct Script {
     next_answers: Mutex<BTreeMap<String, VecDeque<Vec<u8>>>>,
     /// Answers that go before the state, by path, for as long as the test says.
     answers: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// Paths whose next answer never ends, a byte at a time.
+    drips: Mutex<std::collections::BTreeSet<String>>,
     /// Accepts and reads, and never says a word.
     is_silent: std::sync::atomic::AtomicBool,
     /// Who `X-Marathon-Leader` and `/v2/leader` name.
@@ -103,6 +108,11 @@ impl Member {
 
     pub(super) fn answer_as_usual(&self, path: &str) {
         self.script.answers.lock().unwrap().remove(path);
+    }
+
+    /// The next answer is a list that arrives a byte at a time, and would for hours.
+    pub(super) fn drip_once(&self, path: &str) {
+        self.script.drips.lock().unwrap().insert(path.to_owned());
     }
 
     pub(super) fn fall_silent(&self) {
@@ -210,6 +220,14 @@ async fn serve(stream: TcpStream, script: &Script) -> std::io::Result<()> {
         if refused {
             stream.write_all(&answer("401 Unauthorized", "", "{}")).await?;
             continue;
+        }
+        if script.drips.lock().unwrap().remove(&path) {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{\"apps\": [").await?;
+            loop {
+                stream.write_all(b" ").await?;
+                stream.flush().await?;
+                tokio::time::sleep(DRIP).await;
+            }
         }
         let always = script.answers.lock().unwrap().get(&path).cloned();
         let scripted =
