@@ -30,13 +30,14 @@ const MOST_CONNECT_TIMEOUTS: u32 = 3;
 /// A table that changed while all endpoints failed may have better ones; that is looked at this often.
 const MOST_TABLES: usize = 3;
 
-/// When no endpoint accepts, they are asked again after each of these pauses: an instance that restarts is back within
-/// them, mostly. In all as long as the three turn-arounds of a second that HAProxy makes with Marathon-LB's `retries 3`.
+/// When no endpoint accepts, they are asked again after each of these pauses, within the time-out for connecting: an
+/// instance that restarts is back by then, mostly. HAProxy makes three turn-arounds of a second with Marathon-LB's
+/// `retries 3`.
 const TURN_AROUNDS: [Duration; 4] = [
     Duration::from_millis(200),
     Duration::from_millis(400),
     Duration::from_millis(800),
-    Duration::from_millis(1600),
+    Duration::from_millis(1200),
 ];
 
 /// A request that waited, and whose endpoint then failed it, waits this often.
@@ -110,8 +111,11 @@ impl Attempt<'_> {
                     let mut found = newest().filter(is_newer);
                     if found.is_none() {
                         // Only for who said no at once: the others have been waited for.
-                        let is_worth_while = last == ProxyError::Connect && !failures.is_too_late(self.local);
-                        let Some(pause) = turn_arounds.next().filter(|_| is_worth_while) else { break last };
+                        let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
+                        let is_worth_while = |pause: &Duration| {
+                            last == ProxyError::Connect && failures.elapsed() + *pause < limit
+                        };
+                        let Some(pause) = turn_arounds.next().filter(is_worth_while) else { break last };
                         if let Err(ended) = Box::pin(self.turn_around(backend, pause, front)).await {
                             break ended.unwrap_or(last);
                         }
@@ -495,6 +499,11 @@ impl Failures {
     }
 
     fn is_too_late(&self, local: &Local) -> bool {
-        self.began.is_some_and(|began| began.elapsed() > local.timeouts.connect * MOST_CONNECT_TIMEOUTS)
+        self.elapsed() > local.timeouts.connect * MOST_CONNECT_TIMEOUTS
+    }
+
+    /// Since the first of them.
+    fn elapsed(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 }
