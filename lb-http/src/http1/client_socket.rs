@@ -79,7 +79,7 @@ impl ClientStream for ClientSocket {
     }
 
     fn plain(&self) -> Option<&TcpStream> {
-        self.watch().ok()
+        self.watched.get().or_else(|| self.watch().ok())
     }
 
     fn cut(&self) {

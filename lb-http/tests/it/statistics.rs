@@ -197,7 +197,8 @@ async fn the_stages_of_requests_are_told_apart() {
     }
     assert!(millis(&server, "ttime") >= millis(&server, "rtime"));
     assert!(millis(&server, "ctime") <= millis(&server, "ctime_max"));
-    assert_eq!((&*row(&server)["srv_icur"], &*row(&server)["used_conn_cur"]), ("1", "0"));
+    assert_eq!(&*row(&server)["used_conn_cur"], "0");
+    assert!(millis(&server, "srv_icur") >= 1, "each worker keeps its own");
     cluster.stop().await;
 }
 
