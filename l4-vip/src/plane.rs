@@ -166,6 +166,7 @@ impl Plane {
         let view = |vip: &Arc<VipState>| {
             let mut view = vip.view(&serves);
             view.plane = kernel.choice.active;
+            view.counts = kernel.counts(view.protocol);
             for frontend in vip.frontends() {
                 kernel.add_counters(&mut view, &frontend);
             }

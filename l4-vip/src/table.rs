@@ -22,7 +22,7 @@ use crate::labels;
 use crate::leaving::{Leaving, Occupied};
 use crate::policy::Policy;
 use crate::pool::{EndpointState, Member, Pool};
-use crate::stats::{Counters, PlaneKind, VipView};
+use crate::stats::{Counters, Counts, PlaneKind, VipView};
 
 #[derive(Debug)]
 pub(crate) struct VipState {
@@ -275,6 +275,7 @@ impl VipState {
             addresses: control.addresses.clone(),
             listening: control.addresses.iter().copied().filter(|ip| listening(self.frontend(*ip))).collect(),
             plane: PlaneKind::Userspace,
+            counts: Counts::ALL,
             policy: v4.policy(),
             affinity_seconds: v4.affinity().map(|timeout| timeout.as_secs()),
             services: control.services.clone(),

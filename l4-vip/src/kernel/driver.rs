@@ -310,7 +310,7 @@ mod tests {
 
     use super::super::Backend;
     use super::*;
-    use crate::stats::PlaneKind;
+    use crate::stats::{Counts, PlaneKind};
 
     /// A kernel that fails when it is told to, and whose state others change when a test says so.
     #[derive(Clone, Debug, Default)]
@@ -359,6 +359,14 @@ mod tests {
 
         fn was_changed_by_others(&mut self) -> Result<bool, ApplyError> {
             Ok(self.is_changed.swap(false, Relaxed))
+        }
+
+        fn counts(&self, _: Protocol) -> Counts {
+            Counts::NONE
+        }
+
+        fn backend_counters(&mut self) -> Result<Vec<(Frontend, SocketAddr, KernelCounters)>, ApplyError> {
+            Ok(Vec::new())
         }
 
         fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError> {

@@ -1,6 +1,7 @@
 //! The planes that serve VIPs inside the kernel: each by itself, both by the same measure, and the program with them.
 
 mod changes;
+mod counts;
 mod ebpf;
 mod ebpf_adoption;
 mod ebpf_flows;

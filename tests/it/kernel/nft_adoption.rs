@@ -124,13 +124,13 @@ fn the_program_serves_by_nft_and_leaves_vips_behind_when_killed() -> anyhow::Res
             assert_eq!(answers.len(), 2, "both instances answer: {answers:?}");
             let vips = waymark.stats("/api/vips").await?.text();
             assert!(vips.contains(r#""plane":"nft""#), "{vips}");
-            let elements = host.output("nft", "list map inet waymark slots4")?;
+            let elements = host.output("nft", "-s list map inet waymark slots4")?;
             host.output("nft", "flush ruleset")?;
             assert_eq!(get(vip, "/").await?.status, 200);
             waymark.signal(libc::SIGKILL);
             drop(waymark);
             assert_eq!(
-                host.output("nft", "list map inet waymark slots4")?,
+                host.output("nft", "-s list map inet waymark slots4")?,
                 elements,
                 "it outlives its maker"
             );

@@ -26,14 +26,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use event_watcher::catalog::VipPool;
+use event_watcher::catalog::{Protocol, VipPool};
 
 use self::links::{Links, Program};
 use self::maps::Maps;
 use self::place::{Cgroup, Pins};
 use self::tables::Tables;
 use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, OpenError, Service};
-use crate::stats::PlaneKind;
+use crate::stats::{Counts, PlaneKind};
 
 pub use maps::Limits;
 
@@ -110,8 +110,9 @@ impl Ebpf {
         let mut loaded = Vec::new();
         for hook in programs::HOOKS {
             let code = programs::assemble(hook, &maps, pools);
-            let fd = sys::load_program(&format!("wm_{}", hook.name), &code, hook.attach_type)
-                .map_err(|e| failed(format!("load the eBPF program for {}", hook.name), e))?;
+            let fd =
+                sys::load_program(&format!("wm_{}", hook.name), hook.program_type(), &code, hook.attach_type)
+                    .map_err(|e| failed(format!("load the eBPF program for {}", hook.name), e))?;
             loaded.push(Program { hook, fd });
         }
         Ok((Tables::new(maps, limits), loaded))
@@ -138,6 +139,14 @@ impl Ebpf {
 impl KernelPlane for Ebpf {
     fn kind(&self) -> PlaneKind {
         PlaneKind::Ebpf
+    }
+
+    /// Of datagrams nothing is told when they have been sent.
+    fn counts(&self, protocol: Protocol) -> Counts {
+        match protocol {
+            Protocol::Tcp => Counts::ALL,
+            Protocol::Udp => Counts::NONE,
+        }
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
