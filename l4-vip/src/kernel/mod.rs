@@ -63,6 +63,14 @@ pub struct KernelCounters {
     pub bytes_out: u64,
 }
 
+/// What the kernel has counted of everything that it serves.
+#[derive(Clone, Debug, Default)]
+pub struct Counted {
+    pub frontends: Vec<(Frontend, KernelCounters)>,
+    /// Of each backend of each frontend.
+    pub backends: Vec<(Frontend, SocketAddr, KernelCounters)>,
+}
+
 impl std::ops::AddAssign for KernelCounters {
     fn add_assign(&mut self, more: Self) {
         self.n_connections += more.n_connections;
@@ -90,10 +98,7 @@ pub trait KernelPlane: Send + std::fmt::Debug {
     /// Whether somebody else changed our kernel state since the last look (cheap; called every 500 ms).
     fn was_changed_by_others(&mut self) -> Result<bool, ApplyError>;
 
-    fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError>;
-
-    /// What the kernel counted of each backend of each frontend.
-    fn backend_counters(&mut self) -> Result<Vec<(Frontend, SocketAddr, KernelCounters)>, ApplyError>;
+    fn count(&mut self) -> Result<Counted, ApplyError>;
 
     /// Another plane takes over: takes no new connections from now on, and keeps only what established ones need.
     fn retire(&mut self) -> Result<(), ApplyError> {

@@ -12,7 +12,7 @@ use super::host::{EBPF, Host, NFT};
 use super::peers::{Connection, VIP, eventually, frontend, set, tcp_backend};
 
 fn counted(plane: &mut dyn KernelPlane, backend: SocketAddr) -> anyhow::Result<KernelCounters> {
-    let of_all = plane.backend_counters()?;
+    let of_all = plane.count()?.backends;
     let own = of_all.into_iter().find(|(vip, address, _)| *vip == frontend(Tcp, VIP) && *address == backend);
     Ok(own.map(|(_, _, counters)| counters).unwrap_or_default())
 }
@@ -42,7 +42,7 @@ fn connections_are_counted_for_each_backend_whatever_changes_beside_it() -> anyh
             assert!(now.iter().zip(n_before).all(|(now, before)| *now >= before));
             n_before = n;
         }
-        assert_eq!(plane.counters()?[0].1.n_connections, n.iter().sum::<u64>());
+        assert_eq!(plane.count()?.frontends[0].1.n_connections, n.iter().sum::<u64>());
         // Who was away comes back as a stranger.
         plane.apply(&[set(Tcp, VIP, &[(b, 1)])])?;
         plane.apply(&[set(Tcp, VIP, &[(a, 0), (b, 1)])])?;
@@ -82,7 +82,7 @@ fn ebpf_counts_bytes_when_a_connection_ends_and_connects_that_fail() -> anyhow::
     plane.apply(&[set(Tcp, VIP, &[(nobody, 1)])])?;
     kept.ping()?;
     drop(kept);
-    let mut total = || anyhow::Ok(plane.counters()?[0].1);
+    let mut total = || anyhow::Ok(plane.count()?.frontends[0].1);
     eventually(|| Ok(total()?.bytes_in > first.bytes_in))?;
     let second = total()?;
     assert!(is(second.bytes_in, 4044, 2) && is(second.bytes_out, 2 * greeting + 4044, 2), "{second:?}");

@@ -34,7 +34,7 @@ fn the_programs_outlive_the_process_and_are_adopted() -> anyhow::Result<()> {
     let n_differed = plane.reconcile(&all)?;
     assert_eq!(n_differed, 9, "only the programs were replaced");
     assert_eq!(plane.reconcile(&all)?, 0);
-    assert_eq!(plane.counters()?[0].1.n_connections, 3, "counters go on");
+    assert_eq!(plane.count()?.frontends[0].1.n_connections, 3, "counters go on");
     for stream in [&mut kept, &mut made_meanwhile, &mut before_reconcile] {
         assert!(echoes(stream));
         assert_eq!(stream.peer_addr()?, vip.address);

@@ -90,7 +90,7 @@ fn the_c_twin_agrees() -> anyhow::Result<()> {
         // Each connection was greeted with 13 bytes, and its end may count as one in each direction.
         let n = 400 * (nth as u64 + 1);
         let of = |plane: &mut Ebpf, vip| {
-            let counters = plane.counters()?.into_iter().find(|(frontend, _)| *frontend == vip);
+            let counters = plane.count()?.frontends.into_iter().find(|(frontend, _)| *frontend == vip);
             anyhow::Ok(counters.map(|(_, counters)| counters).unwrap_or_default())
         };
         eventually(|| Ok(of(&mut plane, vip)?.bytes_out >= 13 * n))?;
@@ -107,7 +107,7 @@ fn the_c_twin_agrees() -> anyhow::Result<()> {
         .map(|cgroup| cgroup.run(|| reached(sticky.address).map(|(_, port)| port)))
         .collect::<std::io::Result<_>>()?;
     assert!(kept.iter().all(|port| *port == kept[0]), "one client, whoever picks: {kept:?}");
-    let total: u64 = plane.counters()?.iter().map(|(_, c)| c.n_connections + c.n_refused).sum();
+    let total: u64 = plane.count()?.frontends.iter().map(|(_, c)| c.n_connections + c.n_refused).sum();
     assert_eq!(total, 808, "both count in the same place");
     for (program, _) in attached {
         std::fs::remove_file(format!("{programs}/{program}"))?;

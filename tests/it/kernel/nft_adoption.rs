@@ -91,7 +91,7 @@ fn nothing_stops_while_the_plane_is_away() -> anyhow::Result<()> {
     old.ping()?;
     assert_eq!(names(&reached(&host, VIP, 40)?), "ab");
     assert_eq!(nft.reconcile(&all)?, 0, "what stands there is adopted");
-    assert_eq!(nft.counters()?.iter().map(|(_, counters)| counters.n_connections).sum::<u64>(), 81);
+    assert_eq!(nft.count()?.frontends.iter().map(|(_, counters)| counters.n_connections).sum::<u64>(), 81);
     assert_eq!(nft.reconcile(&all[..1])?, 1, "what is not wanted any more goes");
     old.ping()?;
     let another = host.run(|| Nft::open(NftConfig { pools: vec![], ownership: Ownership::Exclusive }));

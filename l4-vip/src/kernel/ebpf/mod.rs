@@ -23,7 +23,6 @@ mod tallies;
 mod weights;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use event_watcher::catalog::{Protocol, VipPool};
@@ -32,7 +31,7 @@ use self::links::{Links, Program};
 use self::maps::Maps;
 use self::place::{Cgroup, Pins};
 use self::tables::Tables;
-use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, OpenError, Service};
+use super::{ApplyError, Change, Counted, Frontend, KernelPlane, OpenError, Service};
 use crate::stats::{Counts, PlaneKind};
 
 pub use maps::Limits;
@@ -167,6 +166,7 @@ impl KernelPlane for Ebpf {
             _ => {
                 let links = Links::attach(&self.programs, &self.cgroup, &self.pins.path).map_err(failed)?;
                 self.links = Some(links);
+                maps::remove_other_layouts(&self.pins.path).map_err(failed)?;
                 self.programs.len()
             }
         };
@@ -183,12 +183,8 @@ impl KernelPlane for Ebpf {
         }
     }
 
-    fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError> {
-        Ok(self.tables.counters()?.frontends)
-    }
-
-    fn backend_counters(&mut self) -> Result<Vec<(Frontend, SocketAddr, KernelCounters)>, ApplyError> {
-        Ok(self.tables.counters()?.backends)
+    fn count(&mut self) -> Result<Counted, ApplyError> {
+        self.tables.counters()
     }
 
     fn flush(&mut self) -> Result<(), ApplyError> {

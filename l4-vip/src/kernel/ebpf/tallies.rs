@@ -4,18 +4,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 
-use super::super::{Frontend, KernelCounters};
+use super::super::{Counted, Frontend, KernelCounters};
 use super::held::Held;
 use super::layout::{self, counters};
 use super::sys::Map;
-
-#[derive(Clone, Debug, Default)]
-pub struct Counted {
-    pub frontends: Vec<(Frontend, KernelCounters)>,
-    pub backends: Vec<(Frontend, SocketAddr, KernelCounters)>,
-}
 
 /// Counters of every frontend, and of every backend of it.
 pub fn read<'a>(map: &Map, held: impl Iterator<Item = (&'a Frontend, &'a Held)>) -> io::Result<Counted> {

@@ -25,12 +25,12 @@ mod tallies;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use event_watcher::catalog::{Protocol, VipPool};
 
-use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, OpenError, Service};
+use super::{ApplyError, Change, Counted, Frontend, KernelCounters, KernelPlane, OpenError, Service};
 use crate::netlink::Socket;
 use crate::stats::{Counts, PlaneKind};
 use batch::{Batch, Rejected, TABLE};
@@ -369,7 +369,7 @@ impl KernelPlane for Nft {
         Ok(heard.is_structure_changed || heard.are_elements_changed || n_routes > 0)
     }
 
-    fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError> {
+    fn count(&mut self) -> Result<Counted, ApplyError> {
         let mut counters: HashMap<Frontend, KernelCounters> = HashMap::with_capacity(self.held.len());
         for family in Family::ALL {
             let mut read = |kind, note: fn(&mut KernelCounters, u64)| {
@@ -387,11 +387,8 @@ impl KernelPlane for Nft {
                 counters.n_connections = counters.n_connections.saturating_sub(count);
             })?;
         }
-        Ok(counters.into_iter().collect())
-    }
-
-    fn backend_counters(&mut self) -> Result<Vec<(Frontend, SocketAddr, KernelCounters)>, ApplyError> {
-        self.tallies.read(&mut self.socket).map_err(counting)
+        let backends = self.tallies.read(&mut self.socket).map_err(counting)?;
+        Ok(Counted { frontends: counters.into_iter().collect(), backends })
     }
 
     /// The hooks, the rules that translate and the routes stay, because established connections need them.
