@@ -99,6 +99,7 @@ mod tests {
             "dev --scheduler-token secret --scheduler-credentials a:b --scheduler-name marathon.example",
             "app list --json --marathon http://h:1 --token secret",
             "app show /dcos-101/app2",
+            "app show /dcos-101/app2 --json",
             "app add -",
             "app add app.json --wait",
             "app update /dcos-101/app2 instances=2 --force",
@@ -139,6 +140,7 @@ mod tests {
             "shell",
             "config",
             "config serve --config x.toml",
+            "config --json",
             "completions bash",
             "version",
         ] {

@@ -322,8 +322,8 @@ impl Config {
         self.planes.contains(&plane)
     }
 
-    /// TOML with every key that the mode reads.
-    pub fn to_toml(&self) -> Result<String, Failure> {
+    /// Every key that the mode reads, without secrets.
+    pub fn to_table(&self) -> Result<toml::Table, Failure> {
         let mut table = toml::Table::try_from(self.without_secrets())
             .map_err(|e| Failure::chain("cannot write the configuration", &e))?;
         // The other mode's keys say nothing here.
@@ -331,7 +331,11 @@ impl Config {
             Mode::Dev => "marathon",
             Mode::Serve => "scheduler",
         });
-        toml::to_string(&table).map_err(|e| Failure::chain("cannot write the configuration", &e))
+        Ok(table)
+    }
+
+    pub fn to_toml(&self) -> Result<String, Failure> {
+        toml::to_string(&self.to_table()?).map_err(|e| Failure::chain("cannot write the configuration", &e))
     }
 
     fn layered(

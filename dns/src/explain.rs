@@ -21,6 +21,8 @@ use crate::zone::Zone;
 
 /// So many names that are nearly the one that was asked for.
 const N_NEAREST: usize = 5;
+/// Behind a record that is answered only when there is no better one.
+const LAST_RESORT: &str = " (last resort)";
 /// How many letters may differ in such a name: fewer than in names that only happen to be as long.
 const MAX_DISTANCE: usize = 6;
 
@@ -221,8 +223,15 @@ fn of_apps(api: &Api, snapshot: &Snapshot, name: &WireName, explanation: &mut Ex
 /// Whether an instance's records are among the answers, and if not, why.
 fn state(instance: &Instance, data: &[String], explanation: &Explanation) -> String {
     let told = format!("{:?}, health {:?}", instance.state, instance.health).to_lowercase();
+    let is_answered = |record: &&String| {
+        let text = record.strip_suffix(LAST_RESORT).unwrap_or(record);
+        explanation.answers.iter().any(|answer| answer == text)
+    };
     match instance.rotation() {
-        _ if data.iter().any(|record| explanation.answers.contains(record)) => format!("answered ({told})"),
+        Rotation::In if data.iter().any(|record| is_answered(&record)) => format!("answered ({told})"),
+        _ if data.iter().any(|record| is_answered(&record)) => {
+            format!("answered for want of a better one ({told})")
+        }
         Rotation::In if data.is_empty() => format!("has no such record ({told})"),
         Rotation::In => format!("in rotation ({told})"),
         Rotation::Draining => format!("not answered: it is being taken out or fails its checks ({told})"),
@@ -262,7 +271,7 @@ fn data_of(facts: &Facts, name: &WireName) -> Vec<String> {
                 Data::Pointer(target) => target.to_string(),
             };
             if fact.tier == Tier::LastResort && !text.is_empty() {
-                text.push_str(" (last resort)");
+                text.push_str(LAST_RESORT);
             }
             Some(text)
         })

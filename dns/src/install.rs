@@ -1,22 +1,31 @@
-//! Makes this server the resolver of its host, and takes that back: as a drop-in of systemd-resolved where that runs,
-//! otherwise in `/etc/resolv.conf`.
+//! Makes this server the resolver of its host, and takes that back: as a drop-in of systemd-resolved where programs ask
+//! that, otherwise in `/etc/resolv.conf`.
 //!
-//! Every step leaves a host that resolves names. The drop-in lies in `/run` and sends only the cluster's zones here;
-//! `resolv.conf` keeps the resolvers that were there behind this one, and the file that was there keeps its place as
-//! a backup, whatever it is (a link too). It restarts nothing: it says what is to be told.
+//! Every step leaves a host that resolves names, and whoever comes after a crash can finish or take back what was begun.
+//! The drop-in lies in `/run` and sends the cluster's zones here; `resolv.conf` keeps the resolvers that were there
+//! behind this one, and the file that was there keeps its place as a backup, whatever it is (a link too). It restarts
+//! nothing: it says what is to be told. What somebody has edited since is not overwritten.
+
+mod files;
+mod resolved;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+
+use sha1::{Digest, Sha1};
+
+use self::files::{keep, put_back, read_if_there, remove_if_there, replace};
 
 /// What the files that it wrote begin with.
 pub const MARK: &str = "# Written by waymark dns install";
 /// What was there before, below the root.
 pub const BACKUP: &str = "etc/resolv.conf.before-waymark";
 const RESOLV_CONF: &str = "etc/resolv.conf";
-const RESOLVED: &str = "run/systemd/resolve";
 const DROP_IN: &str = "run/systemd/resolved.conf.d/waymark.conf";
+/// There while systemd-resolved has not been told of a change to the drop-in.
+const UNTOLD: &str = "run/systemd/resolved.conf.d/waymark.untold";
 /// The C library reads so many and no more.
 const MAX_NAMESERVERS: usize = 3;
 
@@ -33,8 +42,10 @@ pub enum Outcome {
     Unchanged,
     /// Programs read the file themselves.
     Changed,
-    /// systemd-resolved has to read its configuration again.
+    /// systemd-resolved has to read its configuration again; then [`Host::told`].
     RestartResolved,
+    /// Somebody else has replaced the file since; it stays.
+    Superseded,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +56,12 @@ pub enum InstallError {
     Write(PathBuf, #[source] io::Error),
     #[error("no address to install")]
     NoServer,
+    #[error("{0} was edited after Waymark had written it")]
+    Edited(PathBuf),
+    #[error(
+        "systemd-resolved has servers for all names (DNS= in {0}) and would ask them for the cluster's, too"
+    )]
+    GlobalServers(PathBuf),
 }
 
 /// A host, by its root directory.
@@ -61,13 +78,21 @@ pub struct Plan {
     pub text: String,
 }
 
+/// Whose a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    Nobodys,
+    Theirs,
+    Ours,
+}
+
 impl Host {
     pub fn new(root: &Path) -> Self {
         Self { root: root.into() }
     }
 
     pub fn style(&self) -> Style {
-        match self.path(RESOLVED).is_dir() {
+        match resolved::is_asked(&self.root) && resolved::global_servers(&self.root).is_none() {
             true => Style::SystemdResolved,
             false => Style::ResolvConf,
         }
@@ -80,92 +105,130 @@ impl Host {
         }
         match style {
             Style::SystemdResolved => {
-                let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
-                // `~`: names of these zones come here, and no name is completed with them.
-                let zones: Vec<String> = zones.iter().map(|zone| format!("~{zone}")).collect();
-                let text =
-                    format!("{MARK}\n[Resolve]\nDNS={}\nDomains={}\n", servers.join(" "), zones.join(" "));
-                Ok(Plan { style, path: self.path(DROP_IN), text })
+                if let Some(path) = resolved::global_servers(&self.root) {
+                    return Err(InstallError::GlobalServers(path));
+                }
+                Ok(Plan { style, path: self.path(DROP_IN), text: marked(&resolved::drop_in(servers, zones)) })
             }
             Style::ResolvConf => {
-                let before = self.read_before()?;
-                Ok(Plan { style, path: self.path(RESOLV_CONF), text: resolv_conf(servers, &before) })
+                let text = marked(&resolv_conf(servers, &self.read_before()?));
+                Ok(Plan { style, path: self.path(RESOLV_CONF), text })
             }
         }
     }
 
     /// Writes the plan, keeping what was there. Again and again is as good as once.
     pub fn apply(&self, plan: &Plan) -> Result<Outcome, InstallError> {
-        let current = read_if_there(&plan.path)?;
-        if current.as_deref() == Some(&plan.text) {
+        let whose = self.whose(&plan.path)?;
+        let is_written = read_if_there(&plan.path)?.as_deref() == Some(&plan.text);
+        if plan.style == Style::SystemdResolved {
+            if !is_written {
+                replace(&self.path(UNTOLD), "")?;
+                replace(&plan.path, &plan.text)?;
+            }
+            return Ok(self.what_resolved_knows());
+        }
+        if is_written {
             return Ok(Outcome::Unchanged);
         }
-        if plan.style == Style::SystemdResolved {
-            replace(&plan.path, &plan.text)?;
-            return Ok(Outcome::RestartResolved);
-        }
         // What is there now is the host's own, unless it is from an earlier installation, which has kept that.
-        if !current.is_some_and(|text| text.starts_with(MARK)) {
-            self.keep()?;
+        if whose != Whose::Ours {
+            keep(&plan.path, &self.path(BACKUP))?;
         }
         replace(&plan.path, &plan.text)?;
         Ok(Outcome::Changed)
     }
 
-    /// Puts back what was there, in either style. What somebody else has written since then stays.
+    /// Puts back what was there, in either style.
     pub fn remove(&self) -> Result<Outcome, InstallError> {
+        let (resolv_conf, backup, drop_in) = (self.path(RESOLV_CONF), self.path(BACKUP), self.path(DROP_IN));
+        let (whose, whose_drop_in) = (self.whose(&resolv_conf)?, self.whose(&drop_in)?);
+        let has_backup = fs::symlink_metadata(&backup).is_ok();
         let mut outcome = Outcome::Unchanged;
-        let (resolv_conf, backup) = (self.path(RESOLV_CONF), self.path(BACKUP));
-        let is_ours = read_if_there(&resolv_conf)?.is_some_and(|text| text.starts_with(MARK));
-        if fs::symlink_metadata(&backup).is_ok() {
-            if is_ours {
+        match whose {
+            Whose::Theirs => {
+                let is_untouched = read_if_there(&backup)? == read_if_there(&resolv_conf)?;
+                if remove_if_there(&backup)? && !is_untouched {
+                    outcome = Outcome::Superseded;
+                }
+            }
+            Whose::Ours | Whose::Nobodys if has_backup => {
                 put_back(&backup, &resolv_conf)?;
                 outcome = Outcome::Changed;
-            } else {
-                fs::remove_file(&backup).map_err(|e| InstallError::Write(backup, e))?;
             }
-        } else if is_ours {
-            // There was none before.
-            fs::remove_file(&resolv_conf).map_err(|e| InstallError::Write(resolv_conf, e))?;
-            outcome = Outcome::Changed;
+            Whose::Ours => {
+                // There was none before.
+                remove_if_there(&resolv_conf)?;
+                outcome = Outcome::Changed;
+            }
+            Whose::Nobodys => {}
         }
-        let drop_in = self.path(DROP_IN);
-        match fs::remove_file(&drop_in) {
-            Ok(()) => outcome = Outcome::RestartResolved,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(InstallError::Write(drop_in, error)),
+        if whose_drop_in == Whose::Ours {
+            replace(&self.path(UNTOLD), "")?;
+            remove_if_there(&drop_in)?;
         }
-        Ok(outcome)
+        for path in [&resolv_conf, &drop_in, &self.path(UNTOLD)] {
+            remove_if_there(&files::partial(path))?;
+        }
+        self.leave_folder();
+        Ok(match self.what_resolved_knows() {
+            Outcome::Unchanged => outcome,
+            restart => restart,
+        })
+    }
+
+    /// systemd-resolved has been told of all changes.
+    pub fn told(&self) -> Result<(), InstallError> {
+        remove_if_there(&self.path(UNTOLD))?;
+        self.leave_folder();
+        Ok(())
+    }
+
+    /// Removes the drop-in's folder if nobody has anything in it.
+    fn leave_folder(&self) {
+        let _ = self.path(DROP_IN).parent().map(fs::remove_dir);
+    }
+
+    fn what_resolved_knows(&self) -> Outcome {
+        if self.path(UNTOLD).exists() { Outcome::RestartResolved } else { Outcome::Unchanged }
     }
 
     /// The host's own `resolv.conf`, as it was before any installation.
     fn read_before(&self) -> Result<String, InstallError> {
-        let current = read_if_there(&self.path(RESOLV_CONF))?.unwrap_or_default();
-        if current.starts_with(MARK) {
-            return Ok(read_if_there(&self.path(BACKUP))?.unwrap_or_default());
-        }
-        Ok(current)
+        let path = self.path(RESOLV_CONF);
+        let own = if self.whose(&path)? == Whose::Ours { self.path(BACKUP) } else { path };
+        Ok(read_if_there(&own)?.unwrap_or_default())
     }
 
-    /// Gives the host's own file a second name, so that at no moment it has none.
-    fn keep(&self) -> Result<(), InstallError> {
-        let (original, backup) = (self.path(RESOLV_CONF), self.path(BACKUP));
-        let failed = |error| InstallError::Write(backup.clone(), error);
-        match fs::remove_file(&backup) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+    fn whose(&self, path: &Path) -> Result<Whose, InstallError> {
+        let Some(text) = read_if_there(path)? else { return Ok(Whose::Nobodys) };
+        if text.is_empty() && fs::symlink_metadata(self.path(BACKUP)).is_ok() {
+            // Somebody was stopped between emptying and writing a file that can only be written in place.
+            return Ok(Whose::Ours);
         }
-        match fs::hard_link(&original, &backup) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            // A file that is mounted over (as in a container) cannot be linked.
-            Err(_) => fs::copy(&original, &backup).map(drop).map_err(failed),
+        match text.strip_prefix(MARK) {
+            None => Ok(Whose::Theirs),
+            Some(rest) => match rest.split_once('\n') {
+                Some((head, body)) if head.starts_with(&digest(body)) => Ok(Whose::Ours),
+                _ => Err(InstallError::Edited(path.into())),
+            },
         }
     }
 
     fn path(&self, below: &str) -> PathBuf {
         self.root.join(below)
     }
+}
+
+/// The text of a file, with a first line by which it is known again unless it was edited.
+fn marked(body: &str) -> String {
+    format!("{MARK}{}; waymark dns install --remove takes it back.\n{body}", digest(body))
+}
+
+fn digest(body: &str) -> String {
+    let digest = Sha1::digest(body.as_bytes());
+    let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!(" ({short})")
 }
 
 /// This server first; then those of before, so that a host whose Waymark has stopped still resolves names.
@@ -179,7 +242,7 @@ fn resolv_conf(servers: &[IpAddr], before: &str) -> String {
             nameservers.push(line);
         }
     }
-    let mut text = format!("{MARK}; waymark dns install --remove puts back what was here.\n");
+    let mut text = String::new();
     for line in
         before.lines().filter(|line| ["search", "domain", "options", "sortlist"].iter().any(|w| is(line, w)))
     {
@@ -195,125 +258,5 @@ fn resolv_conf(servers: &[IpAddr], before: &str) -> String {
     text
 }
 
-fn read_if_there(path: &Path) -> Result<Option<String>, InstallError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(InstallError::Read(path.into(), error)),
-    }
-}
-
-/// Readers see the old file or the new one.
-fn replace(path: &Path, text: &str) -> Result<(), InstallError> {
-    let failed = |error| InstallError::Write(path.into(), error);
-    let partial = path.with_extension("waymark-partial");
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
-    }
-    let write = || -> io::Result<()> {
-        let mut file = fs::File::create(&partial)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        match fs::rename(&partial, path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                // Mounted over: it can only be written in place.
-                fs::remove_file(&partial)?;
-                fs::write(path, text)
-            }
-            other => other,
-        }
-    };
-    write().map_err(failed)
-}
-
-fn put_back(backup: &Path, path: &Path) -> Result<(), InstallError> {
-    let failed = |error| InstallError::Write(path.into(), error);
-    match fs::rename(backup, path) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            let text = fs::read(backup).map_err(|e| InstallError::Read(backup.into(), e))?;
-            fs::write(path, text).map_err(failed)?;
-            fs::remove_file(backup).map_err(failed)
-        }
-        other => other.map_err(failed),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1));
-    const BEFORE: &str =
-        "# theirs\nsearch example\nnameserver 10.0.0.1\nnameserver 10.0.0.2\nnameserver 10.0.0.3\n";
-
-    fn host() -> (tempfile::TempDir, Host, PathBuf) {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("etc")).unwrap();
-        let host = Host::new(root.path());
-        let path = root.path().join(RESOLV_CONF);
-        (root, host, path)
-    }
-
-    fn apply(host: &Host) -> Outcome {
-        let plan = host.plan(host.style(), &[OWN], &["mesos".into(), "thisdcos.directory".into()]).unwrap();
-        host.apply(&plan).unwrap()
-    }
-
-    #[test]
-    fn resolv_conf_is_taken_over_and_given_back() {
-        let (_root, host, path) = host();
-        fs::write(&path, BEFORE).unwrap();
-        assert_eq!(apply(&host), Outcome::Changed);
-        let text = fs::read_to_string(&path).unwrap();
-        let servers: Vec<&str> = text.lines().filter(|l| l.starts_with("nameserver")).collect();
-        assert_eq!(servers, ["nameserver 198.51.100.1", "nameserver 10.0.0.1", "nameserver 10.0.0.2"]);
-        assert!(text.contains("\nsearch example\n"));
-        assert_eq!(apply(&host), Outcome::Unchanged);
-        assert_eq!(host.remove().unwrap(), Outcome::Changed);
-        assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
-        assert_eq!(host.remove().unwrap(), Outcome::Unchanged);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing else is left");
-    }
-
-    #[test]
-    fn links_missing_files_and_the_work_of_others_are_kept() {
-        let (_root, host, path) = host();
-        let target = path.with_file_name("real");
-        fs::write(&target, BEFORE).unwrap();
-        std::os::unix::fs::symlink("real", &path).unwrap();
-        apply(&host);
-        assert!(!path.is_symlink() && fs::read_to_string(&target).unwrap() == BEFORE);
-        host.remove().unwrap();
-        assert_eq!(fs::read_link(&path).unwrap(), Path::new("real"));
-
-        fs::remove_file(&path).unwrap();
-        apply(&host);
-        host.remove().unwrap();
-        assert!(!path.exists(), "there was none");
-
-        fs::write(&path, BEFORE).unwrap();
-        apply(&host);
-        fs::write(&path, "nameserver 10.9.9.9\n").unwrap();
-        assert_eq!(host.remove().unwrap(), Outcome::Unchanged);
-        assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 10.9.9.9\n");
-        apply(&host);
-        host.remove().unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 10.9.9.9\n");
-    }
-
-    #[test]
-    fn resolved_gets_a_drop_in_for_the_cluster_alone() {
-        let (root, host, path) = host();
-        fs::write(&path, BEFORE).unwrap();
-        fs::create_dir_all(root.path().join(RESOLVED)).unwrap();
-        assert_eq!(apply(&host), Outcome::RestartResolved);
-        let text = fs::read_to_string(root.path().join(DROP_IN)).unwrap();
-        assert!(
-            text.ends_with("[Resolve]\nDNS=198.51.100.1\nDomains=~mesos ~thisdcos.directory\n"),
-            "{text}"
-        );
-        assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
-        assert_eq!(host.remove().unwrap(), Outcome::RestartResolved);
-        assert!(!root.path().join(DROP_IN).exists());
-    }
-}
+mod tests;

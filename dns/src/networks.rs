@@ -38,6 +38,11 @@ impl Network {
         Self { first: IpAddr::V6(first), prefix_bits }
     }
 
+    /// A network of one.
+    pub(crate) fn host(ip: IpAddr) -> Self {
+        Self { first: ip, prefix_bits: if ip.is_ipv4() { 32 } else { 128 } }
+    }
+
     /// Where a cluster's own hosts usually are.
     pub fn private() -> Vec<Self> {
         PRIVATE.into()
@@ -99,13 +104,13 @@ impl FromStr for Network {
     fn from_str(text: &str) -> Result<Self, NotANetwork> {
         let malformed = || NotANetwork(text.to_owned());
         let (first, bits) = text.split_once('/').unwrap_or((text, ""));
-        let first: IpAddr = first.parse().map_err(|_| malformed())?;
-        let width = if first.is_ipv4() { 32 } else { 128 };
-        let prefix_bits = if bits.is_empty() { width } else { bits.parse().map_err(|_| malformed())? };
-        if prefix_bits > width {
+        let host = Self::host(first.parse().map_err(|_| malformed())?);
+        let prefix_bits =
+            if bits.is_empty() { host.prefix_bits } else { bits.parse().map_err(|_| malformed())? };
+        if prefix_bits > host.prefix_bits {
             return Err(malformed());
         }
-        Ok(Self { first, prefix_bits })
+        Ok(Self { prefix_bits, ..host })
     }
 }
 

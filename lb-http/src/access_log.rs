@@ -1,12 +1,16 @@
 //! The access log: a line for each request, as JSON or in the Common Log Format, written by a thread of its own.
 //!
-//! The request path never waits for it: lines go through a bounded queue, and those that find it full are counted and
-//! dropped. What is not sampled costs a counter.
+//! The request path never waits for it: lines go through a bounded queue; those that find it full, or that cannot be
+//! written, are counted and dropped. A file that was renamed is opened anew, so it can be rotated. What is not sampled
+//! costs a counter.
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::fs::{Metadata, OpenOptions};
+use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Instant, SystemTime};
@@ -29,7 +33,7 @@ pub(crate) struct AccessLog {
     one_in: u32,
     apps: LoggedApps,
     n_seen: AtomicU32,
-    n_dropped: AtomicU64,
+    n_dropped: Arc<AtomicU64>,
     lines: SyncSender<String>,
 }
 
@@ -75,27 +79,16 @@ struct JsonLine<'a> {
 
 impl AccessLog {
     pub(crate) fn start(config: &AccessLogConfig) -> Result<Self, StartError> {
-        let file = config.file.as_ref().map(|path| {
-            let opened = OpenOptions::new().create(true).append(true).open(path);
-            opened.map_err(|source| StartError::AccessLog { path: path.display().to_string(), source })
-        });
-        let file: Option<File> = file.transpose()?;
+        let mut writer = Writer::open(config.file.as_deref())?;
         let (lines, waiting) = sync_channel(MOST_WAITING);
-        std::thread::spawn(move || {
-            let written = match file {
-                Some(file) => write_all(&waiting, BufWriter::new(file)),
-                None => write_all(&waiting, BufWriter::new(io::stdout())),
-            };
-            if let Err(error) = written {
-                tracing::error!(%error, "the access log ends here");
-            }
-        });
+        let n_dropped = Arc::clone(&writer.n_dropped);
+        std::thread::spawn(move || writer.write_all(&waiting));
         Ok(Self {
             format: config.format,
             one_in: config.one_in.max(1),
             apps: config.apps.clone(),
             n_seen: AtomicU32::new(0),
-            n_dropped: AtomicU64::new(0),
+            n_dropped,
             lines,
         })
     }
@@ -163,16 +156,75 @@ impl AccessLog {
     }
 }
 
-/// Writes until nobody can send any more; flushes when nothing waits.
-fn write_all(waiting: &Receiver<String>, mut out: impl Write) -> io::Result<()> {
-    while let Ok(first) = waiting.recv() {
-        out.write_all(first.as_bytes())?;
-        for line in waiting.try_iter() {
-            out.write_all(line.as_bytes())?;
-        }
-        out.flush()?;
+/// Where lines end up.
+struct Writer {
+    /// `None`: standard output.
+    path: Option<PathBuf>,
+    out: Box<dyn Write + Send>,
+    /// Device and inode of the open file.
+    file: Option<(u64, u64)>,
+    n_dropped: Arc<AtomicU64>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Writing,
+    Failing,
+}
+
+impl Writer {
+    fn open(path: Option<&Path>) -> Result<Self, StartError> {
+        let mut writer = Self {
+            path: path.map(Path::to_owned),
+            out: Box::new(io::stdout()),
+            file: None,
+            n_dropped: Arc::default(),
+            state: State::Writing,
+        };
+        writer.follow_path().map_err(|source| {
+            let path = path.map_or_else(String::new, |path| path.display().to_string());
+            StartError::AccessLog { path, source }
+        })?;
+        Ok(writer)
     }
-    Ok(())
+
+    /// Opens the file of that name, unless it is the one that is open: it may have been rotated away.
+    fn follow_path(&mut self) -> io::Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let identity = |meta: Metadata| (meta.dev(), meta.ino());
+        if self.file.is_none() || std::fs::metadata(path).ok().map(identity) != self.file {
+            let file = OpenOptions::new().create(true).append(true).open(path)?;
+            self.file = Some(identity(file.metadata()?));
+            self.out = Box::new(file);
+        }
+        Ok(())
+    }
+
+    /// Writes until nobody can send any more, as many lines at once as wait.
+    fn write_all(&mut self, waiting: &Receiver<String>) {
+        while let Ok(mut lines) = waiting.recv() {
+            let mut n_lines = 1;
+            for line in waiting.try_iter().take(MOST_WAITING) {
+                lines.push_str(&line);
+                n_lines += 1;
+            }
+            let written = self.follow_path().and_then(|()| {
+                self.out.write_all(lines.as_bytes())?;
+                self.out.flush()
+            });
+            match written {
+                Ok(()) => self.state = State::Writing,
+                Err(error) => {
+                    self.n_dropped.fetch_add(n_lines, Relaxed);
+                    if self.state == State::Writing {
+                        tracing::error!(%error, "the access log cannot be written; its lines are dropped until it can");
+                    }
+                    self.state = State::Failing;
+                }
+            }
+        }
+    }
 }
 
 impl Record {
@@ -212,36 +264,17 @@ impl Record {
     }
 }
 
-/// Days since 1970 as year, month, day (Howard Hinnant's algorithm).
-fn civil(days: i64) -> (i64, i64, i64) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + i64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
-}
-
-fn parts(at: SystemTime) -> (i64, i64, i64, u64, u64, u64, u32) {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let secs = since.as_secs();
-    let (year, month, day) = civil((secs / 86_400) as i64);
-    (year, month, day, secs / 3600 % 24, secs / 60 % 60, secs % 60, since.subsec_millis())
+/// In UTC; what is beyond its years is the epoch.
+fn utc(at: SystemTime) -> jiff::Timestamp {
+    jiff::Timestamp::try_from(at).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 
 fn rfc3339(at: SystemTime) -> String {
-    let (year, month, day, hour, minute, second, millis) = parts(at);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    format!("{:.3}", utc(at))
 }
 
 fn common_date(at: SystemTime) -> String {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let (year, month, day, hour, minute, second, _) = parts(at);
-    let month = MONTHS[(month - 1) as usize];
-    format!("{day:02}/{month}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000")
+    utc(at).strftime("%d/%b/%Y:%H:%M:%S +0000").to_string()
 }
 
 #[cfg(test)]

@@ -67,6 +67,10 @@ impl BindError {
 pub(crate) enum ProxyError {
     #[error("no endpoint accepted a connection")]
     Connect,
+    #[error("no endpoint accepted a connection in time")]
+    ConnectTimeout,
+    #[error("no endpoint could be greeted by TLS as the service's labels ask")]
+    Handshake,
     #[error("the app has no instance in rotation")]
     NoEndpoint,
     #[error("every instance is busy, and as many requests wait as may")]
@@ -89,7 +93,12 @@ impl ProxyError {
     /// `None`: there is nobody to tell.
     pub(crate) fn status(self) -> Option<u16> {
         Some(match self {
-            Self::Connect | Self::NoEndpoint | Self::QueueFull | Self::QueueTimeout => 503,
+            Self::Connect
+            | Self::ConnectTimeout
+            | Self::Handshake
+            | Self::NoEndpoint
+            | Self::QueueFull
+            | Self::QueueTimeout => 503,
             Self::NoResponse | Self::BadResponse(_) => 502,
             Self::ServerTimeout => 504,
             Self::Refused(refusal) => refusal.status(),
@@ -100,7 +109,8 @@ impl ProxyError {
     /// A word for programs.
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Connect => "connect-failed",
+            Self::Connect | Self::ConnectTimeout => "connect-failed",
+            Self::Handshake => "handshake-failed",
             Self::NoEndpoint => "no-endpoint",
             Self::QueueFull => "queue-full",
             Self::QueueTimeout => "queue-timeout",

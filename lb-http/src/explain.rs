@@ -116,6 +116,9 @@ fn reached(backend: &Backend, question: &Question<'_>, decisions: &mut Vec<Strin
             decisions.push(what.to_owned());
         }
     }
+    if let Some(tls) = &labels.server_tls {
+        decisions.push(format!("its servers are spoken to in {tls}"));
+    }
     let rewritten = match labels.mode {
         Mode::Http => labels.edits.rewrite_target(question.target),
         Mode::Tcp => None,

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use l4_vip::pool::{Choices, Pool};
 use l4_vip::proxy_protocol;
@@ -20,7 +20,7 @@ use crate::labels::WhenFull;
 use crate::queue::{Full, Place};
 use crate::stats::{ResponseClass, Session, Shard};
 use crate::table::{Backend, Server};
-use crate::upstream::{Certainty, Upstream};
+use crate::upstream::{Certainty, ConnectError, Upstream};
 use crate::wait::{Phase, Wait};
 use crate::worker::Local;
 
@@ -28,6 +28,15 @@ use crate::worker::Local;
 const MOST_CONNECT_TIMEOUTS: u32 = 3;
 /// A table that changed while all endpoints failed may have better ones; that is looked at this often.
 const MOST_TABLES: usize = 3;
+
+/// When no endpoint accepts, they are asked again after each of these pauses: an instance that restarts is back within
+/// them, mostly. In all as long as the three turn-arounds of a second that HAProxy makes with Marathon-LB's `retries 3`.
+const TURN_AROUNDS: [Duration; 4] = [
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1600),
+];
 
 /// A request that waited, and whose endpoint then failed it, waits this often.
 const MOST_WAITS: usize = 3;
@@ -80,29 +89,42 @@ impl Attempt<'_> {
         shard.n_sessions.increment();
         shard.n_requests.increment();
         let mut session = Some(backend.series.begin());
-        let mut error = ProxyError::NoEndpoint;
         // Given to it while the table changed.
         let mut granted = None;
         let mut newer = None;
-        for _ in 0..MOST_TABLES {
+        let mut n_tables = 1;
+        let mut turn_arounds = TURN_AROUNDS.into_iter();
+        let mut failures = Failures::default();
+        let error = loop {
             let backend = newer.as_ref().unwrap_or(backend);
-            match self.send_to(backend, front, &mut session, &mut granted).await {
+            match self.send_to(backend, front, &mut session, &mut granted, &mut failures).await {
                 Ok(exchange) => return Ok(exchange),
-                Err(Failed::Final(last)) => {
-                    error = last;
-                    break;
-                }
+                Err(Failed::Final(error)) => break error,
                 Err(Failed::Unsent { error: last, .. }) => {
-                    error = last;
                     let newest =
-                        self.local.with_table(|table| table.backend(&backend.service).map(Arc::clone));
-                    match newest {
-                        Some(newest) if !Arc::ptr_eq(&newest, backend) => newer = Some(newest),
-                        _ => break,
+                        || self.local.with_table(|table| table.backend(&backend.service).map(Arc::clone));
+                    let is_newer = |newest: &Arc<Backend>| !Arc::ptr_eq(newest, backend);
+                    let mut found = newest().filter(is_newer);
+                    if found.is_none() {
+                        // Only for who said no at once: the others have been waited for.
+                        let is_worth_while = last == ProxyError::Connect && !failures.is_too_late(self.local);
+                        let Some(pause) = turn_arounds.next().filter(|_| is_worth_while) else { break last };
+                        if let Err(ended) = Box::pin(self.turn_around(backend, pause, front)).await {
+                            break ended.unwrap_or(last);
+                        }
+                        found = newest().filter(is_newer);
+                    }
+                    if found.is_some() {
+                        n_tables += 1;
+                        failures = Failures::default();
+                        newer = found;
+                    }
+                    if n_tables > MOST_TABLES {
+                        break last;
                     }
                 }
             }
-        }
+        };
         match error.status() {
             Some(status) => shard.responded(ResponseClass::of_number(status)),
             None => shard.n_client_aborts.increment(),
@@ -116,6 +138,7 @@ impl Attempt<'_> {
         front: &mut impl Front,
         session: &mut Option<Session>,
         granted: &mut Option<Place>,
+        failures: &mut Failures,
     ) -> Result<Exchange, Failed> {
         let wanted = self.cookie.and_then(|cookie| backend.server_of_cookie(cookie));
         let of_cookie = wanted.filter(|i| !backend.servers[*i].endpoint.is_ejected());
@@ -127,7 +150,6 @@ impl Attempt<'_> {
             wanted: of_cookie,
         };
         let shard = backend.series.of_worker(self.local.index);
-        let mut failures = Failures::default();
         let mut n_waits = 0;
         let mut rooms = Rooms::Free;
         loop {
@@ -206,6 +228,32 @@ impl Attempt<'_> {
         Err(Failed::Unsent { stale: Stale::No, error: failures.error.unwrap_or(ProxyError::NoEndpoint) })
     }
 
+    /// Waits for an endpoint that may come back. An error: it is not worth while any more; `None`: for no new reason.
+    async fn turn_around(
+        &self,
+        backend: &Backend,
+        pause: Duration,
+        front: &mut impl Front,
+    ) -> Result<(), Option<ProxyError>> {
+        // So many may wait for room, or for this: a dead app does not hold everybody's connections.
+        if backend.series.n_waiting() >= backend.labels.capacity.queue {
+            return Err(None);
+        }
+        let _waiting = backend.series.wait();
+        self.wait.enter(Phase::Connect, pause);
+        poll_fn(|cx| {
+            if let Poll::Ready(Err(_)) = front.poll_client(cx) {
+                return Poll::Ready(Err(Some(ProxyError::ClientGone)));
+            }
+            match self.wait.is_expired() {
+                true if self.wait.is_all_over() => Poll::Ready(Err(None)),
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
     /// `None`: there is no room to wait for that endpoint, or nothing to wait for any more.
     async fn wait_for_room(
         &self,
@@ -217,7 +265,7 @@ impl Attempt<'_> {
         let shard = backend.series.of_worker(self.local.index);
         let wanted = wanted.map(|index| &backend.servers[index]);
         // As in HAProxy: a server's own line, or that of the backend.
-        let counted = wanted.map_or(&backend.series, |server| &server.series).wait();
+        let counted = wanted.map_or(&backend.series, |server| &server.series);
         let endpoint = wanted.map(|server| &server.endpoint);
         let mut turn = match backend.queue.wait(&backend.pool, endpoint, capacity.queue, counted) {
             Ok(turn) => turn,
@@ -271,7 +319,7 @@ impl Attempt<'_> {
             Use::IdleOrNew => {
                 let certainty =
                     if is_idempotent && front.is_whole() { Certainty::Known } else { Certainty::Asked };
-                self.local.upstreams.reuse(&server.endpoint, certainty)
+                self.local.upstreams.reuse(&server.endpoint, certainty, backend.labels.server_tls.as_ref())
             }
             Use::New => None,
         };
@@ -282,8 +330,8 @@ impl Attempt<'_> {
             }
             // Boxed, because most requests have no need of it.
             None => match Box::pin(self.connect(backend, server, front, shards)).await {
-                Some(new) => (new, Stale::No),
-                None => return Err(Failed::Unsent { stale: Stale::No, error: ProxyError::Connect }),
+                Ok(new) => (new, Stale::No),
+                Err(error) => return Err(Failed::Unsent { stale: Stale::No, error }),
             },
         };
         let (own, timeouts) = (&backend.labels.timeouts, &self.local.timeouts);
@@ -331,25 +379,41 @@ impl Attempt<'_> {
         server: &Server,
         front: &impl Front,
         shards: Shards<'_>,
-    ) -> Option<Box<Upstream>> {
+    ) -> Result<Box<Upstream>, ProxyError> {
         shards.each(|s| s.n_connects.increment());
         let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
         self.wait.enter(Phase::Connect, limit);
         let version = backend.labels.proxy_protocol.send;
         let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &front.ends()));
-        match self.wait.unless_expired(self.local.upstreams.connect(backend, server, &greeting)).await {
-            Some(Ok(connection)) => {
-                server.endpoint.connect_succeeded();
-                return Some(connection);
+        let address = server.endpoint.address.ip();
+        let tls = backend.labels.server_tls.as_ref();
+        let tls = tls.map(|tls| self.local.with_tls(|table| table.to_server(tls, address)));
+        let connected = match tls {
+            // It would have to be believed, or spoken to in plain text.
+            Some(None) => Err(ProxyError::Handshake),
+            tls => {
+                let connecting = self.local.upstreams.connect(backend, server, &greeting, tls.flatten());
+                match self.wait.unless_expired(connecting).await {
+                    Some(Ok(connection)) => Ok(connection),
+                    Some(Err(error)) => {
+                        tracing::debug!(backend = %backend.name, server = %server.name, %error, "no connection");
+                        Err(match error {
+                            ConnectError::Tcp(_) => ProxyError::Connect,
+                            ConnectError::Tls(_) => ProxyError::Handshake,
+                        })
+                    }
+                    None => Err(ProxyError::ConnectTimeout),
+                }
             }
-            Some(Err(error)) => {
-                tracing::debug!(backend = %backend.name, server = %server.name, %error, "connect failed");
+        };
+        match connected {
+            Ok(_) => server.endpoint.connect_succeeded(),
+            Err(_) => {
+                server.endpoint.connect_failed();
+                shards.each(|s| s.n_connect_errors.increment());
             }
-            None => tracing::debug!(backend = %backend.name, server = %server.name, "connect timed out"),
         }
-        server.endpoint.connect_failed();
-        shards.each(|s| s.n_connect_errors.increment());
-        None
+        connected
     }
 }
 

@@ -1,7 +1,8 @@
-//! Requests that wait for room at the endpoints of one service: first come, first served, over all workers.
+//! Requests, or in mode tcp connections, that wait for room at the endpoints of one service: first come, first served,
+//! over all workers.
 //!
 //! Only services with a maximum per endpoint come here, and the lock is only taken while somebody waits. How long one
-//! may wait, and what is said when there is no room to wait, is `failover`'s.
+//! may wait, and what is said when there is no room to wait, is decided by `failover` and `tcp`.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -13,7 +14,7 @@ use std::task::{Context, Poll};
 use l4_vip::pool::{EndpointState, InFlight, Pool};
 use tokio::sync::oneshot;
 
-use crate::stats::Waiting;
+use crate::stats::{Series, Waiting};
 
 /// No endpoint has as many requests in flight.
 const NO_MAXIMUM: u32 = u32::MAX;
@@ -52,7 +53,7 @@ impl Waiter {
     }
 }
 
-/// A request's place among those in flight at an endpoint. Its end lets in the next that waits.
+/// A request's or connection's place among those in flight at an endpoint. Its end lets in the next that waits.
 #[derive(Debug)]
 pub(crate) struct Place {
     // Dropped in this order: there is room when the next one looks.
@@ -80,6 +81,12 @@ impl Place {
 
     pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
         self.in_flight.endpoint()
+    }
+}
+
+impl l4_vip::forward::tcp::Place for Place {
+    fn endpoint(&self) -> &Arc<EndpointState> {
+        self.endpoint()
     }
 }
 
@@ -147,7 +154,7 @@ impl Queue {
         pool: &Pool,
         wanted: Option<&Arc<EndpointState>>,
         most: u32,
-        counted: Waiting,
+        counted: &Arc<Series>,
     ) -> Result<Turn, Full> {
         let (sender, grant) = oneshot::channel();
         let mut list = self.list();
@@ -163,7 +170,7 @@ impl Queue {
         let grants = self.grants(&mut list.waiters, pool.endpoints());
         drop(list);
         tell(grants);
-        Ok(Turn { queue: Arc::clone(self), id, grant, _counted: counted })
+        Ok(Turn { queue: Arc::clone(self), id, grant, _counted: counted.wait() })
     }
 
     /// The endpoints, or the maximum, are others now. Whoever waited for one that is gone takes any; when there is none
@@ -257,7 +264,6 @@ mod tests {
     use l4_vip::policy::Policy;
 
     use super::*;
-    use crate::stats::Series;
 
     fn pool(rotations: &[Rotation], previous: Option<&Pool>) -> Pool {
         let members = (1..).zip(rotations).map(|(port, rotation)| {
@@ -285,7 +291,7 @@ mod tests {
 
         fn wait(&self, wanted: Option<usize>) -> Turn {
             let wanted = wanted.map(|index| self.endpoint(index));
-            self.queue.wait(&self.pool, wanted, 3, self.series.wait()).expect("there is room to wait")
+            self.queue.wait(&self.pool, wanted, 3, &self.series).expect("there is room to wait")
         }
     }
 
@@ -339,7 +345,7 @@ mod tests {
         let service = Service::new(1, 1);
         let held = service.queue.enter(service.endpoint(0)).unwrap();
         let mut turns: Vec<Turn> = (0..3).map(|_| service.wait(None)).collect();
-        assert_eq!(service.queue.wait(&service.pool, None, 3, service.series.wait()).err(), Some(Full));
+        assert_eq!(service.queue.wait(&service.pool, None, 3, &service.series).err(), Some(Full));
         drop(turns.remove(0));
         turns.push(service.wait(None));
         drop(held);
@@ -387,8 +393,8 @@ mod tests {
                         let endpoint = service.endpoint(n % 2);
                         let place = service.queue.enter(endpoint).unwrap_or_else(|| {
                             let wanted = (n % 3 == 0).then_some(endpoint);
-                            let waiting = service.series.wait();
-                            let mut turn = service.queue.wait(&service.pool, wanted, 9, waiting).unwrap();
+                            let series = &service.series;
+                            let mut turn = service.queue.wait(&service.pool, wanted, 9, series).unwrap();
                             let wait = std::future::poll_fn(|cx| turn.poll(cx));
                             let wait = async {
                                 tokio::time::timeout(std::time::Duration::from_secs(10), wait).await

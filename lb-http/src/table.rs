@@ -50,11 +50,12 @@ pub(crate) type Probed = imbl::OrdMap<(UnitId, usize), Arc<Backend>>;
 pub(crate) type Names = BTreeMap<Arc<str>, IpAddr>;
 
 impl Table {
-    /// What virtual hosts and service ports ask of TLS.
+    /// What virtual hosts and service ports ask of TLS, and what is asked of servers.
     pub(crate) fn tls_policies(&self) -> Policies {
         let mut policies = Policies::default();
         for (index, backend) in self.backends.iter().enumerate() {
             let labels = &backend.labels;
+            policies.to_servers.extend(labels.server_tls.iter().map(|tls| tls.verify.clone()));
             if !labels.tls.certificates.is_empty() && self.routes.of_port(labels.port) == Some(index) {
                 policies.of_ports.insert(labels.port, labels.tls.clone());
             }
@@ -224,7 +225,8 @@ impl Backend {
         Totals {
             bytes_in: sum(|w| w.bytes_in),
             bytes_out: sum(|w| w.bytes_out),
-            n_connect_errors: sum(|w| w.n_connect_failures + w.n_local_failures),
+            // The series counts those that waited too long for room.
+            n_connect_errors: totals.n_connect_errors + sum(|w| w.n_connect_failures + w.n_local_failures),
             n_server_aborts: sum(|w| w.n_resets),
             ..totals
         }

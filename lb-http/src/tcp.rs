@@ -1,20 +1,26 @@
 //! Mode tcp: connections that are passed on byte by byte, by service port or by the server name of their TLS.
 //!
-//! The relaying itself is the forwarder's, but for service ports with a certificate, whose TLS is ended here.
+//! The relaying itself is the forwarder's, but for service ports with a certificate, whose TLS is ended here, and for
+//! servers that are spoken to in TLS. So is the choice of an endpoint; where each may have only so many connections, those over it wait here.
 
+use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
-use l4_vip::forward::tcp::Connected;
+use l4_vip::forward::tcp::{Connected, Destination, Rooms};
+use l4_vip::pool::EndpointState;
 use l4_vip::proxy_protocol::{self, Ends};
 use l4_vip::stats::Counters;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use crate::peek;
 use crate::proxy::{Accepted, Entry};
+use crate::queue::Place;
 use crate::secure;
 use crate::table::Backend;
 use crate::tls;
@@ -48,24 +54,26 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
         Entry::TlsHosts => &backend.tcp.of_names,
         Entry::ServicePort(_) | Entry::Hosts | Entry::AppIds => &backend.tcp.of_port,
     };
-    let pool = &backend.pool;
-    if let Some(config) = secure::config_of(&local, entry, None).filter(|_| entry != Entry::TlsHosts) {
-        let limit = local.timeouts.client_header;
-        let Ok(Ok(greeted)) = tokio::time::timeout(limit, tls::accept(stream, |_| Some(config))).await else {
-            of_frontend.n_handshake_failures.increment();
-            tracing::debug!(%client, "TLS handshake failed or timed out");
-            return;
+    let rooms = OfBackend { backend: &backend, worker: local.index };
+    let to = Destination { pool: &backend.pool, counters, rooms };
+    let own_tls = secure::config_of(&local, entry, None).filter(|_| entry != Entry::TlsHosts);
+    if own_tls.is_some() || backend.labels.server_tls.is_some() {
+        let relay = Relay { local: &local, backend: &backend, client, greeting: &greeting, to };
+        return match own_tls {
+            None => relay.run(stream, |stream| stream).await,
+            Some(config) => {
+                let limit = local.timeouts.client_header;
+                match tokio::time::timeout(limit, tls::accept(stream, |_| Some(config))).await {
+                    Ok(Ok(greeted)) => relay.run(greeted.stream, |stream| stream.get_ref().0).await,
+                    _ => {
+                        of_frontend.n_handshake_failures.increment();
+                        tracing::debug!(%client, "TLS handshake failed or timed out");
+                    }
+                }
+            }
         };
-        let connected = local.forwarder.connect_to_one(client.ip(), pool, counters).await;
-        if let Ok(connected) = connected
-            && let Err(error) = relay(greeted.stream, connected, &greeting, counters).await
-        {
-            counters.n_resets.add(1);
-            tracing::debug!(backend = %backend.name, %client, %error, "connection broke");
-        }
-        return;
     }
-    let ended = local.forwarder.forward_after(&greeting, stream, client.ip(), pool, counters).await;
+    let ended = local.forwarder.forward_after(&greeting, stream, client.ip(), to).await;
     if entry == Entry::TlsHosts {
         // The port of a service tells its bytes as they flow; this one has other connections, too.
         of_frontend.bytes_in.add(ended.bytes_in);
@@ -75,16 +83,115 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
     drop((current, permit));
 }
 
-/// Passes on what a client says inside of TLS until both sides have ended.
-async fn relay(
-    client: TlsStream<TcpStream>,
-    mut connected: Connected,
-    greeting: &[u8],
+/// A backend's maximum of connections per endpoint, and its queue.
+struct OfBackend<'a> {
+    backend: &'a Backend,
+    worker: usize,
+}
+
+impl Rooms for OfBackend<'_> {
+    type Place = Place;
+
+    fn enter(&self, endpoint: &Arc<EndpointState>) -> Option<Place> {
+        match self.backend.labels.capacity.per_endpoint {
+            None => Some(Place::begin(endpoint)),
+            Some(_) => self.backend.queue.enter(endpoint),
+        }
+    }
+
+    async fn wait(&self, client: &TcpStream) -> Option<Place> {
+        let Backend { labels, series, queue, pool, .. } = self.backend;
+        let shard = series.of_worker(self.worker);
+        let Ok(mut turn) = queue.wait(pool, None, labels.capacity.queue, series) else {
+            shard.n_queue_refusals.increment();
+            return None;
+        };
+        let began = Instant::now();
+        let mut turn = pin!(poll_fn(|cx| turn.poll(cx)));
+        let waited = tokio::select! {
+            biased;
+            place = &mut turn => Some(place),
+            // A reset. Who has only ended its direction waits for an answer.
+            _ = client.ready(Interest::ERROR) => Some(None),
+            () = tokio::time::sleep(labels.capacity.queue_timeout) => None,
+        };
+        shard.n_queued.increment();
+        shard.queue_micros.add(began.elapsed().as_micros() as u64);
+        if waited.is_none() {
+            shard.n_queue_timeouts.increment();
+            // HAProxy counts it there.
+            shard.n_connect_errors.increment();
+        }
+        waited.flatten()
+    }
+}
+
+/// A connection that is in TLS on one side or both, so that its bytes pass through here.
+struct Relay<'a> {
+    local: &'a Local,
+    backend: &'a Backend,
+    client: SocketAddr,
+    greeting: &'a [u8],
+    to: Destination<'a, OfBackend<'a>>,
+}
+
+impl Relay<'_> {
+    /// `socket` is below the client's stream.
+    async fn run<C>(&self, mut stream: C, socket: impl Fn(&C) -> &TcpStream)
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { local, backend, client, to, .. } = self;
+        let connected = local.forwarder.connect_to_one(socket(&stream), client.ip(), to).await;
+        let relayed = match connected {
+            Ok(connected) => self.relay(&mut stream, connected).await,
+            Err(outcome) => Err(io::Error::other(format!("{outcome:?}"))),
+        };
+        if let Err(error) = relayed {
+            to.counters.n_resets.add(1);
+            // What was cut off must not look complete.
+            let _ = socket(&stream).set_zero_linger();
+            tracing::debug!(backend = %backend.name, %client, %error, "connection broke");
+        }
+    }
+
+    async fn relay(
+        &self,
+        client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        connected: Connected<Place>,
+    ) -> io::Result<()> {
+        let Connected { stream: mut server, place } = connected;
+        let endpoint = place.endpoint();
+        server.write_all(self.greeting).await?;
+        let Some(tls) = &self.backend.labels.server_tls else {
+            let relayed = both_ways(client, &mut server, endpoint, self.to.counters).await;
+            if relayed.is_err() {
+                let _ = server.set_zero_linger();
+            }
+            return relayed;
+        };
+        let tls = self.local.with_tls(|table| table.to_server(tls, endpoint.address.ip()));
+        let tls =
+            tls.ok_or_else(|| io::Error::other("TLS to the server cannot be spoken as its label asks"))?;
+        let limit = self.local.timeouts.connect;
+        let mut server = tokio::time::timeout(limit, tls.greet(server)).await??;
+        let relayed = both_ways(client, &mut server, endpoint, self.to.counters).await;
+        if relayed.is_err() {
+            let _ = server.get_ref().0.set_zero_linger();
+        }
+        relayed
+    }
+}
+
+/// Passes bytes on until both sides have ended.
+async fn both_ways(
+    client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    server: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    endpoint: &EndpointState,
     counters: &Counters,
 ) -> io::Result<()> {
-    let endpoint = connected.in_flight.endpoint();
     let (from_client, to_client) = tokio::io::split(client);
-    let (from_server, mut to_server) = connected.stream.split();
+    let (from_server, to_server) = tokio::io::split(server);
     let note_in = |n| {
         endpoint.add_bytes_in(n);
         counters.bytes_in.add(n);
@@ -93,16 +200,9 @@ async fn relay(
         endpoint.add_bytes_out(n);
         counters.bytes_out.add(n);
     };
-    let both = async {
-        to_server.write_all(greeting).await?;
-        tokio::try_join!(copy(from_client, to_server, note_in), copy(from_server, to_client, note_out))
-    };
-    let ended = both.await;
-    if ended.is_err() {
-        // What was cut off must not look complete to the instance; TLS tells the client by itself.
-        let _ = connected.stream.set_zero_linger();
-    }
-    ended.map(|_| ())
+    let up = copy(from_client, to_server, note_in);
+    let down = copy(from_server, to_client, note_out);
+    tokio::try_join!(up, down).map(|_| ())
 }
 
 /// Until `from` has ended; its end is passed on.

@@ -10,19 +10,21 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use l4_vip::pool::EndpointState;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::http1::buffer::{Buffer, Spare};
 use crate::http1::side::{Side, some};
 use crate::http1::socket;
 use crate::stats::Series;
 use crate::table::{Backend, Server};
+use crate::tls::{ServerTls, ToServer};
 use crate::wait::Clock;
 
 /// Shorter than what most servers wait for the next request, so that we close first and no request meets a close.
@@ -60,13 +62,15 @@ pub(crate) enum Certainty {
 /// A connection to an endpoint; counts its bytes for backend and server. Boxed, because it is handed on a lot.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    stream: TcpStream,
+    stream: Stream,
     pub(crate) input: Buffer,
     worker: usize,
     backend: Arc<Series>,
     server: Arc<Series>,
     opened_at: u64,
     n_requests: u32,
+    /// As the labels had it then.
+    tls: Option<Arc<ServerTls>>,
     /// The endpoint was told whose it is, so nobody else may have it.
     is_announced: bool,
     /// Since the present request began.
@@ -74,17 +78,37 @@ pub(crate) struct Upstream {
     n_written: u64,
 }
 
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("connect failed: {0}")]
+    Tcp(#[from] io::Error),
+    #[error("TLS handshake failed: {0}")]
+    Tls(#[source] io::Error),
+}
+
 impl Upstreams {
     pub(crate) fn new(worker: usize, clock: Rc<Clock>) -> Self {
         Self { worker, clock, idle: RefCell::default() }
     }
 
-    /// An idle connection to the endpoint that is still open.
-    pub(crate) fn reuse(&self, endpoint: &Arc<EndpointState>, certainty: Certainty) -> Option<Box<Upstream>> {
+    /// An idle connection to the endpoint that is still open, and was made in TLS of this kind.
+    pub(crate) fn reuse(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        certainty: Certainty,
+        tls: Option<&Arc<ServerTls>>,
+    ) -> Option<Box<Upstream>> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(&key(endpoint))?;
         while let Some((mut connection, _)) = list.connections.pop() {
-            if connection.is_quiet(certainty) {
+            if connection.tls.as_ref() == tls && connection.is_quiet(certainty) {
                 (connection.n_read, connection.n_written) = (0, 0);
                 return Some(connection);
             }
@@ -92,19 +116,24 @@ impl Upstreams {
         None
     }
 
-    /// `greeting` is written before anything else: a PROXY header, or nothing.
+    /// `greeting` is written before anything else, TLS included: a PROXY header, or nothing.
     pub(crate) async fn connect(
         &self,
         backend: &Backend,
         server: &Server,
         greeting: &[u8],
-    ) -> io::Result<Box<Upstream>> {
+        tls: Option<ToServer>,
+    ) -> Result<Box<Upstream>, ConnectError> {
         let mut stream = TcpStream::connect(server.endpoint.address).await?;
         stream.set_nodelay(true)?;
         let is_announced = !greeting.is_empty();
         if is_announced {
             stream.write_all(greeting).await?;
         }
+        let stream = match tls {
+            None => Stream::Plain(stream),
+            Some(tls) => Stream::Tls(Box::new(tls.greet(stream).await.map_err(ConnectError::Tls)?)),
+        };
         Ok(Box::new(Upstream {
             stream,
             input: Buffer::default(),
@@ -112,6 +141,7 @@ impl Upstreams {
             backend: Arc::clone(&backend.series),
             server: Arc::clone(&server.series),
             opened_at: self.clock.now(),
+            tls: backend.labels.server_tls.clone(),
             n_requests: 0,
             is_announced,
             n_read: 0,
@@ -158,7 +188,7 @@ impl Upstreams {
                 return false;
             }
             list.connections
-                .retain(|(c, since)| now.saturating_sub(*since) < oldest && c.is_quiet(Certainty::Known));
+                .retain_mut(|(c, since)| now.saturating_sub(*since) < oldest && c.is_quiet(Certainty::Known));
             !list.connections.is_empty()
         });
     }
@@ -170,15 +200,28 @@ fn key(endpoint: &Arc<EndpointState>) -> usize {
 
 impl Upstream {
     /// Nothing has come on it, not even its end.
-    fn is_quiet(&self, certainty: Certainty) -> bool {
+    fn is_quiet(&mut self, certainty: Certainty) -> bool {
         let would_block =
             |result: io::Result<usize>| result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        let is_unread = |stream: &TcpStream| {
+            would_block(socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]))
+        };
+        let stream = match &mut self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => {
+                // Messages of TLS itself, tickets for one, are no response. What the kernel has and the runtime has not
+                // heard of yet could be anything.
+                let mut byte = [0];
+                let mut room = ReadBuf::new(&mut byte);
+                let mut cx = Context::from_waker(Waker::noop());
+                let is_silent = Pin::new(&mut **stream).poll_read(&mut cx, &mut room).is_pending();
+                return is_silent && (certainty == Certainty::Known || is_unread(stream.get_ref().0));
+            }
+        };
         match certainty {
             // Makes a system call only when the runtime has heard of something.
-            Certainty::Known => would_block(self.stream.try_read(&mut [0])),
-            Certainty::Asked => {
-                would_block(socket2::SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit()]))
-            }
+            Certainty::Known => would_block(stream.try_read(&mut [0])),
+            Certainty::Asked => is_unread(stream),
         }
     }
 
@@ -199,29 +242,44 @@ impl Side for Upstream {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, spare: &Spare) -> Poll<io::Result<usize>> {
-        let n = ready!(self.input.poll_receive(cx, &self.stream, spare))?;
+        let n = ready!(match &mut self.stream {
+            Stream::Plain(stream) => self.input.poll_receive(cx, stream, spare),
+            Stream::Tls(stream) => self.input.poll_fill(cx, &mut **stream, spare),
+        })?;
         self.n_read += n as u64;
         self.count_read(n);
         Poll::Ready(Ok(n))
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(socket::poll_send(cx, &self.stream, bytes))?;
+        let n = ready!(match &mut self.stream {
+            Stream::Plain(stream) => socket::poll_send(cx, stream, bytes),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+        })?;
         self.n_written += n as u64;
         self.count_written(n);
         Poll::Ready(some(n))
     }
 
-    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(_) => Poll::Ready(Ok(())),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+        }
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        }
     }
 
     fn plain(&self) -> Option<&TcpStream> {
-        Some(&self.stream)
+        match &self.stream {
+            Stream::Plain(stream) => Some(stream),
+            Stream::Tls(_) => None,
+        }
     }
 
     fn count_read(&self, n: usize) {

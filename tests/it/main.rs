@@ -16,6 +16,7 @@ mod failover;
 mod https;
 mod kernel;
 mod kernel_dns;
+mod kernel_resolvers;
 mod live_view;
 mod pods;
 mod random_faults;

@@ -56,7 +56,7 @@ pub struct DaemonArgs {
     /// Serve only apps of this group (label HAPROXY_GROUP); * serves all (repeatable)
     #[arg(long, value_name = "GROUP")]
     pub group: Vec<String>,
-    /// Serve only ports whose label HAPROXY_{n}_ENABLED is true
+    /// Serve only ports whose label HAPROXY_0_ENABLED (1, 2 …) is true
     #[arg(long)]
     pub strict_mode: bool,
     /// Behave as another program where Waymark differs on purpose (repeatable)
@@ -176,6 +176,9 @@ pub struct ConfigArgs {
     /// Whose defaults to show
     #[arg(value_enum, default_value = "dev")]
     pub mode: Mode,
+    /// JSON instead of TOML
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub daemon: DaemonArgs,
 }

@@ -60,6 +60,9 @@ pub enum AppCommand {
         /// A past version of the definition
         #[arg(long, value_name = "VERSION")]
         app_version: Option<String>,
+        /// It is JSON in any case; scripts may ask for it as they do elsewhere
+        #[arg(long, hide = true)]
+        json: bool,
     },
     /// Create an app from its JSON definition
     Add {

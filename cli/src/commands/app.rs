@@ -16,7 +16,7 @@ use crate::output::{self, Progress, Style, Table};
 pub async fn run(command: AppCommand) -> Result<(), Failure> {
     match command {
         AppCommand::List { marathon, json } => list(&Marathon::new(&marathon)?, json).await,
-        AppCommand::Show { marathon, id, app_version } => {
+        AppCommand::Show { marathon, id, app_version, json: _ } => {
             show(&Marathon::new(&marathon)?, &canonical(&id), app_version.as_deref()).await
         }
         AppCommand::Add { change, source } => add(&change, &source).await,

@@ -42,6 +42,8 @@ struct ServiceReport {
     backend: String,
     mode: String,
     reached_by: Vec<String>,
+    /// What takes the place of its instances, and how servers are spoken to when that is not plain text.
+    servers: Vec<String>,
     costs: Vec<&'static str>,
 }
 
@@ -163,6 +165,11 @@ fn service(backend: &Backend, index: usize, table: &Table, assigned: bool) -> Se
     for (host, _) in table.routes.passed_hosts().iter().filter(|(_, passed)| *passed == index) {
         reached_by.push(format!("{host} (its TLS, passed on as it is)"));
     }
+    let placed = labels.static_server.as_ref();
+    let placed =
+        placed.map(|s| format!("{}:{} ({}) takes the place of its instances", s.host, s.port, s.name));
+    let tls = labels.server_tls.as_ref().map(ToString::to_string);
+    let servers = placed.into_iter().chain(tls).collect();
     let mut costs = Vec::new();
     if labels.admission.login.is_some() {
         costs.push("a password that was not seen before takes some milliseconds to look at");
@@ -180,6 +187,7 @@ fn service(backend: &Backend, index: usize, table: &Table, assigned: bool) -> Se
             .and_then(|mode| mode.as_str().map(str::to_owned))
             .unwrap_or_default(),
         reached_by,
+        servers,
         costs,
     }
 }
@@ -227,6 +235,9 @@ fn text(report: &Report, style: Style) -> String {
             text.push_str(&format!(", hosts {}", service.reached_by.join(" ")));
         }
         text.push_str(&format!(", as {}\n", service.backend));
+        for server in &service.servers {
+            text.push_str(&format!("    {server}\n"));
+        }
         for cost in &service.costs {
             text.push_str(&format!("    {}\n", style.dim(cost)));
         }

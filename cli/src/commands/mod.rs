@@ -46,7 +46,10 @@ pub fn run(line: CommandLine) -> Result<ExitCode, Failure> {
         Command::Shell(args) => inside::shell(&args),
         Command::Config(args) => {
             let config = Config::of_mode(args.mode, &args.daemon, &Environment::of_process())?;
-            output::print(&config.to_toml()?)?;
+            match args.json {
+                true => output::print_json(&config.to_table()?)?,
+                false => output::print(&config.to_toml()?)?,
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {

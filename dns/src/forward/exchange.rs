@@ -14,6 +14,9 @@ use tokio::time::{Instant, timeout_at};
 use super::question::{Match, Spelled};
 use crate::config::MAX_UDP_PAYLOAD_BYTES;
 
+/// In the third byte of a message.
+const TRUNCATED: u8 = 0x02;
+
 /// Why one upstream gave no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
@@ -35,11 +38,8 @@ pub(crate) async fn ask(
     let id = rand::random();
     let query = spelled.packet(id);
     let answer = timeout_at(until, ask_udp(spelled, id, &query, upstream)).await??;
-    if let UdpAnswer::Good(packet) = answer {
-        let message = Message::from_vec(&packet)?;
-        if !message.metadata.truncation {
-            return Ok(message);
-        }
+    if let UdpAnswer::Whole(packet) = answer {
+        return Ok(Message::from_vec(&packet)?);
     }
     let packet = timeout_at(until, ask_tcp(&query, upstream)).await??;
     // A connection is nothing that a stranger could write into, so the spelling does not matter here.
@@ -50,9 +50,9 @@ pub(crate) async fn ask(
 }
 
 enum UdpAnswer {
-    Good(Vec<u8>),
-    /// Right but for its spelling.
-    Doubtful,
+    Whole(Vec<u8>),
+    /// It was cut, wherever that was, or is right but for its spelling.
+    AskOverTcp,
 }
 
 async fn ask_udp(spelled: &Spelled, id: u16, query: &[u8], upstream: SocketAddr) -> io::Result<UdpAnswer> {
@@ -67,10 +67,11 @@ async fn ask_udp(spelled: &Spelled, id: u16, query: &[u8], upstream: SocketAddr)
         let n = socket.recv(&mut packet).await?;
         match spelled.is_answered_by(&packet[..n], id) {
             Match::No => {}
-            Match::OtherSpelling => return Ok(UdpAnswer::Doubtful),
+            Match::OtherSpelling => return Ok(UdpAnswer::AskOverTcp),
+            Match::Exact if packet[2] & TRUNCATED != 0 => return Ok(UdpAnswer::AskOverTcp),
             Match::Exact => {
                 packet.truncate(n);
-                return Ok(UdpAnswer::Good(packet));
+                return Ok(UdpAnswer::Whole(packet));
             }
         }
     }

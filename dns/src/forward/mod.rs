@@ -146,7 +146,7 @@ impl Forwarder {
         };
         let flight = match known.flight {
             Some(flight) => {
-                if *flight.spelled.question == *foreign.question && has_letters(&foreign.question) {
+                if flight.spelled.is_certainly(&foreign.question) {
                     self.found_loop(foreign, &upstreams);
                     counters.forwarded(ForwardOutcome::Looped);
                     fail(foreign, ResponseCode::ServFail, counters, out);
@@ -254,11 +254,6 @@ pub(crate) fn relay(answer: Message, foreign: &Foreign, out: &mut Vec<u8>) -> bo
         stored.write(foreign, Age::Seconds(0), out);
     }
     stored.is_some()
-}
-
-/// A question without letters looks the same in every spelling.
-fn has_letters(question: &[u8]) -> bool {
-    question.iter().filter(|byte| byte.is_ascii_alphabetic()).count() >= 6
 }
 
 fn give(

@@ -81,6 +81,9 @@ impl Key {
     }
 }
 
+/// So many letters make a spelling that nobody else chooses by chance.
+const N_TELLING_LETTERS: usize = 12;
+
 /// One question as upstreams are asked it: in a random spelling, which whoever answers has to repeat (0x20), as
 /// somebody who forges an answer cannot. The spelling also shows whether our own question has come back to us.
 #[derive(Debug)]
@@ -117,7 +120,21 @@ impl Spelled {
             }
             at = end;
         }
+        let name = &question[..name_bytes];
+        if name == &key.question()[..name_bytes] {
+            // The spelling that most clients use says nothing.
+            if let Some(letter) = question[..name_bytes].iter_mut().find(|byte| byte.is_ascii_lowercase()) {
+                letter.make_ascii_uppercase();
+            }
+        }
         Self { key, question: question.into(), payload_bytes }
+    }
+
+    /// Whether a client's question can only be this one come back, and not a client who chose the same spelling.
+    pub fn is_certainly(&self, question: &[u8]) -> bool {
+        let name = &self.question[..self.question.len() - TYPE_AND_CLASS_BYTES];
+        let n_letters = name.iter().filter(|byte| byte.is_ascii_alphabetic()).count();
+        n_letters >= N_TELLING_LETTERS && *self.question == *question
     }
 
     /// The packet under an id of its own, with our own EDNS terms: they hold per hop (RFC 6891 section 6.1).
@@ -162,7 +179,15 @@ mod tests {
         let lower = b"\x07example\x03com\0\0\x01\0\x01";
         let key = Key([&lower[..], &[2]].concat().into());
         let spelled: Vec<Spelled> = (0..64).map(|_| Spelled::new(key.clone(), 1232)).collect();
-        assert!(spelled.iter().any(|s| *s.question != lower[..]));
+        assert!(spelled.iter().all(|s| *s.question != lower[..]), "never as most clients spell it");
+        assert!(spelled.iter().any(|s| s.question != spelled[0].question));
+        assert!(
+            spelled.iter().all(|s| !s.is_certainly(&s.question)),
+            "ten letters may be the same by chance"
+        );
+        let long =
+            Spelled::new(Key([&b"\x07example\x07example"[..], &lower[8..], &[2]].concat().into()), 1232);
+        assert!(long.is_certainly(&long.question) && !long.is_certainly(long.key.question()));
         for spelled in &spelled {
             let mut packet = spelled.packet(7);
             assert_eq!(packet.len(), HEADER + lower.len() + 11);

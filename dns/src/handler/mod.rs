@@ -7,7 +7,7 @@ mod remembered;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,7 +21,7 @@ use self::remembered::{Given, Remembered};
 use crate::config::{Config, MIN_UDP_PAYLOAD_BYTES};
 use crate::cookies::Cookies;
 use crate::forward::Foreign;
-use crate::networks::Networks;
+use crate::networks::{Network, Networks};
 use crate::rate::{Limiter, Verdict};
 use crate::stats::{Counters, OTHER_ZONE, Silence, Source, Transport};
 use crate::wire::{
@@ -64,7 +64,7 @@ impl Terms {
             cookies: Cookies::new(config.cookie_secret.unwrap_or_else(rand::random)),
             limiter: (config.rate_limit_per_sec > 0)
                 .then(|| Limiter::new(config.rate_limit_per_sec, config.rate_limit_slip)),
-            local_networks: Networks::new(&config.local_networks),
+            local_networks: Networks::new(&[&config.local_networks[..], &this_host(config)].concat()),
             has_upstreams: AtomicBool::new(false),
         }
     }
@@ -214,7 +214,8 @@ impl Responder {
         reply.finish(code);
         if is_lasting && code == ResponseCode::NoError {
             let (record_type, (zone, source)) = (query.record_type, counted);
-            self.remembered.put(packet, &out[start..], Given { record_type, code, zone, source });
+            let given = Given { record_type, code, zone, source };
+            self.remembered.put(packet, query.head().question.len(), &out[start..], given);
         }
         let about = about.map(|name| (name, u16::from(query.record_type), code.low()));
         self.conclude(asker, about, code, counted, start, out)
@@ -299,6 +300,14 @@ impl Terms {
         }
         opt
     }
+}
+
+/// Whoever asks one of the host's own addresses from the host itself does so under that very address, which nobody else
+/// can have (the kernel drops such packets from outside).
+fn this_host(config: &Config) -> Vec<Network> {
+    let own = config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+    let own = own.chain(config.node_addresses.iter().copied()).chain(config.public_addresses.iter().copied());
+    own.map(Network::host).collect()
 }
 
 /// Seconds since 1970, as far as 32 bits go.

@@ -13,40 +13,53 @@ use hickory_server::proto::rr::RecordType;
 
 use super::Recursion;
 use crate::stats::Source;
+use crate::wire::HEADER;
 use crate::zone::Zone;
 
-/// Of a query behind its id, which differs each time.
+/// Of a query behind its id.
 const MAX_QUERY_BYTES: usize = 72;
-/// Of a reply behind its id.
-const MAX_REPLY_BYTES: usize = 104;
+/// Of a reply behind its question: an answer, or an SOA record, and OPT.
+const MAX_TAIL_BYTES: usize = 72;
 const ID: usize = 2;
+/// Of a message, behind its id.
+const HEAD: usize = HEADER - ID;
+/// A query may be in any place of its set.
+const N_WAYS: usize = 8;
 /// A socket that is never asked has no places at all.
-const FIRST_PLACES: usize = 256;
-/// 3 MiB.
-const MAX_PLACES: usize = 16_384;
+const FIRST_SETS: usize = 32;
+/// 3 MiB of places.
+const MAX_SETS: usize = 2048;
+/// Where all places are taken, so many queries pass before one of them takes a place. Were it each one, names that are
+/// asked for in turn would all push each other out before they are asked for again.
+const STEADINESS: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Remembered {
     hasher: FixedState,
-    /// A query has one place, and the newest query has it. As many as a power of two, or none.
+    /// As many as a power of two, or none.
+    sets: Box<[Tags]>,
+    /// [`N_WAYS`] for each set.
     places: Box<[Place]>,
-    /// Replies that gave way to another query's since the places became more.
-    n_displaced: usize,
+    /// Queries that found their set full since the places became more.
+    n_without_place: usize,
     /// What the replies follow from. Held, so that no other zone can come to lie at its address.
     zone: Option<Arc<Zone>>,
     recursion: Recursion,
-    /// Of the zone and the recursion. A place of another turn is empty.
-    turn: u32,
 }
 
+/// A part of the hash of what each place of a set holds: most places need not be looked at. 0: nothing.
+type Tags = [u16; N_WAYS];
+
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 struct Place {
-    turn: u32,
-    given: Given,
     n_query_bytes: u8,
-    n_reply_bytes: u8,
+    n_question_bytes: u8,
+    n_tail_bytes: u8,
+    head: [u8; HEAD],
     query: [u8; MAX_QUERY_BYTES],
-    reply: [u8; MAX_REPLY_BYTES],
+    tail: [u8; MAX_TAIL_BYTES],
+    given: Given,
 }
 
 /// What a reply is counted as.
@@ -59,28 +72,35 @@ pub(super) struct Given {
 }
 
 const EMPTY: Place = Place {
-    turn: 0,
+    n_query_bytes: 0,
+    n_question_bytes: 0,
+    n_tail_bytes: 0,
+    head: [0; HEAD],
+    query: [0; MAX_QUERY_BYTES],
+    tail: [0; MAX_TAIL_BYTES],
     given: Given {
         record_type: RecordType::ZERO,
         code: ResponseCode::NoError,
         zone: 0,
         source: Source::None,
     },
-    n_query_bytes: 0,
-    n_reply_bytes: 0,
-    query: [0; MAX_QUERY_BYTES],
-    reply: [0; MAX_REPLY_BYTES],
 };
+
+impl Place {
+    fn holds(&self, query: &[u8]) -> bool {
+        self.query[..usize::from(self.n_query_bytes)] == *query
+    }
+}
 
 impl Remembered {
     pub fn new() -> Self {
         Self {
             hasher: FixedState::with_seed(rand::random()),
+            sets: Box::default(),
             places: Box::default(),
-            n_displaced: 0,
+            n_without_place: 0,
             zone: None,
             recursion: Recursion::Unavailable,
-            turn: 0,
         }
     }
 
@@ -101,53 +121,63 @@ impl Remembered {
         if !self.is_of(zone) || self.recursion != recursion {
             self.zone = Some(Arc::clone(zone));
             self.recursion = recursion;
-            self.forget();
+            self.sets.fill([0; N_WAYS]);
         }
         let (id, query) = packet.split_at_checked(ID)?;
-        let place = self.places.get(self.place_of(query)?)?;
-        if place.turn != self.turn || &place.query[..usize::from(place.n_query_bytes)] != query {
-            return None;
-        }
+        let (set, tag) = self.set_of(query)?;
+        let tags = &self.sets[set];
+        let place = (0..N_WAYS)
+            .filter(|way| tags[*way] == tag)
+            .map(|way| &self.places[set * N_WAYS + way])
+            .find(|place| place.holds(query))?;
         out.extend_from_slice(id);
-        out.extend_from_slice(&place.reply[..usize::from(place.n_reply_bytes)]);
+        out.extend_from_slice(&place.head);
+        out.extend_from_slice(&query[HEAD..HEAD + usize::from(place.n_question_bytes)]);
+        out.extend_from_slice(&place.tail[..usize::from(place.n_tail_bytes)]);
         Some(place.given)
     }
 
-    /// Keeps the reply to a query for the next who asks the same.
-    pub fn put(&mut self, packet: &[u8], reply: &[u8], given: Given) {
-        let (Some(query), Some(reply)) = (packet.get(ID..), reply.get(ID..)) else { return };
-        if query.len() > MAX_QUERY_BYTES || reply.len() > MAX_REPLY_BYTES {
+    /// Keeps the reply to a query, whose question it repeats, for the next who asks the same.
+    pub fn put(&mut self, packet: &[u8], n_question_bytes: usize, reply: &[u8], given: Given) {
+        let (Some(query), Some(head)) = (packet.get(ID..), reply.get(ID..HEADER)) else { return };
+        let Some(tail) = reply.get(HEADER + n_question_bytes..) else { return };
+        if query.len() > MAX_QUERY_BYTES || tail.len() > MAX_TAIL_BYTES {
             return;
         }
-        if self.places.is_empty() || (self.n_displaced > self.places.len() && self.places.len() < MAX_PLACES)
-        {
-            let n = (self.places.len() * 4).clamp(FIRST_PLACES, MAX_PLACES);
-            self.places = vec![EMPTY; n].into_boxed_slice();
-            self.n_displaced = 0;
+        if self.sets.is_empty() || (self.n_without_place > self.places.len() && self.sets.len() < MAX_SETS) {
+            let n_sets = (self.sets.len() * 4).clamp(FIRST_SETS, MAX_SETS);
+            self.sets = vec![[0; N_WAYS]; n_sets].into_boxed_slice();
+            self.places = vec![EMPTY; n_sets * N_WAYS].into_boxed_slice();
+            self.n_without_place = 0;
         }
-        let Some(at) = self.place_of(query) else { return };
-        let place = &mut self.places[at];
-        self.n_displaced += usize::from(place.turn == self.turn);
-        place.turn = self.turn;
+        let Some((set, tag)) = self.set_of(query) else { return };
+        let Some(way) = self.way_to_fill(set) else { return };
+        self.sets[set][way] = tag;
+        let place = &mut self.places[set * N_WAYS + way];
         place.given = given;
         place.n_query_bytes = query.len() as u8;
-        place.n_reply_bytes = reply.len() as u8;
+        place.n_question_bytes = n_question_bytes as u8;
+        place.n_tail_bytes = tail.len() as u8;
+        place.head.copy_from_slice(head);
         place.query[..query.len()].copy_from_slice(query);
-        place.reply[..reply.len()].copy_from_slice(reply);
+        place.tail[..tail.len()].copy_from_slice(tail);
     }
 
-    fn place_of(&self, query: &[u8]) -> Option<usize> {
-        let last = self.places.len().checked_sub(1)?;
-        Some(self.hasher.hash_one(query) as usize & last)
-    }
-
-    fn forget(&mut self) {
-        self.turn = self.turn.wrapping_add(1);
-        if self.turn == 0 {
-            // Places of four thousand million turns ago would be taken for new ones.
-            self.places = Box::default();
-            self.turn = 1;
+    /// An empty place of a set, or sometimes one that has to make room.
+    fn way_to_fill(&mut self, set: usize) -> Option<usize> {
+        if let Some(empty) = self.sets[set].iter().position(|tag| *tag == 0) {
+            return Some(empty);
         }
+        self.n_without_place = self.n_without_place.wrapping_add(1);
+        let turn = self.n_without_place / STEADINESS;
+        (self.n_without_place % STEADINESS == 0).then_some(turn % N_WAYS)
+    }
+
+    /// Where a query would be, and its tag.
+    fn set_of(&self, query: &[u8]) -> Option<(usize, u16)> {
+        let last = self.sets.len().checked_sub(1)?;
+        let hash = self.hasher.hash_one(query);
+        Some((hash as usize & last, (hash >> 48) as u16 | 1))
     }
 }
 
@@ -169,40 +199,65 @@ mod tests {
         of.reply(zone, Recursion::Unavailable, packet, &mut out).map(|_| out)
     }
 
+    /// A message that repeats the question `name`.
+    fn message(id: &[u8; 2], name: &[u8], tail: &[u8]) -> Vec<u8> {
+        [&id[..], &[7; HEAD], name, tail].concat()
+    }
+
+    fn put(into: &mut Remembered, name: &[u8], tail: &[u8]) {
+        into.put(&message(b"\0\x01", name, b"opt"), name.len(), &message(b"\0\x01", name, tail), GIVEN);
+    }
+
+    fn asked(of: &mut Remembered, zone: &Arc<Zone>, name: &[u8]) -> Option<Vec<u8>> {
+        recall(of, zone, &message(b"\xab\xcd", name, b"opt"))
+    }
+
     #[test]
     fn the_same_question_gets_the_same_reply_under_its_own_id() {
         let (mut remembered, zone) = (Remembered::new(), zone());
-        assert_eq!(recall(&mut remembered, &zone, b"\0\x01query"), None);
-        remembered.put(b"\0\x01query", b"\0\x01reply", GIVEN);
-        assert_eq!(recall(&mut remembered, &zone, b"\xab\xcdquery").as_deref(), Some(&b"\xab\xcdreply"[..]));
-        assert_eq!(recall(&mut remembered, &zone, b"\0\x01Query"), None, "the spelling is a part of it");
+        assert_eq!(asked(&mut remembered, &zone, b"name"), None);
+        put(&mut remembered, b"name", b"answer");
+        let expect = message(b"\xab\xcd", b"name", b"answer");
+        assert_eq!(asked(&mut remembered, &zone, b"name"), Some(expect));
+        assert_eq!(asked(&mut remembered, &zone, b"Name"), None, "the spelling is a part of it");
         assert_eq!(recall(&mut remembered, &zone, b"\0"), None);
-        remembered.put(b"\0\x01long", &[0; MAX_REPLY_BYTES + ID + 1], GIVEN);
-        assert_eq!(recall(&mut remembered, &zone, b"\0\x01long"), None);
+        put(&mut remembered, b"long", &[0; MAX_TAIL_BYTES + 1]);
+        assert_eq!(asked(&mut remembered, &zone, b"long"), None);
     }
 
     #[test]
     fn nothing_outlives_its_zone_or_its_recursion() {
         let (mut remembered, zones) = (Remembered::new(), [zone(), zone()]);
         for zone in [&zones[0], &zones[1], &zones[0]] {
-            assert_eq!(recall(&mut remembered, zone, b"\0\x01query"), None);
+            assert_eq!(asked(&mut remembered, zone, b"name"), None);
             assert!(remembered.is_of(zone));
-            remembered.put(b"\0\x01query", b"\0\x01reply", GIVEN);
-            assert!(recall(&mut remembered, zone, b"\0\x01query").is_some());
+            put(&mut remembered, b"name", b"answer");
+            assert!(asked(&mut remembered, zone, b"name").is_some());
         }
-        let mut out = Vec::new();
-        assert!(remembered.reply(&zones[0], Recursion::Available, b"\0\x01query", &mut out).is_none());
+        let (mut out, packet) = (Vec::new(), message(b"\0\x01", b"name", b"opt"));
+        assert!(remembered.reply(&zones[0], Recursion::Available, &packet, &mut out).is_none());
     }
 
     #[test]
-    fn places_become_more_when_they_do_not_do_but_have_a_limit() {
+    fn names_that_are_asked_for_in_turn_find_places_and_the_places_have_a_limit() {
         let (mut remembered, zone) = (Remembered::new(), zone());
-        let query = |n: u32| [&b"\0\0"[..], &n.to_be_bytes()].concat();
-        for n in (0..2).flat_map(|_| 0..100_000) {
-            recall(&mut remembered, &zone, &query(n));
-            remembered.put(&query(n), b"\0\0reply", GIVEN);
-        }
-        assert_eq!(remembered.places.len(), MAX_PLACES);
-        assert!(recall(&mut remembered, &zone, &query(99_999)).is_some());
+        let mut n_known_of = |names: std::ops::Range<u32>| {
+            let mut n_known = 0;
+            for _ in 0..3 {
+                n_known = 0;
+                for n in names.clone() {
+                    match asked(&mut remembered, &zone, &n.to_be_bytes()) {
+                        Some(_) => n_known += 1,
+                        None => put(&mut remembered, &n.to_be_bytes(), b"answer"),
+                    }
+                }
+            }
+            (n_known, remembered.places.len())
+        };
+        let (n_known, _) = n_known_of(0..10_000);
+        assert!(n_known > 9_000, "{n_known}");
+        let (n_known, n_places) = n_known_of(0..100_000);
+        assert_eq!(n_places, MAX_SETS * N_WAYS);
+        assert!(n_known > n_places / 2, "{n_known}");
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! Unchanged apps are the same `Arc` in the next snapshot: what changed can be told by comparing pointers.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -14,7 +13,7 @@ use super::app::{App, AppId};
 use super::holding::{Apps, Changes, Holding, ProblemsChanged};
 use super::instance::{InstanceId, InstanceState};
 use super::problem::Problem;
-use super::vip::{Claims, Family, Reserved, VipPool, VipTarget, Vips, before_endpoints};
+use super::vip::{Register, Reserved, VipPool, Vips};
 
 /// The number of a snapshot. 0 is the empty one that exists before the first sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -92,20 +91,11 @@ pub struct AppUpdate {
 /// The working copy of the only writer. Collects changes until [`Catalog::snapshot`] takes them all at once.
 #[derive(Debug)]
 pub struct Catalog {
-    config: CatalogConfig,
+    framework: Arc<str>,
     frameworks: Frameworks,
     leaders: Leaders,
     held: Holding,
-    /// Addresses that no VIP may have on this node.
-    reserved: Vec<Reserved>,
-    /// What the table of VIPs is made of, app by app, to know when it has to be made anew.
-    claims: BTreeMap<AppId, Claims>,
-    /// Addresses that somebody chose for a VIP, and how many apps did.
-    chosen: BTreeMap<IpAddr, usize>,
-    /// How many services give a VIP endpoints of each family.
-    families: BTreeMap<(VipTarget, Family), usize>,
-    vips: Arc<Vips>,
-    vip_problems: Vec<Problem>,
+    vips: Register,
     problems: Arc<[Problem]>,
     changed: bool,
     generation: Generation,
@@ -114,16 +104,11 @@ pub struct Catalog {
 impl Catalog {
     pub fn new(config: CatalogConfig) -> Self {
         Self {
-            config,
+            framework: config.framework,
             frameworks: Frameworks::new(),
             leaders: Leaders::default(),
             held: Holding::default(),
-            reserved: Vec::new(),
-            claims: BTreeMap::new(),
-            chosen: BTreeMap::new(),
-            families: BTreeMap::new(),
-            vips: Arc::default(),
-            vip_problems: Vec::new(),
+            vips: Register::new(config.vip_pools),
             problems: Arc::default(),
             changed: false,
             generation: Generation::UNSYNCED,
@@ -131,8 +116,9 @@ impl Catalog {
     }
 
     /// Keeps VIPs off addresses that are somebody else's on this node.
-    pub fn reserving(self, reserved: Vec<Reserved>) -> Self {
-        Self { reserved, ..self }
+    pub fn reserving(mut self, reserved: Vec<Reserved>) -> Self {
+        self.vips.reserve(reserved);
+        self
     }
 
     pub fn app(&self, id: &AppId) -> Option<&Arc<App>> {
@@ -141,8 +127,8 @@ impl Catalog {
 
     /// The scheduler's own name, learnt after the start.
     pub fn set_framework(&mut self, framework: &str) {
-        if *self.config.framework != *framework {
-            self.config.framework = framework.into();
+        if *self.framework != *framework {
+            self.framework = framework.into();
             self.changed = true;
         }
     }
@@ -166,7 +152,7 @@ impl Catalog {
     }
 
     pub fn framework(&self) -> &Arc<str> {
-        &self.config.framework
+        &self.framework
     }
 
     /// Takes a complete list: apps that are not in it are gone.
@@ -220,103 +206,29 @@ impl Catalog {
         if !self.changed && self.generation > Generation::UNSYNCED {
             return None;
         }
-        let mut problems_differ = problems == ProblemsChanged::Yes;
-        if self.take_claims(&apps) {
-            let (vips, problems) =
-                Vips::allocate(&self.vips, self.claims.values(), &self.config.vip_pools, &self.reserved);
-            problems_differ |= self.vip_problems != problems;
-            self.vip_problems = problems;
-            if vips != *self.vips {
-                self.vips = Arc::new(vips);
-            }
-        }
-        if problems_differ {
-            self.problems = self.held.problems().chain(&self.vip_problems).cloned().collect();
+        let of_vips = self.vips.follow(apps.iter().map(|id| (id, self.held.app(id).map(|app| &**app))));
+        if [problems, of_vips].contains(&ProblemsChanged::Yes) {
+            self.problems = self.held.problems().chain(self.vips.problems()).cloned().collect();
         }
         self.changed = false;
         self.generation = Generation(self.generation.0 + 1);
         Some(Arc::new(Snapshot {
             generation: self.generation,
-            framework: Arc::clone(&self.config.framework),
+            framework: Arc::clone(&self.framework),
             frameworks: self.frameworks.clone(),
             leaders: self.leaders,
             apps: self.held.apps().clone(),
             n_instances: self.held.n_instances(),
-            vips: Arc::clone(&self.vips),
+            vips: Arc::clone(self.vips.vips()),
             problems: Arc::clone(&self.problems),
         }))
-    }
-
-    /// Notes what the changed apps claim now, and tells whether the table of VIPs may differ from before.
-    fn take_claims(&mut self, changed: &BTreeSet<AppId>) -> bool {
-        let mut differ = false;
-        for id in changed {
-            let claims = self.held.app(id).map(|app| Claims::of(app));
-            let known = self.claims.get(id);
-            if known == claims.as_ref() {
-                continue;
-            }
-            differ = differ || self.matters(known, claims.as_ref().unwrap_or(&Claims::default()));
-            let touched: BTreeSet<VipTarget> =
-                known.into_iter().chain(&claims).flat_map(Claims::targets).cloned().collect();
-            let before: Vec<BTreeSet<Family>> = touched.iter().map(|t| self.families_of(t)).collect();
-            for ip in known.into_iter().flat_map(Claims::chosen) {
-                take_one(&mut self.chosen, ip);
-            }
-            for fed in known.into_iter().flat_map(Claims::families) {
-                take_one(&mut self.families, fed);
-            }
-            for ip in claims.iter().flat_map(Claims::chosen) {
-                *self.chosen.entry(ip).or_default() += 1;
-            }
-            for fed in claims.iter().flat_map(Claims::families) {
-                *self.families.entry(fed).or_default() += 1;
-            }
-            differ = differ || !touched.iter().map(|t| self.families_of(t)).eq(before);
-            match claims {
-                Some(claims) => self.claims.insert(id.clone(), claims),
-                None => self.claims.remove(id),
-            };
-        }
-        differ
-    }
-
-    /// The families that a VIP's addresses may have.
-    fn families_of(&self, target: &VipTarget) -> BTreeSet<Family> {
-        let has = |family: &Family| self.families.contains_key(&(target.clone(), *family));
-        let found: BTreeSet<Family> = [Family::Ipv4, Family::Ipv6].into_iter().filter(has).collect();
-        match target {
-            _ if !found.is_empty() => found,
-            VipTarget::Named(_) => [before_endpoints(&self.config.vip_pools)].into(),
-            VipTarget::Ip(ip) => [Family::of(*ip)].into(),
-        }
-    }
-
-    /// Whether the table of VIPs may differ, families apart, when an app's claims change.
-    fn matters(&self, old: Option<&Claims>, new: &Claims) -> bool {
-        let nothing = Claims::default();
-        let old = old.unwrap_or(&nothing);
-        // Agents come and go with every instance; they matter where a VIP is, or could be.
-        let is_near = |ip: &IpAddr| {
-            self.chosen.contains_key(ip) || self.config.vip_pools.iter().any(|pool| pool.contains(*ip))
-        };
-        let services_differ = (old.has_vips() || new.has_vips()) && !old.same_services(new);
-        services_differ || old.agents().symmetric_difference(new.agents()).any(is_near)
-    }
-}
-
-/// Counts one less; what nobody counts is forgotten.
-fn take_one<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) {
-    if let Entry::Occupied(mut n) = counts.entry(key) {
-        *n.get_mut() -= 1;
-        if *n.get() == 0 {
-            n.remove();
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::super::*;
     use super::*;
 

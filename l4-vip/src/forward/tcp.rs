@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use super::direction::{Broken, Direction, Shared};
 use super::{MAX_TRIES, is_local};
 use crate::policy::Policy;
-use crate::pool::{InFlight, Pool};
+use crate::pool::{EndpointState, InFlight, Pool};
 use crate::stats::Counters;
 
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,8 @@ pub enum Outcome {
     NoEndpoint,
     /// No endpoint that was tried accepted.
     Unreachable,
+    /// All endpoints had as many connections as they may for too long.
+    NoRoom,
     ClientReset,
     EndpointReset,
     /// Nothing moved for longer than the configuration allows.
@@ -55,12 +58,63 @@ pub struct Ended {
     pub bytes_out: u64,
 }
 
+/// Where a client's connection may go, and who counts it.
+#[derive(Debug)]
+pub struct Destination<'a, R = Unlimited> {
+    pub pool: &'a Pool,
+    pub counters: &'a Counters,
+    pub rooms: R,
+}
+
+impl<'a> Destination<'a> {
+    /// To any endpoint, however many connections it has.
+    pub fn unlimited(pool: &'a Pool, counters: &'a Counters) -> Self {
+        Self { pool, counters, rooms: Unlimited }
+    }
+}
+
+/// Who may have how many connections.
+pub trait Rooms {
+    type Place: Place;
+
+    /// `None`: the endpoint has as many as it may.
+    fn enter(&self, endpoint: &Arc<EndpointState>) -> Option<Self::Place>;
+
+    /// All endpoints had; returns the place at the first that has one less. `None`: it took too long, or `client` left.
+    fn wait(&self, client: &TcpStream) -> impl Future<Output = Option<Self::Place>>;
+}
+
+/// Counts a connection as in flight at an endpoint until it is dropped.
+pub trait Place {
+    fn endpoint(&self) -> &Arc<EndpointState>;
+}
+
+impl Place for InFlight {
+    fn endpoint(&self) -> &Arc<EndpointState> {
+        self.endpoint()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Unlimited;
+
+impl Rooms for Unlimited {
+    type Place = InFlight;
+
+    fn enter(&self, endpoint: &Arc<EndpointState>) -> Option<InFlight> {
+        Some(endpoint.begin())
+    }
+
+    async fn wait(&self, _: &TcpStream) -> Option<InFlight> {
+        None
+    }
+}
+
 /// A connection to an endpoint.
 #[derive(Debug)]
-pub struct Connected {
+pub struct Connected<P = InFlight> {
     pub stream: TcpStream,
-    /// Counts it as in flight until it is dropped.
-    pub in_flight: InFlight,
+    pub place: P,
 }
 
 /// One per worker: holds the buffer and the pipes that its connections share.
@@ -86,7 +140,7 @@ impl Forwarder {
         pool: &Pool,
         counters: &Counters,
     ) -> Outcome {
-        self.forward_after(&[], client, peer, pool, counters).await.outcome
+        self.forward_after(&[], client, peer, Destination::unlimited(pool, counters)).await.outcome
     }
 
     /// The same, with these bytes in front of the client's: a PROXY header.
@@ -95,11 +149,10 @@ impl Forwarder {
         greeting: &[u8],
         client: TcpStream,
         peer: IpAddr,
-        pool: &Pool,
-        counters: &Counters,
+        to: Destination<'_, impl Rooms>,
     ) -> Ended {
         let moved = Moved::default();
-        let outcome = self.serve(greeting, client, peer, pool, counters, &moved).await;
+        let outcome = self.serve(greeting, client, peer, &to, &moved).await;
         Ended { outcome, bytes_in: moved.bytes_in.get(), bytes_out: moved.bytes_out.get() }
     }
 
@@ -108,12 +161,12 @@ impl Forwarder {
         greeting: &[u8],
         client: TcpStream,
         peer: IpAddr,
-        pool: &Pool,
-        counters: &Counters,
+        to: &Destination<'_, impl Rooms>,
         moved: &Moved,
     ) -> Outcome {
         let mut client = Socket::new(client);
-        let Connected { stream: server, in_flight } = match self.connect_to_one(peer, pool, counters).await {
+        let counters = to.counters;
+        let Connected { stream: server, place } = match self.connect_to_one(&client, peer, to).await {
             Ok(connected) => connected,
             Err(outcome) => return outcome,
         };
@@ -123,7 +176,7 @@ impl Forwarder {
             counters.n_resets.add(1);
             return Outcome::EndpointReset;
         }
-        let relay = self.relay(&client, &server, &in_flight, counters, moved);
+        let relay = self.relay(&client, &server, place.endpoint(), counters, moved);
         let outcome = match self.options.idle_timeout {
             None => relay.await,
             Some(timeout) => tokio::select! {
@@ -142,50 +195,63 @@ impl Forwarder {
         outcome
     }
 
-    /// Connects to an endpoint, for whoever relays the bytes himself (and counts them).
-    pub async fn connect_to_one(
+    /// Connects to an endpoint for a client, for whoever relays the bytes himself (and counts them).
+    pub async fn connect_to_one<R: Rooms>(
         &self,
+        client: &TcpStream,
         peer: IpAddr,
-        pool: &Pool,
-        counters: &Counters,
-    ) -> Result<Connected, Outcome> {
-        counters.n_connections.add(1);
-        let connected = self.try_endpoints(peer, pool, counters).await;
+        to: &Destination<'_, R>,
+    ) -> Result<Connected<R::Place>, Outcome> {
+        to.counters.n_connections.add(1);
+        let connected = self.try_endpoints(client, peer, to).await;
         match connected {
-            Err(Outcome::NoEndpoint) => counters.n_no_endpoint.add(1),
-            Err(_) => counters.n_unreachable.add(1),
+            Err(Outcome::NoEndpoint) => to.counters.n_no_endpoint.add(1),
+            Err(_) => to.counters.n_unreachable.add(1),
             Ok(_) => {}
         }
         connected
     }
 
-    async fn try_endpoints(
+    async fn try_endpoints<R: Rooms>(
         &self,
+        client: &TcpStream,
         peer: IpAddr,
-        pool: &Pool,
-        counters: &Counters,
-    ) -> Result<Connected, Outcome> {
+        to: &Destination<'_, R>,
+    ) -> Result<Connected<R::Place>, Outcome> {
+        let Destination { pool, counters, rooms } = to;
         let mut outcome = Outcome::NoEndpoint;
-        for choice in pool.choose(peer).take(MAX_TRIES) {
+        let mut choices = pool.choose(peer);
+        let mut n_full = 0;
+        for _ in 0..MAX_TRIES {
+            let free = choices.find_map(|choice| {
+                let place = rooms.enter(choice.endpoint);
+                n_full += u32::from(place.is_none());
+                place
+            });
+            let place = match free {
+                Some(place) => place,
+                None if n_full > 0 => rooms.wait(client).await.ok_or(Outcome::NoRoom)?,
+                None => break,
+            };
             outcome = Outcome::Unreachable;
-            let in_flight = choice.endpoint.begin();
+            let endpoint = place.endpoint();
             let began = (pool.policy() == Policy::P2c).then(Instant::now);
-            match connect(choice.endpoint.address, self.options.connect_timeout).await {
-                Ok(server) => {
-                    choice.endpoint.connect_succeeded();
+            match connect(endpoint.address, self.options.connect_timeout).await {
+                Ok(stream) => {
+                    endpoint.connect_succeeded();
                     if let Some(began) = began {
-                        choice.endpoint.connect_took(began.elapsed());
+                        endpoint.connect_took(began.elapsed());
                     }
-                    pool.keep(peer, choice.endpoint);
-                    return Ok(Connected { stream: server, in_flight });
+                    pool.keep(peer, endpoint);
+                    return Ok(Connected { stream, place });
                 }
                 // Not the endpoint's fault, so it is not counted against it.
                 Err(e) if is_local(&e) => counters.n_local_failures.add(1),
                 Err(_) => {
                     counters.n_connect_failures.add(1);
-                    choice.endpoint.connect_failed();
+                    endpoint.connect_failed();
                     if let Some(began) = began {
-                        choice.endpoint.connect_took(began.elapsed().max(self.options.connect_timeout));
+                        endpoint.connect_took(began.elapsed().max(self.options.connect_timeout));
                     }
                 }
             }
@@ -197,7 +263,7 @@ impl Forwarder {
         &self,
         client: &TcpStream,
         server: &TcpStream,
-        in_flight: &InFlight,
+        endpoint: &EndpointState,
         counters: &Counters,
         moved: &Moved,
     ) -> Outcome {
@@ -206,7 +272,7 @@ impl Forwarder {
             let n = direction.take_moved();
             if n > 0 {
                 moved.bytes_in.set(moved.bytes_in.get() + n);
-                in_flight.endpoint().add_bytes_in(n);
+                endpoint.add_bytes_in(n);
                 counters.bytes_in.add(n);
             }
         };
@@ -214,7 +280,7 @@ impl Forwarder {
             let n = direction.take_moved();
             if n > 0 {
                 moved.bytes_out.set(moved.bytes_out.get() + n);
-                in_flight.endpoint().add_bytes_out(n);
+                endpoint.add_bytes_out(n);
                 counters.bytes_out.add(n);
             }
         };

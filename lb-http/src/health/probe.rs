@@ -4,14 +4,11 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use l4_vip::proxy_protocol;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
@@ -20,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use super::{CheckResult, Report};
 use crate::access::Scheme;
 use crate::labels::{CheckKind, CheckSpec, ProxyVersion};
+use crate::tls::UNVERIFIED;
 
 /// A status line has a reason of any length; the code stands in front.
 const STATUS_BYTES: usize = "HTTP/1.1 200".len();
@@ -72,7 +70,8 @@ async fn ask(
         }
         Scheme::Https => {
             let name = ServerName::IpAddress(address.ip().into());
-            let connect = TlsConnector::from(Arc::clone(&TLS)).connect(name, stream);
+            // Instances have certificates for their clients, not for the balancer that asks by address.
+            let connect = TlsConnector::from(Arc::clone(&UNVERIFIED)).connect(name, stream);
             let mut stream =
                 limit.of(CheckResult::HandshakeTimeout, CheckResult::HandshakeFailed, connect).await?;
             let answer = status(&mut stream, &request);
@@ -110,52 +109,4 @@ async fn status(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &st
     let code = line.strip_prefix(b"HTTP/1.").and_then(|rest| std::str::from_utf8(rest.get(2..)?).ok());
     let code = code.and_then(|code| code.parse().ok()).filter(|code| (100..600).contains(code));
     code.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no HTTP response"))
-}
-
-/// Without verification: instances have certificates for their clients, not for the balancer that asks by address.
-static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("the provider has the suites of TLS 1.2 and 1.3");
-    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
-    Arc::new(config.with_no_client_auth())
-});
-
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -1,7 +1,7 @@
-//! How many requests an endpoint may have at once, and what becomes of the rest: `MAXCONN_INSTANCE`, `QUEUE`,
-//! `TIMEOUT_QUEUE`, `STICKY_WHEN_FULL`.
+//! How many requests, or in mode tcp connections, an endpoint may have at once, and what becomes of the rest:
+//! `MAXCONN_INSTANCE`, `QUEUE`, `TIMEOUT_QUEUE`, `STICKY_WHEN_FULL`.
 //!
-//! Who waits for how long is kept by `queue` and `failover`.
+//! Who waits is kept by `queue`; how long, by `failover` and `tcp`.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::reader::Reader;
 /// What labels ask for, and, for those that ask for nothing, what the balancer was started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Requests in flight at one endpoint, over all workers. `None`: as many as come.
+    /// Requests or connections in flight at one endpoint, over all workers. `None`: as many as come.
     pub per_endpoint: Option<NonZeroU32>,
-    /// Requests of the service that may wait for room.
+    /// Those of the service that may wait for room.
     pub queue: u32,
     /// How long each of them may.
     pub queue_timeout: Duration,
@@ -46,18 +46,18 @@ impl Default for Capacity {
 
 pub(super) fn read(reader: &mut Reader<'_>, mode: Mode) -> Capacity {
     let default = reader.reading.capacity;
-    let named = reader.number("MAXCONN_INSTANCE").map(NonZeroU32::new);
-    if mode == Mode::Tcp && named.flatten().is_some() {
-        let what = "only requests are counted; this service is mode tcp".to_owned();
-        reader.problem("MAXCONN_INSTANCE", what, "it has no effect");
-    }
+    let per_endpoint = match mode {
+        Mode::Http => default.per_endpoint,
+        // A default for requests says nothing about connections, which may be idle for hours.
+        Mode::Tcp => None,
+    };
     let when_full = reader.parsed("STICKY_WHEN_FULL", "wait or redispatch", |text| match text {
         "wait" => Some(WhenFull::Wait),
         "redispatch" => Some(WhenFull::Redispatch),
         _ => None,
     });
     Capacity {
-        per_endpoint: named.unwrap_or(default.per_endpoint),
+        per_endpoint: reader.number("MAXCONN_INSTANCE").map_or(per_endpoint, NonZeroU32::new),
         queue: reader.number("QUEUE").unwrap_or(default.queue),
         queue_timeout: reader.duration("TIMEOUT_QUEUE").unwrap_or(default.queue_timeout),
         when_full: when_full.unwrap_or(default.when_full),

@@ -31,6 +31,7 @@ use serde::Serialize;
 use crate::access::Admission;
 use crate::edits::HeadEdits;
 use crate::sticky::CookieStyle;
+use crate::tls::ServerTls;
 use crate::tls::{Alpn, ClientAuth, HostPolicy, Need};
 use reader::Reader;
 
@@ -227,6 +228,8 @@ pub struct ServiceLabels {
     /// Of its virtual hosts over TLS; with a certificate, of its service port, too. In mode tcp of the latter alone.
     pub tls: HostPolicy,
     pub static_server: Option<StaticServer>,
+    /// How servers are spoken to. `None`: in plain text.
+    pub server_tls: Option<Arc<ServerTls>>,
 }
 
 /// Reads the labels of one service. `None`: it is not to be served (disabled, another group, no port).
@@ -301,6 +304,7 @@ pub fn read(
         proxy_protocol: proxy_protocol(&mut reader),
         tls: tls(&mut reader, mode),
         static_server: None,
+        server_tls: None,
     };
     templates::apply(&mut reader, &mut labels);
     (enabled && served && port.is_some()).then_some(labels)

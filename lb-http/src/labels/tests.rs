@@ -311,7 +311,7 @@ fn names_that_say_nothing_are_told() {
 }
 
 #[test]
-fn a_maximum_comes_from_labels_or_else_from_the_start_and_is_for_requests() {
+fn a_maximum_comes_from_labels_and_for_requests_or_else_from_the_start() {
     let started_with = Capacity { per_endpoint: NonZeroU32::new(7), queue: 9, ..Capacity::default() };
     let reading = Reading { capacity: started_with, ..Reading::default() };
     let http = ("HAPROXY_0_MODE", "http");
@@ -336,8 +336,9 @@ fn a_maximum_comes_from_labels_or_else_from_the_start_and_is_for_requests() {
         (
             vec![("WAYMARK_0_MAXCONN_INSTANCE", "3")],
             Capacity { per_endpoint: NonZeroU32::new(3), ..started_with },
-            1,
+            0,
         ),
+        (vec![("HAPROXY_0_MODE", "tcp")], Capacity { per_endpoint: None, ..started_with }, 0),
     ] {
         let (read, problems) = read_with(&labels, vec![], &reading);
         assert_eq!((read.unwrap().capacity, problems.len()), (expect, n_problems), "{labels:?}");

@@ -30,7 +30,10 @@ const VALUES: &[(&str, &str)] = &[
     ("HTTP_BACKEND_PROXYPASS_PATH", "cut off the path before the request is passed on"),
     ("HTTP_BACKEND_REDIR", "where a request for / is redirected"),
     ("HTTP_BACKEND_REVPROXY_PATH", "put in front of the paths in Location"),
-    ("MAXCONN_INSTANCE", "how many requests an instance may have at once; the rest goes to others or waits"),
+    (
+        "MAXCONN_INSTANCE",
+        "how many requests (mode tcp: connections) an instance may have at once; the rest goes to others or waits",
+    ),
     ("MODE", "http or tcp"),
     ("PANIC", "whether running instances are used when none is healthy"),
     ("PATH", "path prefixes that lead to it"),

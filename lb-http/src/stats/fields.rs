@@ -308,7 +308,7 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
     row.number(Column::scur, server.endpoint.n_in_flight());
     row.word(Column::status, status(backend, server));
     let capacity = &backend.labels.capacity;
-    if let Some(most) = capacity.per_endpoint.filter(|_| backend.labels.mode == Mode::Http) {
+    if let Some(most) = capacity.per_endpoint {
         row.number(Column::slim, most.get());
         row.number(Column::qlimit, capacity.queue);
     }

@@ -1,4 +1,4 @@
-//! The files of certificates and client authorities: read at the start, and again when one of them changed.
+//! The files of certificates and authorities: read at the start, and again when one of them changed.
 //!
 //! A file that cannot be read or used keeps what was read of it before; the caller shows the error. Changes are seen
 //! by looking at sizes and times every now and then: certificate managers replace files in ways (links to links,
@@ -12,6 +12,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::certificate::{Certificate, CertificateError, files_of};
+use super::servers::Verify;
 use super::table::{Contents, Policies};
 
 /// What is the same as long as a file was not touched.
@@ -56,8 +57,12 @@ impl Files {
         let all = || policies.of_hosts.values().chain(policies.of_ports.values());
         let mut certificates: Vec<PathBuf> = all().flat_map(|policy| policy.certificates.clone()).collect();
         certificates.extend(self.paths.iter().cloned());
-        let authorities: Vec<PathBuf> =
-            all().filter_map(|policy| Some(policy.client_auth.as_ref()?.ca.clone())).collect();
+        let of_clients = all().filter_map(|policy| Some(policy.client_auth.as_ref()?.ca.clone()));
+        let of_servers = policies.to_servers.iter().filter_map(|verify| match verify {
+            Verify::Authorities(path) => Some(path.clone()),
+            Verify::System | Verify::None => None,
+        });
+        let authorities: Vec<PathBuf> = of_clients.chain(of_servers).collect();
         let known = |path: &PathBuf| certificates.contains(path) || authorities.contains(path);
         let n_before = self.stamps.len();
         self.stamps.retain(|path, _| known(path));

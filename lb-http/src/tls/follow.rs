@@ -10,7 +10,8 @@ use event_watcher::catalog::Problem;
 use super::certificate::CertificateError;
 use super::files::Files;
 use super::policy::{HostPolicy, MinVersion};
-use super::table::{Policies, TlsTable};
+use super::servers::Verify;
+use super::table::{Policies, Subject, TlsTable};
 use crate::config::Tls;
 
 #[derive(Debug)]
@@ -74,9 +75,15 @@ impl Follower {
             what: chain(error),
             hint: "what was read of it before stays in use; it is read again when it changes".to_owned(),
         });
-        let of_policies = errors.iter().map(|(policy, error)| Problem {
+        let of_policies = errors.iter().map(|(subject, error)| Problem {
             app: None,
-            at: format!("TLS of {}", self.hosts_of(policy)),
+            at: match subject {
+                Subject::Clients(policy) => format!("TLS of {}", self.hosts_of(policy)),
+                Subject::Servers(Verify::Authorities(path)) => {
+                    format!("TLS to servers, ca-file {}", path.display())
+                }
+                Subject::Servers(_) => "TLS to servers without a ca-file".to_owned(),
+            },
             what: chain(error),
             hint: "handshakes are refused until its files can be used".to_owned(),
         });

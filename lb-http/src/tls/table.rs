@@ -1,9 +1,11 @@
-//! Server name → configuration of the handshake: one for all hosts, others for hosts with a policy of their own.
+//! Server name → configuration of the handshake: one for all hosts, others for hosts with a policy of their own. Beside
+//! them, the configurations for servers that are spoken to in TLS.
 //!
 //! Built anew when certificates or policies change. A configuration has ticket keys of its own, so that a session of
 //! one policy is never resumed under another, nor with a certificate that was replaced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,10 +13,11 @@ use foldhash::HashMap;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::certificate::Certificate;
 use super::policy::{Alpn, HostPolicy, MinVersion, Need};
+use super::servers::{self, ServerTls, ToServer, Verify};
 use super::store::Store;
 
 /// RFC 7301.
@@ -29,6 +32,8 @@ pub(crate) struct TlsTable {
     of_hosts: HashMap<Box<str>, OfHost>,
     /// By service port.
     of_ports: HashMap<u16, Arc<ServerConfig>>,
+    /// Without those that cannot be kept.
+    to_servers: BTreeMap<Verify, Arc<ClientConfig>>,
 }
 
 #[derive(Debug)]
@@ -44,11 +49,19 @@ pub(crate) struct Contents {
     pub(crate) authorities: BTreeMap<PathBuf, Vec<CertificateDer<'static>>>,
 }
 
-/// Hosts and service ports with what they ask for.
+/// Hosts and service ports with what they ask for, and what is asked of servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Policies {
     pub(crate) of_hosts: BTreeMap<Box<str>, HostPolicy>,
     pub(crate) of_ports: BTreeMap<u16, HostPolicy>,
+    pub(crate) to_servers: BTreeSet<Verify>,
+}
+
+/// What could not be configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Clients(HostPolicy),
+    Servers(Verify),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +70,8 @@ pub(crate) enum PolicyError {
     Authority { path: PathBuf },
     #[error("the client authorities of {path} cannot be used")]
     Verifier { path: PathBuf, source: rustls::server::VerifierBuilderError },
+    #[error("this machine has no authority that can be used")]
+    NoSystemAuthority,
     #[error("the TLS versions cannot be used")]
     Versions(#[from] rustls::Error),
 }
@@ -69,7 +84,7 @@ impl TlsTable {
         min_version: MinVersion,
         policies: &Policies,
         contents: &Contents,
-    ) -> (Self, Vec<(HostPolicy, PolicyError)>) {
+    ) -> (Self, Vec<(Subject, PolicyError)>) {
         let default = HostPolicy { min_version: Some(min_version), ..HostPolicy::default() };
         let builder = Builder { shared, min_version, contents };
         let default = builder.build(&default).unwrap_or_else(|_| builder.refusing());
@@ -80,13 +95,21 @@ impl TlsTable {
                 continue;
             }
             let config = builder.build(policy).unwrap_or_else(|error| {
-                errors.push((policy.clone(), error));
+                errors.push((Subject::Clients(policy.clone()), error));
                 builder.refusing()
             });
             made.insert(policy, config);
         }
+        let mut to_servers = BTreeMap::new();
+        for verify in &policies.to_servers {
+            match servers::config(verify, contents) {
+                Ok(config) => drop(to_servers.insert(verify.clone(), config)),
+                Err(error) => errors.push((Subject::Servers(verify.clone()), error)),
+            }
+        }
         let table = Self {
             default,
+            to_servers,
             of_hosts: policies
                 .of_hosts
                 .iter()
@@ -113,6 +136,11 @@ impl TlsTable {
     fn find(&self, host: &str) -> Option<&OfHost> {
         let above = || host.find('.').and_then(|dot| self.of_hosts.get(&host[dot..]));
         self.of_hosts.get(host).or_else(above)
+    }
+
+    /// `None`: what the label asks for cannot be kept, so the server at this address is not to be spoken to.
+    pub(crate) fn to_server(&self, tls: &ServerTls, address: IpAddr) -> Option<ToServer> {
+        Some(ToServer::new(self.to_servers.get(&tls.verify)?, tls, address))
     }
 
     /// `None`: the service port speaks plain text.

@@ -124,3 +124,19 @@ async fn a_label_turns_the_log_of_a_service_on_or_off() {
         cluster.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_file_that_was_rotated_away_is_opened_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let cluster = logging(&path, LogFormat::Json, 1, LoggedApps::All).await;
+    let address = cluster.plane.http_address().unwrap();
+    get(address, "X-Request-Id: before\r\n").await;
+    lines(&path, 1).await;
+    std::fs::rename(&path, folder.path().join("access.log.1")).unwrap();
+    get(address, "X-Request-Id: after\r\n").await;
+    let after = lines(&path, 1).await;
+    assert!(after[0].contains("\"after\""), "{after:?}");
+    assert_eq!(lines(&folder.path().join("access.log.1"), 1).await.len(), 1);
+    cluster.stop().await;
+}

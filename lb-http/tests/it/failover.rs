@@ -1,6 +1,8 @@
 //! What happens when an instance cannot be reached, dies, or is stopped: nobody sees it if it can be helped.
 
 use event_watcher::catalog::InstanceState;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
@@ -60,7 +62,38 @@ async fn nobody_accepts() {
     let response = get(app.address(), "").await;
     assert_eq!((response.status(), response.header("waymark-reason")), (503, Some("connect-failed")));
     let row = cluster.csv_row(&format!("a_{}", app.port), "BACKEND");
-    assert_eq!((&*row["econ"], &*row["hrsp_5xx"]), ("1", "1"));
+    assert_eq!(["econ", "wretr", "wredis", "hrsp_5xx", "qcur"].map(|c| &*row[c]), ["5", "4", "0", "1", "0"]);
+
+    // Nobody may wait: it is said at once.
+    cluster.put(&app.clone().label("WAYMARK_0_QUEUE", "0")).await;
+    assert_eq!(get(app.address(), "").await.status(), 503);
+    assert_eq!(cluster.csv_row(&format!("a_{}", app.port), "BACKEND")["econ"], "6");
+    cluster.stop().await;
+}
+
+/// In HAProxy, too: `retries 3`, a second apart.
+#[tokio::test]
+async fn the_only_instance_may_restart_while_a_request_waits() {
+    let mut cluster = Cluster::start().await;
+    let app = AppSpec::new("/a").instance(free_port());
+    cluster.put(&app).await;
+    let mut client = Client::connect(app.address()).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody").await;
+    let was_refused = async {
+        while cluster.csv_row(&format!("a_{}", app.port), "BACKEND")["econ"] == "0" {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("a refused connect", was_refused).await;
+    let listener = TcpListener::bind(("127.0.0.1", app.instances[0].0)).await.unwrap();
+    let (mut instance, _) = soon("another connect", listener.accept()).await.unwrap();
+    let mut request = [0; 1024];
+    assert_ne!(soon("the request", instance.read(&mut request)).await.unwrap(), 0);
+    instance.write_all(&ok("back")).await.unwrap();
+    let response = client.response().await;
+    assert_eq!((response.status(), &*response.body), (200, "back"));
+    let row = cluster.csv_row(&format!("a_{}", app.port), "BACKEND");
+    assert_eq!((row["wretr"] != "0", &*row["hrsp_2xx"]), (true, "1"), "{row:?}");
     cluster.stop().await;
 }
 

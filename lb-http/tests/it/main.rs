@@ -17,6 +17,7 @@ mod passthrough;
 mod protocol;
 mod proxy_protocol;
 mod queue;
+mod server_tls;
 mod splits;
 mod statistics;
 mod support;

@@ -120,7 +120,8 @@ async fn a_host_of_mode_tcp_ends_its_tls_itself() {
 
     drop(by_port);
     let until_counted = async {
-        while cluster.csv_row("marathon_https_in", "FRONTEND")["bin"].parse::<u64>().unwrap() < 600 {
+        let row = || cluster.csv_row("marathon_https_in", "FRONTEND");
+        while row()["bin"].parse::<u64>().unwrap() < 600 || row()["ereq"] != "2" {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use event_watcher::catalog::InstanceState;
 use lb_http::stats::Servers;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
@@ -270,5 +272,46 @@ async fn an_instance_never_sees_more_than_its_maximum() {
     assert!((1..=24).contains(&qmax), "{qmax}");
     service.until("scur", 0).await;
     accepting.abort();
+    service.cluster.stop().await;
+}
+
+#[tokio::test]
+async fn connections_in_mode_tcp_wait_for_room_as_requests_do() {
+    let (a, b) = (Backend::named().await, Backend::named().await);
+    let labels =
+        [("HAPROXY_0_MODE", "tcp"), ONE, ("WAYMARK_0_QUEUE", "2"), ("WAYMARK_0_TIMEOUT_QUEUE", "2s")];
+    let service = Service::start(AppSpec::new("/a").instance(a.port).instance(b.port), &labels).await;
+    let mut first = service.send("/", "", "scur", 1).await;
+    let mut second = service.send("/", "", "scur", 2).await;
+    let ports = BTreeSet::from([first.response().await.port(), second.response().await.port()]);
+    assert_eq!(ports, BTreeSet::from([a.port, b.port]), "what is over the maximum goes to the other one");
+    assert_eq!(first.get("").await.status(), 200, "a connection keeps its place between requests");
+    assert_eq!(service.column(&service.server(0), "slim"), "1");
+
+    let mut third = service.send("/", "", "qcur", 1).await;
+    let mut fourth = service.send("/", "", "qcur", 2).await;
+    // The queue is full: a reset, which may come before the client has looked at its new connection.
+    if let Ok(mut refused) = TcpStream::connect(service.app.address()).await {
+        assert!(soon("reset", refused.read(&mut [0])).await.is_err());
+    }
+    drop(second);
+    assert_eq!(third.response().await.status(), 200, "who came first is first");
+    let gone = service.send("/", "", "qcur", 2).await;
+    socket2::SockRef::from(&gone.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(gone);
+    service.until("qcur", 1).await;
+    assert!(fourth.is_closed().await, "it waited for too long");
+    drop((first, third));
+    service.until("scur", 0).await;
+    assert_eq!(
+        ["qcur", "qmax", "econ", "stot"].map(|column| service.column("BACKEND", column)),
+        ["0", "2", "1", "6"].map(String::from)
+    );
+    let mut metrics = String::new();
+    service.cluster.plane.metrics(&mut metrics);
+    for (name, n) in [("queue_timeouts", 1), ("queue_refusals", 1), ("queued_requests", 3)] {
+        let line = format!("waymark_http_{name}_total{{proxy=\"a_{}\"}} {n}", service.app.port);
+        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+    }
     service.cluster.stop().await;
 }

@@ -10,9 +10,12 @@ use event_watcher::catalog::*;
 use event_watcher::publish::{self, Publisher};
 use lb_http::stats::Servers;
 use lb_http::{Config, Plane};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_util::sync::CancellationToken;
 
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -235,6 +238,32 @@ impl Backend {
     }
 
     pub async fn with(reply: impl Fn(u16, Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::behind(async |stream| Ok(stream), reply).await
+    }
+
+    /// Behind TLS, with a certificate for these names; it comes as PEM.
+    pub async fn over_tls(
+        names: &[&str],
+        reply: impl Fn(u16, Request) -> Reply + Send + Sync + 'static,
+    ) -> (Self, String) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let config = ServerConfig::builder().with_no_client_auth();
+        let config = config.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        (Self::behind(move |stream| acceptor.accept(stream), reply).await, made.cert.pem())
+    }
+
+    /// `greet` is what comes before the first request.
+    async fn behind<S, G>(
+        greet: impl Fn(TcpStream) -> G + Send + Sync + 'static,
+        reply: impl Fn(u16, Request) -> Reply + Send + Sync + 'static,
+    ) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+        G: Future<Output = std::io::Result<S>> + Send + 'static,
+    {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let reply = Arc::new(reply);
@@ -245,8 +274,11 @@ impl Backend {
             while let Ok((stream, _)) = listener.accept().await {
                 counter.fetch_add(1, Relaxed);
                 let reply = Arc::clone(&reply);
+                let greeted = greet(stream);
                 connections.spawn(async move {
-                    let _ = converse(stream, port, &*reply).await;
+                    if let Ok(stream) = greeted.await {
+                        let _ = converse(stream, port, &*reply).await;
+                    }
                 });
             }
         });
@@ -265,7 +297,7 @@ impl Backend {
 }
 
 async fn converse(
-    mut stream: TcpStream,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
     port: u16,
     reply: &(dyn Fn(u16, Request) -> Reply + Send + Sync),
 ) -> std::io::Result<()> {
@@ -286,7 +318,7 @@ async fn converse(
             Reply::Echo(bytes) => {
                 stream.write_all(&bytes).await?;
                 stream.write_all(&buffer).await?;
-                let (mut reader, mut writer) = stream.split();
+                let (mut reader, mut writer) = tokio::io::split(stream);
                 tokio::io::copy(&mut reader, &mut writer).await?;
                 break;
             }
@@ -309,7 +341,10 @@ enum Side {
     Response,
 }
 
-async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<Option<String>> {
+async fn read_head(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+) -> std::io::Result<Option<String>> {
     loop {
         if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
             let rest = buffer.split_off(end + 4);
@@ -323,7 +358,7 @@ async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Res
 }
 
 async fn read_body(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut Vec<u8>,
     head: &str,
     side: Side,

@@ -3,11 +3,12 @@
 //! With `--until-exit-of` it stays, and takes it back when that process has ended in whatever way: so nothing is left
 //! behind by a crash.
 
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use dns::install::{Host, Outcome, Plan, Style};
+use dns::install::{BACKUP, Host, InstallError, Outcome, Plan, Style};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -28,12 +29,13 @@ pub fn run(args: &InstallArgs) -> Result<ExitCode, Failure> {
     }
     let plan = plan(&host, args)?;
     if args.apply {
-        apply(&host, &plan, &args.root)?;
+        let install = || apply(&host, &plan, &args.root);
         return match args.until_exit_of {
-            None => Ok(ExitCode::SUCCESS),
+            None => install().map(|()| ExitCode::SUCCESS),
             Some(pid) => {
-                runtime::single_threaded("command")?.block_on(until_exit(pid))?;
-                removed(&host, &args.root)
+                let lived = runtime::single_threaded("command")?.block_on(for_life_of(pid, install));
+                let removed = removed(&host, &args.root);
+                lived.and(removed)
             }
         };
     }
@@ -51,41 +53,65 @@ fn plan(host: &Host, args: &InstallArgs) -> Result<Plan, Failure> {
         [] => runtime::single_threaded("command")?.block_on(learn_servers(args)),
         named => named.to_vec(),
     };
-    host.plan(style, &servers, &ZONES.map(str::to_owned))
-        .map_err(|e| Failure::chain("cannot plan the installation", &e))
+    host.plan(style, &servers, &ZONES.map(str::to_owned)).map_err(|e| failure("plan the installation", &e))
 }
 
 fn apply(host: &Host, plan: &Plan, root: &Path) -> Result<(), Failure> {
-    let outcome = host.apply(plan).map_err(|e| Failure::chain("cannot install", &e).hint("it needs root"))?;
-    tell(outcome, root)?;
+    let outcome = host.apply(plan).map_err(|e| failure("install", &e))?;
     output::print_line(&match outcome {
         Outcome::Unchanged => format!("{} is as it should be", plan.path.display()),
         _ => format!("wrote {}; waymark dns install --remove takes it back", plan.path.display()),
-    })
+    })?;
+    tell(host, outcome, root)
 }
 
 fn removed(host: &Host, root: &Path) -> Result<ExitCode, Failure> {
-    let outcome = host.remove().map_err(|e| Failure::chain("cannot remove", &e).hint("it needs root"))?;
-    tell(outcome, root)?;
+    let outcome = host.remove().map_err(|e| failure("remove the installation", &e))?;
     output::print_line(match outcome {
         Outcome::Unchanged => "nothing of Waymark is installed",
-        _ => "what was there before is there again",
+        Outcome::Superseded => "somebody else has replaced /etc/resolv.conf since, which stays as it is",
+        Outcome::Changed | Outcome::RestartResolved => "what was there before is there again",
     })?;
+    tell(host, outcome, root)?;
     Ok(ExitCode::SUCCESS)
 }
 
+fn failure(doing: &str, error: &InstallError) -> Failure {
+    let failure = Failure::chain(format!("cannot {doing}"), error);
+    match error {
+        InstallError::Read(_, source) | InstallError::Write(_, source)
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            failure.hint("it needs root")
+        }
+        InstallError::Read(..) | InstallError::Write(..) => failure,
+        InstallError::NoServer => failure.hint("name one with --address IP"),
+        InstallError::Edited(path) => failure.hint(format!(
+            "keep of it what you need, delete {}, and try again; the host's own file is /{BACKUP} if there is one",
+            path.display()
+        )),
+        InstallError::GlobalServers(_) => failure.hint("--style resolv-conf makes Waymark the first resolver"),
+    }
+}
+
 /// systemd-resolved reads its drop-ins when it starts. Under another root nothing runs that could be told.
-fn tell(outcome: Outcome, root: &Path) -> Result<(), Failure> {
-    if outcome != Outcome::RestartResolved || root != Path::new("/") {
+fn tell(host: &Host, outcome: Outcome, root: &Path) -> Result<(), Failure> {
+    if outcome != Outcome::RestartResolved {
         return Ok(());
     }
-    let restarted = Command::new("systemctl").args(["try-restart", "systemd-resolved"]).status();
-    match restarted {
-        Ok(status) if status.success() => Ok(()),
-        _ => {
-            Err(Failure::new("systemd-resolved could not be told").hint("systemctl restart systemd-resolved"))
+    if root == Path::new("/") {
+        let told = Command::new("systemctl").args(["try-restart", "systemd-resolved"]).output();
+        let reason = match &told {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(reason) = reason {
+            return Err(Failure::new(format!("systemd-resolved could not be restarted: {reason}"))
+                .hint("restart it, or run this command again: it is still to be told"));
         }
     }
+    host.told().map_err(|e| failure("finish", &e))
 }
 
 /// The addresses of the running Waymark that have port 53; DC/OS's own when none can be asked.
@@ -99,9 +125,11 @@ async fn learn_servers(args: &InstallArgs) -> Vec<IpAddr> {
     asked.await.filter(|found| !found.is_empty()).unwrap_or_else(|| DCOS_RESOLVERS.to_vec())
 }
 
-/// Until the process has ended, or this one is told to stop.
-async fn until_exit(pid: u32) -> Result<(), Failure> {
+/// Installs, and waits until the process has ended or this one is told to stop.
+async fn for_life_of(pid: u32, install: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     use std::os::fd::{FromRawFd, OwnedFd};
+    // First, so that whatever comes next finds somebody who takes it back.
+    let stop = shutdown::on_signals()?;
     // SAFETY: pidfd_open takes two numbers and gives a descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::pid_t::try_from(pid).unwrap_or(-1), 0) };
     if fd < 0 {
@@ -110,10 +138,10 @@ async fn until_exit(pid: u32) -> Result<(), Failure> {
     }
     // SAFETY: the descriptor is new and nobody else's.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let stop = shutdown::on_signals()?;
     // SAFETY: the descriptor is open, and owned by what it is registered with.
     let ended = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
         .map_err(|e| Failure::chain("cannot watch the process", &std::io::Error::from(e)))?;
+    install()?;
     tokio::select! {
         _ = ended.readable() => {}
         () = stop.cancelled() => {}

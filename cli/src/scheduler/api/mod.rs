@@ -26,7 +26,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, EXPIRES, HeaderMap, HeaderName, HeaderValue, PRAGMA};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,7 +44,8 @@ use super::driver::Handle;
 const MAX_CONNECTIONS: usize = 1024;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Clients are near; a body that takes longer holds one of the connections for nothing.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause after an accept that failed, which mostly means that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -175,13 +176,18 @@ async fn admit(request: Request<Incoming>, remote: SocketAddr, context: &Context
         let message = "Changes are not accepted from pages of other sites";
         return Err(Reply::message(StatusCode::FORBIDDEN, message));
     }
+    let too_long = || {
+        let message = format!("The body is longer than {} bytes", context.config.body_bytes);
+        Reply::message(StatusCode::PAYLOAD_TOO_LARGE, &message)
+    };
+    // A length that is declared is refused before any of it is awaited.
+    if body.size_hint().lower() > context.config.body_bytes as u64 {
+        return Err(too_long());
+    }
     let limited = Limited::new(body, context.config.body_bytes);
     let body = match tokio::time::timeout(BODY_TIMEOUT, limited.collect()).await {
         Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            let message = format!("The body is longer than {} bytes", context.config.body_bytes);
-            return Err(Reply::message(StatusCode::PAYLOAD_TOO_LARGE, &message));
-        }
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(too_long()),
         Ok(Err(_)) => return Err(Reply::message(StatusCode::BAD_REQUEST, "The body could not be read")),
         Err(_) => return Err(Reply::message(StatusCode::REQUEST_TIMEOUT, "The body did not come in time")),
     };

@@ -131,3 +131,18 @@ async fn strangers_are_turned_away() {
     assert!(matches!(start(open, CancellationToken::new()).await, Err(Error::Open { .. })));
     scheduler.stop().await;
 }
+
+#[tokio::test]
+async fn a_body_declared_too_long_is_refused_before_it_comes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let scheduler = Scheduler::start(dir.path(), Instances::Simulated).await;
+    let mut client = TcpStream::connect(scheduler.running.address).await.expect("a connection");
+    let request = "POST /v2/apps HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+                   Content-Length: 104857600\r\n\r\n{";
+    client.write_all(request.as_bytes()).await.expect("the head is sent");
+    let mut answer = [0; 12];
+    let read = tokio::time::timeout(DEADLINE, client.read_exact(&mut answer)).await;
+    read.expect("an answer in time").expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    scheduler.stop().await;
+}

@@ -4,13 +4,16 @@
 //! apps: every node with the same apps computes the same table, in any order, after any restart.
 //!
 //! Reading order: `label` (what people write), `name` (what becomes of it), `address_pool` and `hash` (where a name's
-//! home is), `allocation` (who gets which address), `table` (all VIPs of a snapshot, and what is refused).
+//! home is), `allocation` (who gets which address), `table` (all VIPs of a snapshot), `claims` (what an app asks for),
+//! `register` (how the table follows the apps, and what is refused).
 
 mod address_pool;
 mod allocation;
+mod claims;
 mod hash;
 mod label;
 mod name;
+mod register;
 mod table;
 
 use std::fmt;
@@ -22,7 +25,7 @@ pub use address_pool::{VipPool, VipPoolError};
 pub use hash::phash2;
 pub use label::{VipLabel, VipLabelError};
 pub use name::{VipName, dns_label};
-pub(super) use table::{Claims, before_endpoints};
+pub(super) use register::Register;
 pub use table::{Family, Reserved, Vip, Vips};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -3,9 +3,11 @@
 //! Each line is understood as a whole or not at all.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use rustls::pki_types::ServerName;
 
 use super::super::{Affinity, CheckKind, CheckPort, CheckSpec, Mode, ServiceLabels, StaticServer, balance};
 use super::lines::{Condition, Holds, Negated, condition, time};
@@ -13,6 +15,7 @@ use super::{Acl, Acls};
 use crate::access::{Proxied, Scheme, ToHttps, Ways};
 use crate::edits::{Change, Edit, Value, When};
 use crate::sticky::CookieStyle;
+use crate::tls::{ServerTls, Verify};
 
 /// Whether a line was understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,12 +290,13 @@ fn cookie(name: &str, words: &[&str], labels: &mut ServiceLabels) -> Option<()> 
     Some(())
 }
 
-/// `server NAME HOST:PORT [check …]`. TLS towards servers is not spoken, so a line that asks for it is not understood.
+/// `server NAME HOST:PORT [check …] [ssl …]`.
 fn server(name: &str, address: &str, options: &[&str], labels: &mut ServiceLabels) -> Option<()> {
     let mut options = options.iter().copied();
+    let mut tls = TlsOptions::default();
     while let Some(option) = options.next() {
         match option {
-            "check" => {}
+            "check" | "check-ssl" => {}
             // 0: none.
             "maxconn" => labels.capacity.per_endpoint = NonZeroU32::new(options.next()?.parse().ok()?),
             // For each server in HAProxy; here for all of the service, as what waits is one line.
@@ -300,10 +304,19 @@ fn server(name: &str, address: &str, options: &[&str], labels: &mut ServiceLabel
             "inter" | "fall" | "rise" | "weight" | "id" | "port" | "cookie" | "resolvers" => {
                 options.next()?;
             }
-            _ => return None,
+            _ => tls.option(option, &mut options)?,
         }
     }
+    if tls.is_wanted {
+        // As in HAProxy: checks are in TLS, too.
+        with_check(labels, |check| {
+            if let CheckKind::Http { scheme, .. } = &mut check.kind {
+                *scheme = Scheme::Https;
+            }
+        });
+    }
     if address.contains(PER_INSTANCE) {
+        labels.server_tls = tls.read(None)?;
         return Some(());
     }
     let (host, port) = address.rsplit_once(':')?;
@@ -311,8 +324,69 @@ fn server(name: &str, address: &str, options: &[&str], labels: &mut ServiceLabel
     let is_name = host.parse::<std::net::IpAddr>().is_ok()
         || (!host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)));
     let port = port.parse().ok().filter(|p| *p > 0)?;
-    let server = StaticServer { name: name.into(), host: host.into(), port };
-    is_name.then(|| labels.static_server = Some(server))
+    if !is_name {
+        return None;
+    }
+    labels.server_tls = tls.read(Some(host))?;
+    labels.static_server = Some(StaticServer { name: name.into(), host: host.into(), port });
+    Some(())
+}
+
+/// What a server line says of TLS; without `ssl` it means nothing, as in HAProxy.
+#[derive(Default)]
+struct TlsOptions<'a> {
+    is_wanted: bool,
+    is_unverified: bool,
+    authorities: Option<&'a str>,
+    server_name: Option<&'a str>,
+    /// `verifyhost`.
+    certificate_name: Option<&'a str>,
+}
+
+impl<'a> TlsOptions<'a> {
+    /// `None`: not understood, e.g. a client certificate, or a name that is made anew for each request.
+    fn option(&mut self, option: &str, values: &mut impl Iterator<Item = &'a str>) -> Option<()> {
+        if option == "ssl" {
+            self.is_wanted = true;
+            return Some(());
+        }
+        let value = values.next()?;
+        match (option, value) {
+            ("verify", "none") => self.is_unverified = true,
+            ("verify", "required") => self.is_unverified = false,
+            ("ca-file", file) => self.authorities = Some(file),
+            ("sni", name) => {
+                self.server_name = Some(name.strip_prefix("str(")?.strip_suffix(')')?.trim_matches('\''));
+            }
+            ("verifyhost", name) => self.certificate_name = Some(name),
+            ("alpn", "http/1.1") | ("ssl-min-ver", "TLSv1.2") | ("check-sni", _) => {}
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// `host`: of the server's address, when all of the service have the same.
+    fn read(self, host: Option<&str>) -> Option<Option<Arc<ServerTls>>> {
+        if !self.is_wanted {
+            return Some(None);
+        }
+        if self.server_name.is_some()
+            && self.certificate_name.is_some_and(|name| Some(name) != self.server_name)
+        {
+            return None;
+        }
+        let verify = match self.authorities {
+            _ if self.is_unverified => Verify::None,
+            None | Some("@system-ca") => Verify::System,
+            Some(file) => Verify::Authorities(file.into()),
+        };
+        let name = self.server_name.or(self.certificate_name).or(host);
+        let name = match name {
+            Some(name) => Some(ServerName::try_from(name).ok()?.to_owned()),
+            None => None,
+        };
+        Some(Some(Arc::new(ServerTls { verify, name })))
+    }
 }
 
 /// Stands for what differs from instance to instance; no host name has it.

@@ -1,13 +1,16 @@
 //! The idioms of public app definitions, and what is not understood.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use rustls::pki_types::ServerName;
 
 use super::super::tests::read_all;
 use super::super::{CheckKind, Listens, ServiceLabels, StaticServer};
 use crate::access::{Proxied, ToHttps, Ways};
 use crate::edits::{Change, Edit, Forwarding, Value, When};
+use crate::tls::{ServerTls, Verify};
 
 const HTTP: (&str, &str) = ("HAPROXY_0_MODE", "http");
 
@@ -189,6 +192,44 @@ fn static_servers() {
 }
 
 #[test]
+fn tls_to_servers() {
+    let tls = |verify, name: &str| {
+        let name = (!name.is_empty()).then(|| ServerName::try_from(name.to_owned()).unwrap());
+        Some(Arc::new(ServerTls { verify, name }))
+    };
+    let file = || Verify::Authorities("/ca.pem".into());
+    let per_instance = "server {serverName} {host_ipv4}:{port} {cookieOptions}{healthCheckOptions}";
+    for (template, expect) in [
+        ("server s a.test:443 check", None),
+        ("server s a.test:443 ssl", tls(Verify::System, "a.test")),
+        ("server s a.test:443 ssl verify required ca-file @system-ca", tls(Verify::System, "a.test")),
+        ("server s a.test:443 check ssl verify none", tls(Verify::None, "a.test")),
+        ("server s a.test:443 verify none", None),
+        ("server s 10.0.0.1:443 ssl ca-file /ca.pem", tls(file(), "10.0.0.1")),
+        ("server s 10.0.0.1:443 ssl ca-file /ca.pem sni str(b.test) check-ssl", tls(file(), "b.test")),
+        ("server s 10.0.0.1:443 ssl verifyhost b.test", tls(Verify::System, "b.test")),
+        (&format!("{per_instance} ssl verify none"), tls(Verify::None, "")),
+        (&format!("{per_instance} ssl ca-file /ca.pem sni str(b.test)"), tls(file(), "b.test")),
+    ] {
+        let labels = read(&[("HAPROXY_0_BACKEND_SERVER_OPTIONS", template)]);
+        assert_eq!(labels.server_tls, expect, "{template}");
+    }
+    for line in [
+        "ssl verify maybe",
+        "ssl crt /client.pem",
+        "ssl sni ssl_fc_sni",
+        "ssl sni str(b.test) verifyhost c.test",
+        "ssl sni str(b..test)",
+        "ssl alpn h2",
+        "ssl ca-file",
+    ] {
+        let template = format!("server s a.test:443 {line}");
+        let (labels, problems) = read_all(&[("HAPROXY_0_BACKEND_SERVER_OPTIONS", &template)]);
+        assert_eq!((labels.static_server, labels.server_tls, problems.len()), (None, None, 1), "{line}");
+    }
+}
+
+#[test]
 fn an_empty_frontend_closes_the_service_port() {
     assert_eq!(read(&[]).listens, Listens::Yes);
     let closed = read(&[("HAPROXY_0_FRONTEND_HEAD", ""), ("HAPROXY_0_FRONTEND_BACKEND_GLUE", " ")]);
@@ -255,7 +296,7 @@ fn what_is_not_understood_is_named_and_has_no_effect() {
         ("HAPROXY_0_BACKEND_HTTP_OPTIONS", "http-request lua.x\nhttp-request set-header A %[lua.y]", 2),
         ("HAPROXY_0_BACKEND_HTTP_OPTIONS", "http-request set-header Transfer-Encoding chunked", 1),
         ("HAPROXY_0_BACKEND_HEAD", "backend {nope}", 1),
-        ("HAPROXY_0_BACKEND_SERVER_OPTIONS", "server s kube.test:6443 ssl verify none", 1),
+        ("HAPROXY_0_BACKEND_SERVER_OPTIONS", "server s kube.test:6443 ssl crt /client.pem", 1),
         ("HAPROXY_0_USERLIST_HEAD", "userlist x", 1),
         ("HAPROXY_0_HEAD", "global", 1),
         ("HAPROXY_0_HTTP_FRONTEND_ACL", "acl h src 10.0.0.0/8\nuse_backend {backend} if !h", 2),
