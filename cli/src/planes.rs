@@ -263,7 +263,12 @@ pub fn vip_traffic(vips: l4_vip::Plane) -> dns::VipTrafficSource {
     let traffic = move || {
         let of_vip = |vip: l4_vip::stats::VipView| dns::VipTraffic {
             n_connections: vip.counters.n_connections,
-            n_failures: vip.counters.n_no_endpoint + vip.counters.n_unreachable,
+            // A forwarder tries the next backend; in the kernel the client sees each failed connect.
+            n_failures: vip.counters.n_no_endpoint
+                + match vip.plane {
+                    PlaneKind::Userspace => vip.counters.n_unreachable,
+                    PlaneKind::Ebpf | PlaneKind::Nft => vip.counters.n_connect_failures,
+                },
             backends: vip
                 .endpoints
                 .iter()

@@ -44,7 +44,7 @@ use monitor::Monitor;
 use pick::{Lifetime, Pick};
 use routes::Routes;
 use sweeper::Sweeper;
-use tallies::Tallies;
+use tallies::{Now, Tallies};
 
 /// Whether other programs may change our table while we run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,7 +327,11 @@ impl KernelPlane for Nft {
         edits.write(&mut batch);
         self.keep_counts(&edits);
         self.commit(batch)?;
-        self.tallies.forget(&last);
+        self.tallies.forget(|frontend| match last.get(frontend) {
+            None => Now::Unchanged,
+            Some(None) => Now::Gone,
+            Some(Some(service)) => Now::Is(service),
+        });
         let mut to_sweep = members(services.iter().copied());
         to_sweep.extend(removed.iter().map(|frontend| (*frontend, Box::default())));
         self.sweeper.ask(to_sweep);
@@ -349,6 +353,8 @@ impl KernelPlane for Nft {
         }
         self.hold_routes(&all.iter().collect::<Vec<_>>())?;
         let n_different = if self.is_intact { self.converge(all)? } else { self.rebuild(all)? };
+        let now: HashMap<Frontend, &Service> = all.iter().map(|s| (s.frontend, s)).collect();
+        self.tallies.forget(|frontend| now.get(frontend).map_or(Now::Gone, |service| Now::Is(service)));
         self.release_routes();
         self.sweeper.ask(members(all.iter()));
         let n_routes = self.routes.ensure().map_err(|error| ApplyError::kernel(ROUTING, error))?;

@@ -19,6 +19,13 @@ type Counts = HashMap<(Frontend, SocketAddr), u64, foldhash::fast::RandomState>;
 /// Elements that are asked for at a time: their answers must fit into the socket's buffer.
 const N_ASKED: usize = 64;
 
+/// What a change makes of a frontend.
+pub(super) enum Now<'a> {
+    Unchanged,
+    Gone,
+    Is(&'a Service),
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Tallies(Counts);
 
@@ -40,12 +47,12 @@ impl Tallies {
         Ok(())
     }
 
-    /// Forgets what was counted for backends that a frontend has no more.
-    pub(super) fn forget(&mut self, frontends: &HashMap<Frontend, Option<&Service>>) {
-        self.0.retain(|(frontend, backend), _| match frontends.get(frontend) {
-            None => true,
-            Some(None) => false,
-            Some(Some(service)) => service.backends.iter().any(|b| b.address == *backend),
+    /// Forgets what was counted for backends that their frontend has no more.
+    pub(super) fn forget<'a>(&mut self, now: impl Fn(&Frontend) -> Now<'a>) {
+        self.0.retain(|(frontend, backend), _| match now(frontend) {
+            Now::Unchanged => true,
+            Now::Gone => false,
+            Now::Is(service) => service.backends.iter().any(|b| b.address == *backend),
         });
     }
 
