@@ -269,7 +269,7 @@ impl Reconcile {
             }
             Input::Resync => self.want_list(now),
             Input::Believe => {
-                self.guard.believe_next();
+                self.guard.believe_next(now);
                 // A list under way began before it was told to be believed.
                 self.counter += 1;
                 self.want_list(now);
@@ -402,6 +402,10 @@ impl Reconcile {
                 }
             }
             FailureKind::SplitBrain | FailureKind::Other => {}
+        }
+        if let Stream::Up { .. } | Stream::Attaching { .. } = self.stream {
+            // An election cuts streams, and a list may be had before a stream.
+            self.guard.arm(now);
         }
         self.stream = Stream::Down { due: now + delay };
         if !self.polling {

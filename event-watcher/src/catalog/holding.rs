@@ -158,13 +158,14 @@ impl Holding {
         }
     }
 
-    /// Removes every app, and every problem of an app, that is not in `known`.
-    pub fn retain(&mut self, known: &BTreeSet<AppId>) {
+    /// Removes every app, and every problem of an app, that is not in `known`. Answers whose that were.
+    pub fn retain(&mut self, known: &BTreeSet<AppId>) -> BTreeSet<AppId> {
         let held = self.apps.keys().chain(self.problems.keys());
-        let gone: Vec<AppId> = held.filter(|id| !known.contains(*id)).cloned().collect();
+        let gone: BTreeSet<AppId> = held.filter(|id| !known.contains(*id)).cloned().collect();
         for id in &gone {
             self.remove(id);
         }
+        gone
     }
 
     /// What changed since this was last called.

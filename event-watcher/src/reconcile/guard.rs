@@ -17,7 +17,7 @@ const CONFIRM_FOR: Duration = Duration::from_secs(10);
 pub(crate) const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// A few apps may end together; a confused scheduler forgets more.
 const MIN_APPS: usize = 3;
-/// How long an event explains that an app has fewer instances.
+/// How long an event, or the operator, explains that an app has fewer instances.
 const EXPLAINED_FOR: Duration = Duration::from_secs(60);
 /// Beyond, the oldest explanations are dropped; the operator or the confirmation decides then.
 const MAX_EXPLAINED: usize = 100_000;
@@ -55,7 +55,8 @@ pub(crate) struct Guard {
     leader: Option<String>,
     explained: BTreeMap<AppId, Instant>,
     held: Option<Held>,
-    told_to_believe: bool,
+    /// The operator said so until then; what is read much later is not what was looked at.
+    believe_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -85,8 +86,8 @@ impl Guard {
     }
 
     /// The operator says that the next list is right.
-    pub(crate) fn believe_next(&mut self) {
-        self.told_to_believe = true;
+    pub(crate) fn believe_next(&mut self, now: Instant) {
+        self.believe_until = Some(now + EXPLAINED_FOR);
     }
 
     /// Instances held back, by app.
@@ -114,7 +115,8 @@ impl Guard {
         }
         self.explained.retain(|_, at| now.duration_since(*at) < EXPLAINED_FOR);
         survey.lost.retain(|app, _| !self.explained.contains_key(app));
-        let believe = std::mem::take(&mut self.told_to_believe) || !self.is_suspicious(now, &survey);
+        let is_told = self.believe_until.take().is_some_and(|until| now < until);
+        let believe = is_told || !self.is_suspicious(now, &survey);
         if believe {
             self.held = None;
             return Verdict::Believe;

@@ -104,17 +104,22 @@ impl Fixed {
     }
 }
 
-/// `None`: it is the file that was seen.
+/// `None`: it is the file that was seen, or somebody is writing it.
 fn read(path: &Path, seen: Option<Print>) -> Result<Option<(Print, String)>, FileError> {
-    use std::os::unix::fs::MetadataExt as _;
-    let about = std::fs::metadata(path).map_err(FileError::Io)?;
-    let print = Print { modified: about.modified().ok(), n_bytes: about.len(), inode: about.ino() };
-    if seen == Some(print) {
+    let before = print(path)?;
+    if seen == Some(before) {
         return Ok(None);
     }
-    if about.len() > MAX_BYTES {
+    if before.n_bytes > MAX_BYTES {
         return Err(FileError::TooLarge);
     }
     let contents = std::fs::read_to_string(path).map_err(FileError::Io)?;
-    Ok(Some((print, contents)))
+    // Half of a file may be one.
+    Ok((print(path)? == before).then_some((before, contents)))
+}
+
+fn print(path: &Path) -> Result<Print, FileError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let about = std::fs::metadata(path).map_err(FileError::Io)?;
+    Ok(Print { modified: about.modified().ok(), n_bytes: about.len(), inode: about.ino() })
 }

@@ -402,6 +402,22 @@ async fn w10_the_resync_repairs_what_no_event_told_and_reads_only_what_differs()
 }
 
 #[tokio::test]
+async fn an_app_that_a_list_leaves_out_for_once_comes_back_as_it_was() {
+    let member = Member::start().await;
+    member.set_app("/a", &["a.1"]);
+    member.set_app("/b", &["b.1"]);
+    let mut watch = watch(config(&[&member]));
+    watch.live().await;
+    member.remove_app("/b");
+    member.everything().await;
+    watch.until("it is gone", |s| ids(s) == ["/a"]).await;
+    member.set_app("/b", &["b.1"]);
+    member.everything().await;
+    let back = watch.until("it is back", |s| ids(s) == ["/a", "/b"]).await;
+    assert_eq!(tasks(&back, "/b"), [("b.1".to_owned(), Rotation::In)]);
+}
+
+#[tokio::test]
 async fn w24_a_member_that_is_down_or_silent_does_not_delay_the_start() {
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();

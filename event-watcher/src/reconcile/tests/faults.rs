@@ -207,6 +207,22 @@ fn w14_what_is_a_suspicious_loss() {
 }
 
 #[test]
+fn w14_a_list_that_is_empty_before_the_stream_is_back_is_held_too() {
+    let start = Instant::now();
+    let apps = ["/a", "/b", "/c"];
+    let mut core = live(start, &apps);
+    // Long after the last reconnect, and nobody names another leader.
+    let mut now = start + 300 * SECOND;
+    let ticket = next_list(&mut core, &mut now);
+    core.handle(now, listed(ticket, &apps, loss(3, &[], "m1")));
+    core.handle(now, down(FailureKind::Other));
+    let ticket = next_list(&mut core, &mut now);
+    let actions = core.handle(now, listed(ticket, &[], loss(3, &apps, "m1")));
+    assert_eq!(kept(&actions), apps);
+    assert_eq!(core.state().cause(), Some(Cause::HeldDrop));
+}
+
+#[test]
 fn w14_events_and_the_operator_explain_a_loss() {
     let apps = ["/a", "/b", "/c"];
     for told in ["deployment", "operator", "nobody"] {
@@ -229,6 +245,16 @@ fn w14_events_and_the_operator_explain_a_loss() {
         core.handle(now, listed(ticket, &[], loss(3, &apps, "m1")));
         assert_eq!(core.held().is_some(), told == "nobody", "{told}");
     }
+    // Said while the scheduler was away for long: that is not about what it says when it is back.
+    let start = Instant::now();
+    let mut core = live(start, &apps);
+    core.handle(start, Input::Believe);
+    core.guard.arm(start + 100 * SECOND);
+    let mut now = start + 100 * SECOND;
+    core.list = None;
+    let ticket = next_list(&mut core, &mut now);
+    core.handle(now, listed(ticket, &[], loss(3, &apps, "m1")));
+    assert!(core.held().is_some());
     // A loss that is held already is let go, too.
     let start = Instant::now();
     let mut core = live(start, &apps);

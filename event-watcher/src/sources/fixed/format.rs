@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::catalog::{
@@ -22,8 +23,8 @@ pub(super) enum FileError {
     Io(#[source] std::io::Error),
     #[error("the file is larger than {} MiB", super::MAX_BYTES >> 20)]
     TooLarge,
-    #[error("the file is not TOML")]
-    Toml(#[source] toml::de::Error),
+    #[error("the file is not TOML: line {line}: {what}")]
+    Toml { line: usize, what: String },
     #[error("the file is not JSON")]
     Json(#[source] serde_json::Error),
     #[error("the file has no list `apps`; a file without apps says `apps = []`")]
@@ -35,8 +36,14 @@ impl FileError {
         match self {
             Self::Io(_) => "io",
             Self::TooLarge => "too_large",
-            Self::Toml(_) | Self::Json(_) | Self::NoApps => "malformed",
+            Self::Toml { .. } | Self::Json(_) | Self::NoApps => "malformed",
         }
+    }
+
+    /// On one line, without the text of the file.
+    fn of_toml(text: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        Self::Toml { line: before.matches('\n').count() + 1, what: error.message().replace('\n', ", ") }
     }
 }
 
@@ -80,7 +87,15 @@ struct WrittenService {
     /// `/name:port` or `address:port`, as in a `VIP_0` label.
     #[serde(default)]
     vips: Vec<String>,
+    #[serde(deserialize_with = "addresses")]
     endpoints: Vec<SocketAddr>,
+}
+
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    let parse = |text: &String| {
+        text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not an address like 10.0.0.5:5432")))
+    };
+    Vec::<String>::deserialize(deserializer)?.iter().map(parse).collect()
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -97,7 +112,7 @@ pub(super) fn read(text: &str, path: &Path, framework: &str) -> Result<Vec<Entry
     let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
     let whole: Value = match is_json {
         true => serde_json::from_str(text).map_err(FileError::Json)?,
-        false => toml::from_str(text).map_err(FileError::Toml)?,
+        false => toml::from_str(text).map_err(|error| FileError::of_toml(text, &error))?,
     };
     let Value::Object(mut whole) = whole else { return Err(FileError::NoApps) };
     let Some(Value::Array(apps)) = whole.remove("apps") else { return Err(FileError::NoApps) };
@@ -246,7 +261,7 @@ mod tests {
     #[test]
     fn a_wrong_app_is_its_own_problem() {
         for (broken, expect) in [
-            ("endpoints = [\"10.0.0.6\"]", "invalid socket address"),
+            ("endpoints = [\"10.0.0.6\"]", "\"10.0.0.6\" is not an address"),
             ("endpoints = [\"10.0.0.6:1\"]\nport = 70000", "70000"),
             ("endpoints = []\nendpoint = 1", "unknown field `endpoint`"),
         ] {
@@ -268,6 +283,8 @@ mod tests {
         {
             assert!(read(text, Path::new(name), "m").is_err(), "{text:?} as {name}");
         }
+        let error = read("apps = []\nkey {\n", Path::new("a.toml"), "m").unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.lines().count() == 1, "{error}");
         assert!(reads("apps = []", "a.toml").is_empty());
         assert!(reads("{\"apps\": []}", "a.json").is_empty());
     }

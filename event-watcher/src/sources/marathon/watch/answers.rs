@@ -116,7 +116,10 @@ impl Watch {
     pub(super) fn take_list(&mut self, answer: Answer, keep: &BTreeSet<AppId>) {
         let mut known: BTreeSet<AppId> = keep.clone();
         known.extend(answer.entries.iter().map(|entry| entry.id().clone()));
-        self.feed.held.retain(&known);
+        for gone in self.feed.held.retain(&known) {
+            // Should it come back just as it was, it is to be read.
+            self.texts.forget(&gone);
+        }
         for entry in answer.entries {
             if !keep.contains(entry.id()) {
                 self.take_entry(entry);
