@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use event_watcher::catalog::{Problem, VipKey};
 use event_watcher::publish::Applied;
+use l4_vip::stats::{PlaneKind, VipView};
 use lb_http::stats::{Series, Servers};
 use serde::Serialize;
 
@@ -152,33 +153,31 @@ impl Plane for Vip {
 
     fn metrics(&self, text: &mut String) {
         let vips = self.0.vips();
-        // What a kernel plane does not count has no line, not a zero.
-        let forwarded = |vip: &&l4_vip::stats::VipView| vip.plane == l4_vip::stats::PlaneKind::Userspace;
-        let kernel_counts = ["endpoints", "connections_total", "no_endpoint_total"];
-        let mut family = |name: &str, kind: &str, value: &dyn Fn(&l4_vip::stats::VipView) -> u64| {
+        let forwarded = |vip: &VipView, n: u64| (vip.plane == PlaneKind::Userspace).then_some(n);
+        let mut family = |name: &str, kind: &str, value: &dyn Fn(&VipView) -> Option<u64>| {
             let _ = writeln!(text, "# TYPE waymark_vip_{name} {kind}");
-            for vip in vips.iter().filter(|vip| kernel_counts.contains(&name) || forwarded(vip)) {
+            for vip in &vips {
+                // What a plane does not count has no line, not a zero.
+                let Some(value) = value(vip) else { continue };
                 // VIP names are DNS names or addresses: nothing in them needs an escape.
                 let _ = writeln!(
                     text,
                     "waymark_vip_{name}{{vip=\"{}\",protocol=\"{}\",port=\"{}\"}} {}",
-                    vip.vip,
-                    vip.protocol,
-                    vip.port,
-                    value(vip)
+                    vip.vip, vip.protocol, vip.port, value
                 );
             }
         };
-        family("connections_in_flight", "gauge", &|vip| vip.n_in_flight.into());
-        family("endpoints", "gauge", &|vip| vip.endpoints.len() as u64);
-        family("connections_total", "counter", &|vip| vip.counters.n_connections);
-        family("no_endpoint_total", "counter", &|vip| vip.counters.n_no_endpoint);
-        family("unreachable_total", "counter", &|vip| vip.counters.n_unreachable);
-        family("resets_total", "counter", &|vip| vip.counters.n_resets);
-        family("connect_failures_total", "counter", &|vip| vip.counters.n_connect_failures);
-        family("idle_total", "counter", &|vip| vip.counters.n_idle);
-        family("bytes_in_total", "counter", &|vip| vip.counters.bytes_in);
-        family("bytes_out_total", "counter", &|vip| vip.counters.bytes_out);
+        let failures = |vip: &VipView| vip.counts.connect_failures.then_some(vip.counters.n_connect_failures);
+        family("connections_in_flight", "gauge", &|vip| forwarded(vip, vip.n_in_flight.into()));
+        family("endpoints", "gauge", &|vip| Some(vip.endpoints.len() as u64));
+        family("connections_total", "counter", &|vip| Some(vip.counters.n_connections));
+        family("no_endpoint_total", "counter", &|vip| Some(vip.counters.n_no_endpoint));
+        family("unreachable_total", "counter", &|vip| forwarded(vip, vip.counters.n_unreachable));
+        family("resets_total", "counter", &|vip| forwarded(vip, vip.counters.n_resets));
+        family("connect_failures_total", "counter", &failures);
+        family("idle_total", "counter", &|vip| forwarded(vip, vip.counters.n_idle));
+        family("bytes_in_total", "counter", &|vip| vip.counts.bytes.then_some(vip.counters.bytes_in));
+        family("bytes_out_total", "counter", &|vip| vip.counts.bytes.then_some(vip.counters.bytes_out));
         let choice = self.0.choice();
         let failed = u8::from(choice.failure.is_some());
         let _ = write!(
@@ -264,7 +263,12 @@ pub fn vip_traffic(vips: l4_vip::Plane) -> dns::VipTrafficSource {
     let traffic = move || {
         let of_vip = |vip: l4_vip::stats::VipView| dns::VipTraffic {
             n_connections: vip.counters.n_connections,
-            n_failures: vip.counters.n_no_endpoint + vip.counters.n_unreachable,
+            // A forwarder tries the next backend; in the kernel the client sees each failed connect.
+            n_failures: vip.counters.n_no_endpoint
+                + match vip.plane {
+                    PlaneKind::Userspace => vip.counters.n_unreachable,
+                    PlaneKind::Ebpf | PlaneKind::Nft => vip.counters.n_connect_failures,
+                },
             backends: vip
                 .endpoints
                 .iter()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use event_watcher::catalog::{Problem, Protocol, Snapshot};
+use event_watcher::catalog::{Problem, Snapshot};
 use event_watcher::publish::{Applied, AppliedMark, Subscriber, applied};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ use crate::kernel::serving::{Serving, Told};
 use crate::kernel::{ChoiceView, Chosen, Frontend, OnExit};
 use crate::leaving::Leaving;
 use crate::stats::{Counter, PlaneTotals, UdpCounters, VipView};
-use crate::table::{self, VipState, Vips};
+use crate::table::{self, Frontends, Owner, VipState, Vips};
 use crate::worker::{Counts, Listen, Socket, UdpOptions, Worker};
 
 /// Addresses that could not be opened are tried again after this, and with every snapshot.
@@ -61,8 +61,7 @@ struct State {
 /// An address that is listened on.
 #[derive(Clone, Debug)]
 struct Open {
-    /// Whom connections and clients come to. Workers look at it for each connection.
-    vip: Arc<ArcSwap<VipState>>,
+    owner: Arc<Owner>,
     stop: CancellationToken,
 }
 
@@ -127,8 +126,7 @@ pub fn start_on(
         state: State::default(),
         leaving: Leaving::default(),
         closed: false,
-        look_at: None,
-        frontends: BTreeMap::new(),
+        frontends: Frontends::default(),
         serving,
     };
     tokio::spawn(async move {
@@ -166,6 +164,7 @@ impl Plane {
         let view = |vip: &Arc<VipState>| {
             let mut view = vip.view(&serves);
             view.plane = kernel.choice.active;
+            view.counts = kernel.counts(view.protocol);
             for frontend in vip.frontends() {
                 kernel.add_counters(&mut view, &frontend);
             }
@@ -217,10 +216,8 @@ struct Follower {
     /// Some address could not be opened.
     closed: bool,
     leaving: Leaving,
-    /// When the old address of a VIP that moved or is gone has been served for long enough.
-    look_at: Option<Instant>,
     /// What should be served, by whom.
-    frontends: BTreeMap<Frontend, Arc<VipState>>,
+    frontends: Frontends,
     serving: Serving,
 }
 
@@ -256,7 +253,7 @@ impl Follower {
                 } else if self.serving.is_kernel() {
                     self.update(&old).await;
                 }
-                self.serving.take_over(&self.frontends).await;
+                self.serving.take_over(&self.frontends.served).await;
                 unmarked = Some(generation);
                 retry_at = Instant::now() + RETRY;
             }
@@ -277,12 +274,12 @@ impl Follower {
                     self.serve().await;
                     retry_at = Instant::now() + RETRY;
                 }
-                () = tokio::time::sleep_until(self.look_at.unwrap_or(retry_at)), if self.look_at.is_some() => {
+                () = tokio::time::sleep_until(self.frontends.look_at.unwrap_or(retry_at)), if self.frontends.look_at.is_some() => {
                     self.serve().await;
                 }
                 () = tokio::time::sleep_until(kernel_at.unwrap_or(retry_at)), if kernel_at.is_some() => {
                     if self.serving.tick().await == Ticked::Differs {
-                        self.tell(self.serving.problems(&self.frontends));
+                        self.tell(self.serving.problems(&self.frontends.served));
                     }
                 }
                 () = cancel.cancelled() => return,
@@ -292,14 +289,15 @@ impl Follower {
 
     /// Makes the addresses that VIPs have now, and no others, served.
     async fn serve(&mut self) {
-        (self.frontends, self.look_at) = table::frontends(&self.state.vips, &mut self.leaving);
+        self.frontends = table::frontends(&self.state.vips, &mut self.leaving);
         if self.serving.is_kernel() {
-            let services = self.frontends.iter().map(|(frontend, vip)| vip.service(*frontend)).collect();
+            let frontends = &self.frontends;
+            let services = frontends.served.iter().map(|(f, vip)| frontends.service(*f, vip)).collect();
             let mut gone = self.serving.frontends();
-            gone.retain(|frontend| !self.frontends.contains_key(frontend));
+            gone.retain(|frontend| !frontends.served.contains_key(frontend));
             self.serving.set(services, gone).await;
             self.shared.state.store(Arc::new(self.state.clone()));
-            self.tell(self.serving.problems(&self.frontends));
+            self.tell(self.serving.problems(&self.frontends.served));
         } else {
             self.listen().await;
         }
@@ -307,16 +305,11 @@ impl Follower {
 
     /// Tells the kernel the endpoints of the VIPs whose endpoints are not those of `old`.
     async fn update(&mut self, old: &Snapshot) {
-        let is_its_own = |frontend: &Frontend, vip| {
-            self.frontends.get(frontend).is_some_and(|owner| Arc::ptr_eq(owner, vip))
-        };
         let services = table::touched(&self.state.vips, old, &self.snapshot)
-            .flat_map(|vip| vip.frontends().into_iter().map(move |frontend| (frontend, vip)))
-            .filter(|(frontend, vip)| is_its_own(frontend, vip))
-            .map(|(frontend, vip)| vip.service(frontend))
+            .flat_map(|vip| self.frontends.services_of(vip))
             .collect();
         if self.serving.set(services, Vec::new()).await == Ticked::Differs {
-            self.tell(self.serving.problems(&self.frontends));
+            self.tell(self.serving.problems(&self.frontends.served));
         }
     }
 
@@ -334,26 +327,24 @@ impl Follower {
         let mut open = BTreeMap::new();
         self.closed = false;
         let mut problems = Vec::new();
-        for (frontend, vip) in self.frontends.clone() {
+        for (frontend, vip) in self.frontends.served.clone() {
+            // An address that changed hands keeps its sockets: closing one resets what connects at that moment, and ends
+            // flows.
             if let Some(known) = self.state.open.get(&frontend) {
-                let is_same = Arc::ptr_eq(&known.vip.load(), &vip);
-                // An address that changed hands keeps its sockets: closing one resets what connects at that moment. Of
-                // datagrams there are clients with flows to the VIP before, which end with their socket.
-                if is_same || frontend.protocol == Protocol::Tcp {
-                    known.vip.store(vip);
-                    open.insert(frontend, known.clone());
-                    continue;
-                }
+                known.owner.before.store(self.frontends.before.get(&frontend).cloned());
+                known.owner.now.store(vip);
+                open.insert(frontend, known.clone());
+                continue;
             }
             match Socket::open(frontend, self.workers.len()) {
                 Ok(sockets) => {
-                    let (vip, stop) = (Arc::new(ArcSwap::new(vip)), self.cancel.child_token());
+                    let (owner, stop) = (Arc::new(Owner::new(vip)), self.cancel.child_token());
                     for (socket, worker) in sockets.into_iter().zip(&self.workers) {
-                        let listen = Listen { socket, vip: Arc::clone(&vip), stop: stop.clone() };
+                        let listen = Listen { socket, owner: Arc::clone(&owner), stop: stop.clone() };
                         // A worker that has stopped takes nothing any more; the plane is stopping with it.
                         let _ = worker.send(listen).await;
                     }
-                    open.insert(frontend, Open { vip, stop });
+                    open.insert(frontend, Open { owner, stop });
                 }
                 Err(error) => {
                     let hint = error.hint(&self.config.pools);
@@ -367,10 +358,8 @@ impl Follower {
                 }
             }
         }
-        for (frontend, old) in self.state.open.iter() {
-            if !open.get(frontend).is_some_and(|new: &Open| Arc::ptr_eq(&new.vip, &old.vip)) {
-                old.stop.cancel();
-            }
+        for (_, old) in self.state.open.iter().filter(|(frontend, _)| !open.contains_key(frontend)) {
+            old.stop.cancel();
         }
         self.state.open = Arc::new(open);
         self.shared.state.store(Arc::new(self.state.clone()));

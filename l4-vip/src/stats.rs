@@ -107,6 +107,19 @@ impl PlaneKind {
     }
 }
 
+/// What a plane counts at a VIP beside connections and refusals. What it does not count is not known; it is not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub bytes: bool,
+    pub connect_failures: bool,
+}
+
+impl Counts {
+    /// What a forwarder sees.
+    pub const ALL: Self = Self { bytes: true, connect_failures: true };
+    pub const NONE: Self = Self { bytes: false, connect_failures: false };
+}
+
 /// One VIP at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct VipView {
@@ -118,6 +131,7 @@ pub struct VipView {
     /// Those of `addresses` that are served now; the reason for the others is among the problems.
     pub listening: Vec<IpAddr>,
     pub plane: PlaneKind,
+    pub counts: Counts,
     pub policy: Policy,
     /// How long a client without a new connection or flow stays with its endpoint; absent without session affinity.
     pub affinity_seconds: Option<u64>,

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use event_watcher::catalog::{
-    Delta, Family, Problem, Rotation, ServiceId, Snapshot, Vip, VipKey, VipsChanged,
+    Delta, Family, Problem, Protocol, Rotation, ServiceId, Snapshot, Vip, VipKey, VipsChanged,
 };
 use tokio::time::Instant;
 
@@ -22,7 +22,7 @@ use crate::labels;
 use crate::leaving::{Leaving, Occupied};
 use crate::policy::Policy;
 use crate::pool::{EndpointState, Member, Pool};
-use crate::stats::{Counters, PlaneKind, VipView};
+use crate::stats::{Counters, Counts, PlaneKind, VipView};
 
 #[derive(Debug)]
 pub(crate) struct VipState {
@@ -46,6 +46,25 @@ struct Control {
     leaving: Vec<Arc<EndpointState>>,
     /// Labels that could not be read, and moves.
     problems: Vec<Problem>,
+}
+
+/// Whom an address belongs to; another VIP when it changes hands. Workers look at it for each connection and client.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    pub(crate) now: ArcSwap<VipState>,
+    /// The VIP before, as long as its flows of datagrams go on: they are not the new one's to answer.
+    pub(crate) before: ArcSwapOption<VipState>,
+}
+
+impl Owner {
+    pub(crate) fn new(vip: Arc<VipState>) -> Self {
+        Self { now: ArcSwap::new(vip), before: ArcSwapOption::empty() }
+    }
+
+    /// Whether a flow of this VIP goes on.
+    pub(crate) fn keeps(&self, vip: &Arc<VipState>) -> bool {
+        Arc::ptr_eq(&self.now.load(), vip) || self.before.load().as_ref().is_some_and(|b| Arc::ptr_eq(b, vip))
+    }
 }
 
 /// What the services of a VIP ask for together: for each thing, the first in id order that says something.
@@ -275,6 +294,7 @@ impl VipState {
             addresses: control.addresses.clone(),
             listening: control.addresses.iter().copied().filter(|ip| listening(self.frontend(*ip))).collect(),
             plane: PlaneKind::Userspace,
+            counts: Counts::ALL,
             policy: v4.policy(),
             affinity_seconds: v4.affinity().map(|timeout| timeout.as_secs()),
             services: control.services.clone(),
@@ -374,14 +394,46 @@ pub(crate) fn compile(
     (Arc::new(vips), outcome)
 }
 
-/// Every address, port and protocol that is served, with its VIP: those that VIPs have, then those that they, or VIPs
-/// that are gone, had a moment ago and nobody has now. Also when the first of the latter must be looked at again.
-pub(crate) fn frontends(
-    vips: &Vips,
-    leaving: &mut Leaving,
-) -> (BTreeMap<Frontend, Arc<VipState>>, Option<Instant>) {
+/// Every address, port and protocol that is served.
+#[derive(Debug, Default)]
+pub(crate) struct Frontends {
+    /// Those that VIPs have, then those that they, or VIPs that are gone, had a moment ago and nobody has now.
+    pub(crate) served: BTreeMap<Frontend, Arc<VipState>>,
+    /// Of those for datagrams that another VIP had a moment ago, that one.
+    pub(crate) before: BTreeMap<Frontend, Arc<VipState>>,
+    /// When the first address that a VIP had a moment ago must be looked at again.
+    pub(crate) look_at: Option<Instant>,
+}
+
+impl Frontends {
+    /// What a kernel plane should serve. Who had the address before keeps its flows and gets no new ones.
+    pub(crate) fn service(&self, frontend: Frontend, owner: &VipState) -> Service {
+        let mut service = owner.service(frontend);
+        if let Some(before) = self.before.get(&frontend) {
+            for Backend { address, .. } in before.service(frontend).backends {
+                if service.backends.iter().all(|own| own.address != address) {
+                    service.backends.push(Backend { address, weight: 0 });
+                }
+            }
+        }
+        service
+    }
+
+    /// The services that concern this VIP, at addresses that it has or had.
+    pub(crate) fn services_of(&self, vip: &Arc<VipState>) -> Vec<Service> {
+        let concerns = |other: Option<&Arc<VipState>>| other.is_some_and(|other| Arc::ptr_eq(other, vip));
+        let own = vip.frontends().into_iter().filter_map(|frontend| {
+            let owner = self.served.get(&frontend)?;
+            let is_concerned = concerns(Some(owner)) || concerns(self.before.get(&frontend));
+            is_concerned.then(|| self.service(frontend, owner))
+        });
+        own.collect()
+    }
+}
+
+pub(crate) fn frontends(vips: &Vips, leaving: &mut Leaving) -> Frontends {
     let now = Instant::now();
-    let mut served = BTreeMap::new();
+    let (mut served, mut before) = (BTreeMap::new(), BTreeMap::new());
     let mut moved = Vec::new();
     for vip in vips.values() {
         vip.expire(now);
@@ -393,14 +445,18 @@ pub(crate) fn frontends(
         let addresses = vip.control().addresses.clone();
         moved.extend(addresses.into_iter().map(|ip| (until, vip.frontend(ip), vip)));
     }
-    let mut next = None;
+    let mut look_at = None;
     for (until, frontend, vip) in moved {
-        if let btree_map::Entry::Vacant(place) = served.entry(frontend) {
-            place.insert(Arc::clone(vip));
+        match served.entry(frontend) {
+            btree_map::Entry::Vacant(place) => drop(place.insert(Arc::clone(vip))),
+            btree_map::Entry::Occupied(_) if frontend.protocol == Protocol::Udp => {
+                before.insert(frontend, Arc::clone(vip));
+            }
+            btree_map::Entry::Occupied(_) => {}
         }
-        next = Some(next.map_or(until, |next: Instant| next.min(until)));
+        look_at = Some(look_at.map_or(until, |look_at: Instant| look_at.min(until)));
     }
-    (served, next)
+    Frontends { served, before, look_at }
 }
 
 #[cfg(test)]

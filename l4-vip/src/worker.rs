@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use event_watcher::catalog::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -24,7 +23,7 @@ use crate::forward::tcp::{Forwarder, Options};
 use crate::forward::udp::Relay;
 use crate::kernel::Frontend;
 use crate::stats::{Counter, UdpCounters};
-use crate::table::VipState;
+use crate::table::{Owner, VipState};
 
 /// Pauses between attempts to accept when the host has run out of something. Long enough for connections to end,
 /// short enough for clients that wait in the backlog.
@@ -69,8 +68,7 @@ pub(crate) struct UdpOptions {
 #[derive(Debug)]
 pub(crate) struct Listen {
     pub(crate) socket: Socket,
-    /// Another one when the address changes hands.
-    pub(crate) vip: Arc<ArcSwap<VipState>>,
+    pub(crate) owner: Arc<Owner>,
     /// Cancelled when the VIP goes or the plane stops.
     pub(crate) stop: CancellationToken,
 }
@@ -98,11 +96,11 @@ impl Worker {
         loop {
             tokio::select! {
                 listen = listeners.recv() => match listen {
-                    Some(Listen { socket: Socket::Tcp(socket), vip, stop }) => {
-                        server.tasks.spawn(accept(socket, vip, stop, Rc::clone(&server)));
+                    Some(Listen { socket: Socket::Tcp(socket), owner, stop }) => {
+                        server.tasks.spawn(accept(socket, owner, stop, Rc::clone(&server)));
                     }
-                    Some(Listen { socket: Socket::Udp(socket), vip, stop }) => {
-                        datagrams.serve(socket, vip.load_full(), stop);
+                    Some(Listen { socket: Socket::Udp(socket), owner, stop }) => {
+                        datagrams.serve(socket, owner, stop);
                     }
                     None => break,
                 },
@@ -135,7 +133,7 @@ struct Datagrams {
 }
 
 impl Datagrams {
-    fn serve(&mut self, socket: std::net::UdpSocket, vip: Arc<VipState>, stop: CancellationToken) {
+    fn serve(&mut self, socket: std::net::UdpSocket, owner: Arc<Owner>, stop: CancellationToken) {
         let relay = match &self.relay {
             Some(relay) => Rc::clone(relay),
             None => {
@@ -144,7 +142,7 @@ impl Datagrams {
                 let relay = match made {
                     Ok(relay) => Rc::new(relay),
                     Err(error) => {
-                        tracing::error!(%error, vip = %vip.key.target, "cannot forward datagrams");
+                        tracing::error!(%error, vip = %owner.now.load().key.target, "cannot forward datagrams");
                         return;
                     }
                 };
@@ -156,7 +154,7 @@ impl Datagrams {
             }
         };
         while self.tasks.try_join_next().is_some() {}
-        self.tasks.spawn_local(async move { relay.serve(socket, vip, stop).await });
+        self.tasks.spawn_local(async move { relay.serve(socket, owner, stop).await });
     }
 }
 
@@ -174,14 +172,14 @@ impl Server {
 /// Accepts until told to stop, then takes what is still in the backlog, so that nobody who got a SYN-ACK is reset.
 async fn accept(
     socket: std::net::TcpListener,
-    vip: Arc<ArcSwap<VipState>>,
+    owner: Arc<Owner>,
     stop: CancellationToken,
     server: Rc<Server>,
 ) {
     let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::error!(%error, vip = %vip.load().key.target, "cannot watch a VIP's socket");
+            tracing::error!(%error, vip = %owner.now.load().key.target, "cannot watch a VIP's socket");
             return;
         }
     };
@@ -196,7 +194,7 @@ async fn accept(
         match accepted {
             Ok((client, _)) if server.ceiling.is_reached_by(&client) => {
                 if !refuses {
-                    tracing::warn!(vip = %vip.load().key.target, "file descriptors are short: connections are refused");
+                    tracing::warn!(vip = %owner.now.load().key.target, "file descriptors are short: connections are refused");
                 }
                 refuses = true;
                 server.counts.n_refused_for_descriptors.add(1);
@@ -206,12 +204,12 @@ async fn accept(
             Ok((client, peer)) => {
                 pause = FIRST_PAUSE;
                 refuses = false;
-                server.serve(client, peer.ip(), vip.load_full());
+                server.serve(client, peer.ip(), owner.now.load_full());
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 server.counts.n_accept_pauses.add(1);
-                tracing::warn!(%error, vip = %vip.load().key.target, ?pause, "cannot accept; waiting");
+                tracing::warn!(%error, vip = %owner.now.load().key.target, ?pause, "cannot accept; waiting");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     () = &mut stopped => break,
@@ -223,10 +221,12 @@ async fn accept(
     match listener.into_std() {
         Ok(listener) => {
             while let Ok((client, peer)) = take_waiting(&listener) {
-                server.serve(client, peer.ip(), vip.load_full());
+                server.serve(client, peer.ip(), owner.now.load_full());
             }
         }
-        Err(error) => tracing::error!(%error, vip = %vip.load().key.target, "cannot empty a VIP's backlog"),
+        Err(error) => {
+            tracing::error!(%error, vip = %owner.now.load().key.target, "cannot empty a VIP's backlog")
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 // The assembled programs copy a service and a backend before they use them and look whose they are, because the kernel
 // may give an element to another key while a program looks at it; that is left out here.
 //
-// Only connect4 and getpeername4 are spelt out: the IPv6 programs differ in the width of the address, sendmsg in that
+// Only connect4, getpeername4 and sock_ops are spelt out: the IPv6 programs differ in the width of the address, sendmsg in that
 // it looks for a known flow first and remembers the pick; recvmsg looks up a map that both fill for UDP sockets.
 
 #include <linux/bpf.h>
@@ -19,8 +19,8 @@ struct service { __u32 version, n_slots, id, padding; __u64 affinity_ns; struct 
 struct slot_key { __u32 version, index; };
 struct slot { __u32 first, second, threshold; };
 struct backend { __u32 address[4]; __u32 port, weight, service; };
-struct counters { __u64 n_connections, n_packets, n_refused; };
-struct peer { __u64 cookie; struct frontend vip; __u32 address[4]; __u32 port; };
+struct counters { __u64 n_connections, n_packets, n_refused, n_failed, bytes_in, bytes_out; };
+struct peer { __u64 cookie; struct frontend vip; __u32 address[4]; __u32 port, backend, service; };
 struct client { __u64 namespace; __u32 address[4]; __u32 service, padding; };
 struct last { __u64 ns; __u32 backend, padding; };
 
@@ -33,11 +33,19 @@ MAP(counters, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct counters, 393216, BPF_F_NO
 MAP(peers, BPF_MAP_TYPE_ARRAY, __u32, struct peer, 262144, 0);
 MAP(affinity, BPF_MAP_TYPE_LRU_HASH, struct client, struct last, 65536, 0);
 
+static __always_inline struct counters *counters_of(__u32 id)
+{
+	struct counters *found = bpf_map_lookup_elem(&counters, &id), none = {};
+	if (found)
+		return found;
+	// It fails when another CPU was first.
+	bpf_map_update_elem(&counters, &id, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&counters, &id);
+}
+
 #define COUNT(id, counter) \
 	do { \
-		struct counters *c = bpf_map_lookup_elem(&counters, &(id)), first = { .counter = 1 }; \
-		if (!c && bpf_map_update_elem(&counters, &(id), &first, BPF_NOEXIST)) \
-			c = bpf_map_lookup_elem(&counters, &(id)); \
+		struct counters *c = counters_of(id); \
 		if (c) \
 			__sync_fetch_and_add(&c->counter, 1); \
 	} while (0)
@@ -111,6 +119,8 @@ int connect4(struct bpf_sock_addr *ctx)
 		peer->vip = vip;
 		__builtin_memcpy(peer->address, backend->address, sizeof(peer->address));
 		peer->port = backend->port;
+		peer->backend = id;
+		peer->service = service->id;
 		peer->cookie = cookie;
 	}
 	ctx->user_ip4 = backend->address[3];
@@ -126,6 +136,39 @@ int getpeername4(struct bpf_sock_addr *ctx)
 	if (peer && peer->cookie == cookie && peer->port == ctx->user_port && peer->address[3] == ctx->user_ip4) {
 		ctx->user_ip4 = peer->vip.address[3];
 		ctx->user_port = peer->vip.port_and_protocol & 0xffff;
+	}
+	return 1;
+}
+
+// Changes of state are told of sockets that connect4 gave a backend, and the last of them is counted.
+SEC("sockops")
+int sock_ops(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB)
+		return 1;
+	if (ctx->op == BPF_SOCK_OPS_STATE_CB && (ctx->args[1] != BPF_TCP_CLOSE || ctx->args[0] == BPF_TCP_CLOSE))
+		return 1;
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct peer *peer = place_of(cookie);
+	if (!peer || peer->cookie != cookie)
+		return 1;
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		return 1;
+	}
+	__u32 backend = peer->backend;
+	struct counters *c = bpf_map_lookup_elem(&counters, &backend);
+	if (!c)
+		// The counters of a backend that was removed have been added up.
+		c = counters_of(peer->service);
+	if (!c)
+		return 1;
+	if (ctx->args[0] == BPF_TCP_SYN_SENT) {
+		__sync_fetch_and_add(&c->n_failed, 1);
+	} else {
+		// The SYN counts as a byte.
+		__sync_fetch_and_add(&c->bytes_in, ctx->bytes_acked - 1);
+		__sync_fetch_and_add(&c->bytes_out, ctx->bytes_received);
 	}
 	return 1;
 }

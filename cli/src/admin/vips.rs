@@ -10,7 +10,7 @@ use event_watcher::catalog::{App, AppId, Generation, InstanceId, Rotation, Vip, 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use l4_vip::kernel::ChoiceView;
-use l4_vip::stats::{PlaneKind, VipView as Served};
+use l4_vip::stats::{Counts, PlaneKind, VipView as Served};
 use serde::Serialize;
 
 use super::Admin;
@@ -62,38 +62,33 @@ pub struct VipCounters {
     pub n_connections: u64,
     /// Refused because there was no usable backend.
     pub n_no_endpoint: u64,
-    #[serde(flatten)]
-    forwarded: ForwardedCounters,
-}
-
-/// What only a forwarder sees.
-#[derive(Debug, Default, Serialize)]
-struct ForwardedCounters {
-    n_unreachable: Option<u64>,
-    n_resets: Option<u64>,
+    // What the plane does not count is `null`.
     n_connect_failures: Option<u64>,
-    n_local_failures: Option<u64>,
-    n_idle: Option<u64>,
     bytes_in: Option<u64>,
     bytes_out: Option<u64>,
+    // Only a forwarder sees the rest.
+    n_unreachable: Option<u64>,
+    n_resets: Option<u64>,
+    n_local_failures: Option<u64>,
+    n_idle: Option<u64>,
 }
 
 impl VipCounters {
     fn of(served: &Served) -> Self {
         let counters = &served.counters;
-        let forwarded = match served.plane {
-            PlaneKind::Ebpf | PlaneKind::Nft => ForwardedCounters::default(),
-            PlaneKind::Userspace => ForwardedCounters {
-                n_unreachable: Some(counters.n_unreachable),
-                n_resets: Some(counters.n_resets),
-                n_connect_failures: Some(counters.n_connect_failures),
-                n_local_failures: Some(counters.n_local_failures),
-                n_idle: Some(counters.n_idle),
-                bytes_in: Some(counters.bytes_in),
-                bytes_out: Some(counters.bytes_out),
-            },
-        };
-        Self { n_connections: counters.n_connections, n_no_endpoint: counters.n_no_endpoint, forwarded }
+        let Counts { bytes, connect_failures } = served.counts;
+        let forwards = served.plane == PlaneKind::Userspace;
+        Self {
+            n_connections: counters.n_connections,
+            n_no_endpoint: counters.n_no_endpoint,
+            n_connect_failures: connect_failures.then_some(counters.n_connect_failures),
+            bytes_in: bytes.then_some(counters.bytes_in),
+            bytes_out: bytes.then_some(counters.bytes_out),
+            n_unreachable: forwards.then_some(counters.n_unreachable),
+            n_resets: forwards.then_some(counters.n_resets),
+            n_local_failures: forwards.then_some(counters.n_local_failures),
+            n_idle: forwards.then_some(counters.n_idle),
+        }
     }
 }
 
@@ -104,10 +99,9 @@ pub struct BackendView {
     pub rotation: Rotation,
     /// Its share of new connections against the others'; 0 while it drains.
     pub weight: u16,
-    /// What the plane does not count is `null`. The nft plane counts connections of a VIP, not of its backends, and
-    /// neither kernel plane counts what only a forwarder sees.
-    pub n_connections: Option<u64>,
-    pub per_sec: Option<f64>,
+    pub n_connections: u64,
+    pub per_sec: f64,
+    /// What the plane does not count is `null`.
     pub n_in_flight: Option<u64>,
     pub n_connect_failures: Option<u64>,
     pub bytes_in: Option<u64>,
@@ -160,7 +154,7 @@ impl Admin {
                     .iter()
                     .filter_map(|service| Some((snapshot.app(&service.app)?, service.port_index)))
                     .flat_map(|(app, port_index)| {
-                        backends(app, port_index, &vip.key, &weights, &counters, own.map(|own| own.plane))
+                        backends(app, port_index, &vip.key, &weights, &counters, own)
                     })
                     .collect(),
                 apps,
@@ -220,10 +214,10 @@ fn backends<'a>(
     key: &'a VipKey,
     weights: &'a BTreeMap<SocketAddr, u16>,
     counters: &'a Counters,
-    plane: Option<PlaneKind>,
+    served: Option<&Served>,
 ) -> impl Iterator<Item = BackendView> + 'a {
-    let forwards = !matches!(plane, Some(PlaneKind::Ebpf | PlaneKind::Nft));
-    let counts_backends = plane != Some(PlaneKind::Nft);
+    let Counts { bytes, connect_failures } = served.map_or(Counts::NONE, |served| served.counts);
+    let forwards = served.is_some_and(|served| served.plane == PlaneKind::Userspace);
     let members = app.instances.iter().filter(|instance| instance.rotation() != Rotation::Out);
     members.flat_map(move |instance| {
         instance.endpoints_of(port_index).map(move |endpoint| {
@@ -238,11 +232,11 @@ fn backends<'a>(
                 rotation: instance.rotation(),
                 weight,
                 n_in_flight: forwards.then_some(traffic.n_in_flight),
-                n_connect_failures: forwards.then_some(traffic.n_failures),
-                bytes_in: forwards.then_some(traffic.bytes_in),
-                bytes_out: forwards.then_some(traffic.bytes_out),
-                n_connections: counts_backends.then_some(traffic.n_total),
-                per_sec: counts_backends.then_some(traffic.per_sec),
+                n_connect_failures: connect_failures.then_some(traffic.n_failures),
+                bytes_in: bytes.then_some(traffic.bytes_in),
+                bytes_out: bytes.then_some(traffic.bytes_out),
+                n_connections: traffic.n_total,
+                per_sec: traffic.per_sec,
                 ejected: traffic.ejected,
             }
         })

@@ -136,6 +136,20 @@ pub struct App {
 }
 
 impl App {
+    /// One that nobody deploys or checks: it has what it should have.
+    pub fn settled(id: AppId, services: Vec<Service>, instances: Vec<Arc<Instance>>) -> Self {
+        Self {
+            id,
+            version: "".into(),
+            labels: BTreeMap::new(),
+            n_instances_wanted: instances.len() as u32,
+            services,
+            health_checks: Vec::new(),
+            instances,
+            deployments: Vec::new(),
+        }
+    }
+
     pub fn service(&self, port_index: usize) -> Option<&Service> {
         self.services.get(port_index)
     }

@@ -121,6 +121,23 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// One that runs at this address, as far as is known, and that nobody checks.
+    pub fn running(id: InstanceId, address: IpAddr, endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            id,
+            host: address.to_string().into(),
+            host_address: Some(address),
+            agent: None,
+            version: "".into(),
+            state: InstanceState::Running,
+            health: Health::Unchecked,
+            readiness: Readiness::Unchecked,
+            started_at: None,
+            addresses: vec![address],
+            endpoints,
+        }
+    }
+
     pub fn rotation(&self) -> Rotation {
         use InstanceState::{Killing, Running, Staging, Starting, Terminal, Unknown, Unreachable};
         match (self.state, self.health) {

@@ -57,31 +57,15 @@ fn update(Change { app, n_instances, shape }: Change) -> AppUpdate {
             0 => host,
             _ => [0xfd00, 0, 0, 0, 0, 0, app as u16, n as u16].into(),
         };
+        let endpoint = Endpoint { port_index: 0, address: (own, 31000).into() };
         Arc::new(Instance {
-            id: InstanceId::new(&format!("{app}.{n}")),
-            host: host.to_string().into(),
             host_address: (shape & 16 != 0).then_some(host),
-            agent: None,
-            version: "v".into(),
-            state: InstanceState::Running,
-            health: Health::Unchecked,
-            readiness: Readiness::Unchecked,
-            started_at: None,
             addresses: vec![own],
-            endpoints: vec![Endpoint { port_index: 0, address: (own, 31000).into() }],
+            ..Instance::running(InstanceId::new(&format!("{app}.{n}")), host, vec![endpoint])
         })
     };
-    let app = App {
-        id,
-        version: "v".into(),
-        labels: BTreeMap::new(),
-        n_instances_wanted: 1,
-        services: vec![service],
-        health_checks: vec![],
-        instances: (1..n_instances).map(instance).collect(),
-        deployments: vec![],
-    };
-    AppUpdate { app, problems: vec![] }
+    let instances = (1..n_instances).map(instance).collect();
+    AppUpdate { app: App::settled(id, vec![service], instances), problems: vec![] }
 }
 
 fn catalog() -> Catalog {

@@ -6,13 +6,13 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use event_watcher::catalog::VipPool;
+use event_watcher::catalog::{Protocol, VipPool};
 use serde::{Deserialize, Serialize};
 
 use super::ebpf::{Ebpf, EbpfConfig, Limits};
 use super::nft::{Left, Nft, NftConfig, Ownership};
 use super::{Frontend, KernelPlane, OpenError};
-use crate::stats::PlaneKind;
+use crate::stats::{Counts, PlaneKind};
 
 /// `--vip-plane`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +98,10 @@ impl Chosen {
 
     pub fn kind(&self) -> PlaneKind {
         self.kernel.as_ref().map_or(PlaneKind::Userspace, |plane| plane.kind())
+    }
+
+    pub(super) fn counts(&self, protocol: Protocol) -> Counts {
+        self.kernel.as_ref().map_or(Counts::ALL, |plane| plane.counts(protocol))
     }
 
     /// For taking over from other planes, later.

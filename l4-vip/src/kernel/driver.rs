@@ -17,6 +17,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Everything is read back and compared this often, for what a look does not see.
 const COMPARE: Duration = Duration::from_secs(30);
 const COUNT: Duration = Duration::from_secs(1);
+/// Of many VIPs that takes long: counting has a rest of this many times as long as it took.
+const COUNT_REST: u32 = 50;
 /// A call that failed is tried again after this, then after twice as long, up to the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
@@ -158,7 +160,6 @@ impl Driver {
             self.work().await;
         }
         if now >= self.count_at {
-            self.count_at = now + COUNT;
             self.count().await;
         }
         let after = (self.failed.clone(), self.n_repaired, self.in_force.len());
@@ -248,9 +249,11 @@ impl Driver {
     }
 
     async fn count(&mut self) {
-        let counted = self.call(|plane| Ok((plane.counters()?, plane.backend_counters()?))).await;
+        let began = Instant::now();
+        let counted = self.call(|plane| plane.count()).await;
+        self.count_at = Instant::now() + COUNT.max(COUNT_REST * began.elapsed());
         match counted {
-            Ok((frontends, backends)) => {
+            Ok(super::Counted { frontends, backends }) => {
                 self.counted = Arc::new(Counted {
                     frontends: frontends.into_iter().collect(),
                     backends: backends.into_iter().map(|(f, address, c)| ((f, address), c)).collect(),
@@ -310,7 +313,7 @@ mod tests {
 
     use super::super::Backend;
     use super::*;
-    use crate::stats::PlaneKind;
+    use crate::stats::{Counts, PlaneKind};
 
     /// A kernel that fails when it is told to, and whose state others change when a test says so.
     #[derive(Clone, Debug, Default)]
@@ -361,8 +364,12 @@ mod tests {
             Ok(self.is_changed.swap(false, Relaxed))
         }
 
-        fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError> {
-            Ok(Vec::new())
+        fn counts(&self, _: Protocol) -> Counts {
+            Counts::NONE
+        }
+
+        fn count(&mut self) -> Result<super::super::Counted, ApplyError> {
+            Ok(super::super::Counted::default())
         }
 
         fn flush(&mut self) -> Result<(), ApplyError> {

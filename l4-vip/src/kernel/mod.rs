@@ -19,7 +19,7 @@ pub use choice::{ChoiceConfig, Chosen, OnExit, PlaneChoice, Rejection, UnknownPl
 pub use error::{ApplyError, OpenError};
 pub use serving::ChoiceView;
 
-use crate::stats::PlaneKind;
+use crate::stats::{Counts, PlaneKind};
 
 /// An address, port and protocol that the kernel serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,16 +49,44 @@ pub enum Change {
     Remove(Frontend),
 }
 
+/// What a plane does not count, see [`KernelPlane::counts`], is 0.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelCounters {
     pub n_connections: u64,
     pub n_refused: u64,
     pub n_packets: u64,
-    pub bytes: u64,
+    /// Connects that the backend refused, did not answer, or that the client gave up.
+    pub n_connect_failures: u64,
+    /// From clients to the backend, of connections that have ended.
+    pub bytes_in: u64,
+    /// From the backend to clients, of the same.
+    pub bytes_out: u64,
+}
+
+/// What the kernel has counted of everything that it serves.
+#[derive(Clone, Debug, Default)]
+pub struct Counted {
+    pub frontends: Vec<(Frontend, KernelCounters)>,
+    /// Of each backend of each frontend.
+    pub backends: Vec<(Frontend, SocketAddr, KernelCounters)>,
+}
+
+impl std::ops::AddAssign for KernelCounters {
+    fn add_assign(&mut self, more: Self) {
+        self.n_connections += more.n_connections;
+        self.n_refused += more.n_refused;
+        self.n_packets += more.n_packets;
+        self.n_connect_failures += more.n_connect_failures;
+        self.bytes_in += more.bytes_in;
+        self.bytes_out += more.bytes_out;
+    }
 }
 
 pub trait KernelPlane: Send + std::fmt::Debug {
     fn kind(&self) -> PlaneKind;
+
+    /// What it counts at a VIP of this protocol beside connections and refusals.
+    fn counts(&self, protocol: Protocol) -> Counts;
 
     /// Puts the changes in force, all of them or none.
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError>;
@@ -70,12 +98,7 @@ pub trait KernelPlane: Send + std::fmt::Debug {
     /// Whether somebody else changed our kernel state since the last look (cheap; called every 500 ms).
     fn was_changed_by_others(&mut self) -> Result<bool, ApplyError>;
 
-    fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError>;
-
-    /// What the kernel counted of each backend of each frontend, when it counts that.
-    fn backend_counters(&mut self) -> Result<Vec<(Frontend, SocketAddr, KernelCounters)>, ApplyError> {
-        Ok(Vec::new())
-    }
+    fn count(&mut self) -> Result<Counted, ApplyError>;
 
     /// Another plane takes over: takes no new connections from now on, and keeps only what established ones need.
     fn retire(&mut self) -> Result<(), ApplyError> {

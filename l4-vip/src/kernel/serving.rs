@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use event_watcher::catalog::Problem;
+use event_watcher::catalog::{Problem, Protocol};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use super::choice::Others;
 use super::driver::{Counted, Driver, Ticked};
 use super::{Chosen, Frontend, OnExit, PlaneChoice, Rejection, Service};
 use crate::plane::not_served;
-use crate::stats::{PlaneKind, VipView};
+use crate::stats::{Counts, PlaneKind, VipView};
 use crate::table::VipState;
 
 /// Which plane serves, why no better one does, and how it fares.
@@ -34,6 +34,8 @@ pub struct ChoiceView {
 #[derive(Clone, Debug)]
 pub(crate) struct Told {
     pub(crate) choice: ChoiceView,
+    /// Of TCP VIPs, then of UDP ones.
+    counts: [Counts; 2],
     pub(crate) served: Arc<BTreeSet<Frontend>>,
     pub(crate) refused: Arc<BTreeMap<Frontend, String>>,
     pub(crate) counted: Arc<Counted>,
@@ -50,10 +52,23 @@ impl Told {
         let Some(counted) = self.counted.frontends.get(frontend) else { return };
         view.counters.n_connections += counted.n_connections;
         view.counters.n_no_endpoint += counted.n_refused;
+        view.counters.n_connect_failures += counted.n_connect_failures;
+        view.counters.bytes_in += counted.bytes_in;
+        view.counters.bytes_out += counted.bytes_out;
         for endpoint in &mut view.endpoints {
             if let Some(counted) = self.counted.backends.get(&(*frontend, endpoint.address)) {
                 endpoint.n_picked += counted.n_connections;
+                endpoint.n_connect_failures += counted.n_connect_failures;
+                endpoint.bytes_in += counted.bytes_in;
+                endpoint.bytes_out += counted.bytes_out;
             }
+        }
+    }
+
+    pub(crate) fn counts(&self, protocol: Protocol) -> Counts {
+        match protocol {
+            Protocol::Tcp => self.counts[0],
+            Protocol::Udp => self.counts[1],
         }
     }
 }
@@ -79,7 +94,13 @@ impl Serving {
             failure: None,
             n_repaired: 0,
         };
-        let told = Told { choice, served: Arc::default(), refused: Arc::default(), counted: Arc::default() };
+        let told = Told {
+            choice,
+            counts: [Protocol::Tcp, Protocol::Udp].map(|protocol| chosen.counts(protocol)),
+            served: Arc::default(),
+            refused: Arc::default(),
+            counted: Arc::default(),
+        };
         Self {
             others: chosen.others(),
             has_taken_over: false,
@@ -191,6 +212,7 @@ impl Serving {
         let refused = driver.refused().map(|(frontend, reason)| (*frontend, reason.to_owned()));
         self.told.store(Arc::new(Told {
             choice: ChoiceView { failure, n_repaired: driver.n_repaired, ..known.choice.clone() },
+            counts: known.counts,
             served: driver.served(),
             refused: Arc::new(refused.collect()),
             counted: Arc::clone(&driver.counted),

@@ -1,8 +1,8 @@
 //! VIPs that were changed again and again are those that are compiled at once.
 
 use event_watcher::catalog::{
-    App, AppId, AppUpdate, Catalog, CatalogConfig, Endpoint, Health, Instance, InstanceId, InstanceState,
-    Protocol, Protocols, Readiness, Service, VipLabel,
+    App, AppId, AppUpdate, Catalog, CatalogConfig, Endpoint, Instance, InstanceId, InstanceState, Protocol,
+    Protocols, Service, VipLabel,
 };
 use proptest::prelude::*;
 
@@ -43,34 +43,15 @@ fn update(Change { app, n_instances, shape }: Change) -> AppUpdate {
         vips: vips.into_iter().collect(),
     };
     let instance = |n: usize| {
+        let address = SocketAddr::from(([10, 0, app as u8, n as u8 + (shape >> 7)], 31000));
+        let endpoint = Endpoint { port_index: 0, address };
         Arc::new(Instance {
-            id: InstanceId::new(&format!("{app}.{n}")),
-            host: "10.0.0.1".into(),
-            host_address: "10.0.0.1".parse().ok(),
-            agent: None,
-            version: "v".into(),
             state: if shape & 4 == 0 { InstanceState::Running } else { InstanceState::Killing },
-            health: Health::Unchecked,
-            readiness: Readiness::Unchecked,
-            started_at: None,
-            addresses: vec![],
-            endpoints: vec![Endpoint {
-                port_index: 0,
-                address: ([10, 0, app as u8, n as u8 + (shape >> 7)], 31000).into(),
-            }],
+            ..Instance::running(InstanceId::new(&format!("{app}.{n}")), address.ip(), vec![endpoint])
         })
     };
-    let app = App {
-        id,
-        version: "v".into(),
-        labels: BTreeMap::new(),
-        n_instances_wanted: 1,
-        services: vec![service],
-        health_checks: vec![],
-        instances: (1..n_instances).map(instance).collect(),
-        deployments: vec![],
-    };
-    AppUpdate { app, problems: vec![] }
+    let instances = (1..n_instances).map(instance).collect();
+    AppUpdate { app: App::settled(id, vec![service], instances), problems: vec![] }
 }
 
 /// All of the VIPs that has no history.

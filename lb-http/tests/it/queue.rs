@@ -49,6 +49,15 @@ impl Service {
         self.cluster.csv_row(&format!("a_{}", self.app.port), row)[column].clone()
     }
 
+    fn has_counted(&self, expect: &[(&str, u32)]) {
+        let mut metrics = String::new();
+        self.cluster.plane.metrics(&mut metrics);
+        for (name, n) in expect {
+            let line = format!("waymark_http_{name}_total{{proxy=\"a_{}\"}} {n}", self.app.port);
+            assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+        }
+    }
+
     /// Of the backend and its servers together.
     async fn until(&self, column: &str, n: u32) {
         let sum = || -> u32 {
@@ -114,34 +123,41 @@ async fn what_is_over_the_maximum_goes_to_another_and_then_waits_in_order() {
 }
 
 #[tokio::test]
-async fn who_waits_too_long_or_finds_the_queue_full_is_told_so() {
+async fn who_waits_too_long_is_told_so() {
     let (a, release) = holding().await;
-    let labels = [ONE, ("WAYMARK_0_QUEUE", "1"), ("WAYMARK_0_TIMEOUT_QUEUE", "2s")];
+    let labels = [ONE, ("WAYMARK_0_TIMEOUT_QUEUE", "200ms")];
     let service = Service::start(AppSpec::new("/a").instance(a.port), &labels).await;
     let mut first = service.send("/hold", "", "scur", 1).await;
-    let mut waits = service.send("/", "", "qcur", 1).await;
-    let refused = get(service.app.address(), "").await;
-    assert_eq!((refused.status(), refused.header("waymark-reason")), (503, Some("queue-full")));
-    let late = waits.response().await;
+    let mut waits = Client::connect(service.app.address()).await;
+    let late = waits.get("").await;
     assert_eq!((late.status(), late.header("waymark-reason")), (503, Some("queue-timeout")));
     assert_eq!(service.column("BACKEND", "qcur"), "0");
     assert_eq!(service.column("BACKEND", "econ"), "1", "as HAProxy counts it");
-    // Who gave up has left no trace: its place goes to nobody.
+    release.cancel();
+    assert_eq!(first.response().await.status(), 200);
+    assert_eq!(waits.get("").await.status(), 200, "the connection goes on");
+    service.has_counted(&[("queue_timeouts", 1), ("queue_refusals", 0), ("queued_requests", 1)]);
+    service.cluster.stop().await;
+}
+
+#[tokio::test]
+async fn who_finds_the_queue_full_is_told_so_and_who_gives_up_leaves_it() {
+    let (a, release) = holding().await;
+    let labels = [ONE, ("WAYMARK_0_QUEUE", "1"), ("WAYMARK_0_TIMEOUT_QUEUE", "1h")];
+    let service = Service::start(AppSpec::new("/a").instance(a.port), &labels).await;
+    let mut first = service.send("/hold", "", "scur", 1).await;
     let gone = service.send("/", "", "qcur", 1).await;
+    let refused = get(service.app.address(), "").await;
+    assert_eq!((refused.status(), refused.header("waymark-reason")), (503, Some("queue-full")));
     // A reset: one that only ends its direction still waits.
     socket2::SockRef::from(&gone.stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(gone);
     service.until("qcur", 0).await;
+    // Who gave up has left no trace: its place goes to nobody.
     release.cancel();
     assert_eq!(first.response().await.status(), 200);
-    assert_eq!(waits.get("").await.status(), 200, "the connection goes on");
     service.until("scur", 0).await;
-    let mut metrics = String::new();
-    service.cluster.plane.metrics(&mut metrics);
-    for (name, n) in [("queue_timeouts", 1), ("queue_refusals", 1), ("queued_requests", 2)] {
-        let line = format!("waymark_http_{name}_total{{proxy=\"a_{}\"}} {n}", service.app.port);
-        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
-    }
+    service.has_counted(&[("queue_timeouts", 0), ("queue_refusals", 1), ("queued_requests", 1)]);
     service.cluster.stop().await;
 }
 

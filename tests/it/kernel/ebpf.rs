@@ -78,10 +78,10 @@ fn a_connection_is_given_a_backend_by_weight() -> anyhow::Result<()> {
         TcpStream::connect_timeout(&vip.address, Duration::from_secs(1)).is_err(),
         "outside the control group there is no VIP"
     );
-    let counters = plane.counters()?;
+    let counters = plane.count()?.frontends;
     assert_eq!(counters.len(), 1);
     assert_eq!(counters[0].1.n_connections, 400);
-    let of_heavy = plane.backend_counters()?.into_iter().find(|(_, address, _)| *address == heavy);
+    let of_heavy = plane.count()?.backends.into_iter().find(|(_, address, _)| *address == heavy);
     assert_eq!(of_heavy.map(|(_, _, counters)| counters.n_connections), Some(u64::from(n_heavy)));
     plane.flush()?;
     Ok(())
@@ -110,7 +110,7 @@ fn a_vip_without_backends_and_a_wrong_port_are_refused_at_once() -> anyhow::Resu
         assert!(started.elapsed() < Duration::from_millis(500), "nothing waits");
         anyhow::Ok(())
     })?;
-    assert_eq!(plane.counters()?.iter().map(|(_, c)| c.n_refused).sum::<u64>(), 4, "of VIPs only");
+    assert_eq!(plane.count()?.frontends.iter().map(|(_, c)| c.n_refused).sum::<u64>(), 4, "of VIPs only");
     plane.flush()?;
     Ok(())
 }
@@ -183,7 +183,7 @@ fn datagrams_keep_their_backend_while_it_lives() -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     })?;
-    let counters = plane.counters()?[0].1;
+    let counters = plane.count()?.frontends[0].1;
     assert!(counters.n_packets >= 12 * 8, "also those of the removed backend: {counters:?}");
     plane.flush()?;
     Ok(())

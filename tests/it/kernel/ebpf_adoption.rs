@@ -32,9 +32,9 @@ fn the_programs_outlive_the_process_and_are_adopted() -> anyhow::Result<()> {
     let mut plane = open(&cgroup)?;
     let (mut before_reconcile, _) = cgroup.run(|| reached(vip.address))?;
     let n_differed = plane.reconcile(&all)?;
-    assert_eq!(n_differed, 8, "only the programs were replaced");
+    assert_eq!(n_differed, 9, "only the programs were replaced");
     assert_eq!(plane.reconcile(&all)?, 0);
-    assert_eq!(plane.counters()?[0].1.n_connections, 3, "counters go on");
+    assert_eq!(plane.count()?.frontends[0].1.n_connections, 3, "counters go on");
     for stream in [&mut kept, &mut made_meanwhile, &mut before_reconcile] {
         assert!(echoes(stream));
         assert_eq!(stream.peer_addr()?, vip.address);
@@ -64,7 +64,7 @@ fn what_others_took_away_comes_back() -> anyhow::Result<()> {
     let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(cgroup.path())?);
     let pins = std::path::PathBuf::from(format!("/sys/fs/bpf/waymark/{id}"));
     std::fs::remove_file(pins.join("link_connect4"))?;
-    std::fs::remove_file(pins.join("services_2"))?;
+    std::fs::remove_file(pins.join("services_3"))?;
     assert!(plane.was_changed_by_others()?);
     assert!(plane.reconcile(&all)? > 0);
     assert!(!plane.was_changed_by_others()?);

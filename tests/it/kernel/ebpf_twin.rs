@@ -1,16 +1,17 @@
 //! The programs in C, `tests/ebpf/wm.bpf.c`, against those that Waymark assembles.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use event_watcher::catalog::Protocol;
+use l4_vip::kernel::ebpf::Ebpf;
 use l4_vip::kernel::{KernelPlane, Service};
 use tests::cgroup::Cgroup;
 use tests::netns::is_root;
 
 use super::ebpf::{errno, open, reached, tcp_backend};
-use super::peers::{frontend, service};
+use super::peers::{eventually, frontend, service};
 
 /// The C twin, loaded on the same maps and attached to another group, gives the answers that our programs give.
 #[test]
@@ -27,7 +28,14 @@ fn the_c_twin_agrees() -> anyhow::Result<()> {
     let (light, heavy) = (tcp_backend("127.0.0.1:0")?, tcp_backend("127.0.0.1:0")?);
     let both = [(light, 1), (heavy, 3)];
     let with_affinity = Service { affinity: Some(Duration::from_secs(60)), ..service(sticky, &both) };
-    plane.reconcile(&[service(vip, &both), service(empty, &[]), with_affinity])?;
+    let dead = frontend(Protocol::Tcp, "127.210.10.4:80");
+    let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    plane.reconcile(&[
+        service(vip, &both),
+        service(empty, &[]),
+        with_affinity,
+        service(dead, &[(nobody, 1)]),
+    ])?;
 
     let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(ours.path())?);
     let pins = format!("/sys/fs/bpf/waymark/{id}");
@@ -52,17 +60,20 @@ fn the_c_twin_agrees() -> anyhow::Result<()> {
     let maps = ["services", "slots", "backends", "counters", "peers", "affinity"];
     let maps: Vec<[String; 5]> = maps
         .iter()
-        .map(|map| ["map", "name", map, "pinned", &format!("{pins}/{map}_2")].map(str::to_owned))
+        .map(|map| ["map", "name", map, "pinned", &format!("{pins}/{map}_3")].map(str::to_owned))
         .collect();
     let load = ["prog", "loadall", &object, &programs];
     run("bpftool", &load.into_iter().chain(maps.iter().flatten().map(String::as_str)).collect::<Vec<_>>())?;
-    for (program, call) in
-        [("connect4", "cgroup_inet4_connect"), ("getpeername4", "cgroup_inet4_getpeername")]
-    {
+    let attached = [
+        ("sock_ops", "cgroup_sock_ops"),
+        ("connect4", "cgroup_inet4_connect"),
+        ("getpeername4", "cgroup_inet4_getpeername"),
+    ];
+    for (program, call) in attached {
         let pinned = format!("{programs}/{program}");
         run("bpftool", &["cgroup", "attach", &twins.flag(), call, "pinned", &pinned])?;
     }
-    for cgroup in [&ours, &twins] {
+    for (nth, cgroup) in [&ours, &twins].into_iter().enumerate() {
         cgroup.run(|| {
             let mut n_heavy = 0;
             for _ in 0..400 {
@@ -71,9 +82,24 @@ fn the_c_twin_agrees() -> anyhow::Result<()> {
                 n_heavy += u32::from(port == heavy.port());
             }
             assert!((240..=360).contains(&n_heavy), "{n_heavy} of 400");
-            assert_eq!(errno(TcpStream::connect(empty.address)), Some(libc::ECONNREFUSED));
+            for refused in [empty, dead] {
+                assert_eq!(errno(TcpStream::connect(refused.address)), Some(libc::ECONNREFUSED));
+            }
             anyhow::Ok(())
         })?;
+        // Each connection was greeted with 13 bytes, and its end may count as one in each direction.
+        let n = 400 * (nth as u64 + 1);
+        let of = |plane: &mut Ebpf, vip| {
+            let counters = plane.count()?.frontends.into_iter().find(|(frontend, _)| *frontend == vip);
+            anyhow::Ok(counters.map(|(_, counters)| counters).unwrap_or_default())
+        };
+        eventually(|| Ok(of(&mut plane, vip)?.bytes_out >= 13 * n))?;
+        let counted = of(&mut plane, vip)?;
+        assert!(counted.bytes_out <= 14 * n && counted.bytes_in <= n, "{counted:?}");
+        assert_eq!(
+            (counted.n_connect_failures, of(&mut plane, dead)?.n_connect_failures),
+            (0, nth as u64 + 1)
+        );
     }
     let clients = [&ours, &twins, &ours, &twins];
     let kept: Vec<u16> = clients
@@ -81,10 +107,11 @@ fn the_c_twin_agrees() -> anyhow::Result<()> {
         .map(|cgroup| cgroup.run(|| reached(sticky.address).map(|(_, port)| port)))
         .collect::<std::io::Result<_>>()?;
     assert!(kept.iter().all(|port| *port == kept[0]), "one client, whoever picks: {kept:?}");
-    let total: u64 = plane.counters()?.iter().map(|(_, c)| c.n_connections + c.n_refused).sum();
-    assert_eq!(total, 806, "both count in the same place");
-    std::fs::remove_file(format!("{programs}/connect4"))?;
-    std::fs::remove_file(format!("{programs}/getpeername4"))?;
+    let total: u64 = plane.count()?.frontends.iter().map(|(_, c)| c.n_connections + c.n_refused).sum();
+    assert_eq!(total, 808, "both count in the same place");
+    for (program, _) in attached {
+        std::fs::remove_file(format!("{programs}/{program}"))?;
+    }
     std::fs::remove_dir(&programs)?;
     plane.flush()?;
     Ok(())

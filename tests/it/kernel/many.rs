@@ -75,7 +75,7 @@ fn hold_all(open: Open, ports: &str, connect: Connect) -> anyhow::Result<()> {
     assert_eq!(of_backend.iter().sum::<usize>(), N_CONNECTIONS, "{of_backend:?}");
     // 20,000 are expected with a deviation of 115.
     assert!(of_backend.iter().all(|n| (19_000..21_000).contains(n)), "{of_backend:?}");
-    let counted: u64 = plane.counters()?.iter().map(|(_, counters)| counters.n_connections).sum();
+    let counted: u64 = plane.count()?.frontends.iter().map(|(_, counters)| counters.n_connections).sum();
     assert_eq!(counted, N_CONNECTIONS as u64);
     plane.flush()?;
     Ok(())

@@ -59,7 +59,7 @@ fn host_reaches_a_vip_and_nothing_else_of_its_address() -> anyhow::Result<()> {
         let kind = ask(&udp_client(&host, &format!("11.1.2.3:{port}"))?).err().map(|error| error.kind());
         assert_eq!(kind, Some(ErrorKind::ConnectionRefused), "UDP port {port}");
     }
-    let counters: BTreeMap<Frontend, _> = nft.counters()?.into_iter().collect();
+    let counters: BTreeMap<Frontend, _> = nft.count()?.frontends.into_iter().collect();
     assert_eq!(counters[&frontend(Tcp, VIP)].n_connections, 200);
     assert_eq!(counters[&frontend(Udp, VIP)].n_connections, 1);
     assert_eq!(counters[&frontend(Tcp, "11.1.2.3:90")].n_refused, 1);

@@ -91,7 +91,7 @@ fn nothing_stops_while_the_plane_is_away() -> anyhow::Result<()> {
     old.ping()?;
     assert_eq!(names(&reached(&host, VIP, 40)?), "ab");
     assert_eq!(nft.reconcile(&all)?, 0, "what stands there is adopted");
-    assert_eq!(nft.counters()?.iter().map(|(_, counters)| counters.n_connections).sum::<u64>(), 81);
+    assert_eq!(nft.count()?.frontends.iter().map(|(_, counters)| counters.n_connections).sum::<u64>(), 81);
     assert_eq!(nft.reconcile(&all[..1])?, 1, "what is not wanted any more goes");
     old.ping()?;
     let another = host.run(|| Nft::open(NftConfig { pools: vec![], ownership: Ownership::Exclusive }));
@@ -124,13 +124,13 @@ fn the_program_serves_by_nft_and_leaves_vips_behind_when_killed() -> anyhow::Res
             assert_eq!(answers.len(), 2, "both instances answer: {answers:?}");
             let vips = waymark.stats("/api/vips").await?.text();
             assert!(vips.contains(r#""plane":"nft""#), "{vips}");
-            let elements = host.output("nft", "list map inet waymark slots4")?;
+            let elements = host.output("nft", "-s list map inet waymark slots4")?;
             host.output("nft", "flush ruleset")?;
             assert_eq!(get(vip, "/").await?.status, 200);
             waymark.signal(libc::SIGKILL);
             drop(waymark);
             assert_eq!(
-                host.output("nft", "list map inet waymark slots4")?,
+                host.output("nft", "-s list map inet waymark slots4")?,
                 elements,
                 "it outlives its maker"
             );

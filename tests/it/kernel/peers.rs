@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -114,35 +115,53 @@ pub fn udp_backend(place: &Netns, address: &str, name: u8) -> anyhow::Result<Soc
     serve_udp(place.run(|| UdpSocket::bind(address))?, name)
 }
 
-/// Answers each datagram with its name and its port.
+/// Answers each datagram with its name and its port, and what it was asked.
 pub fn serve_udp(socket: UdpSocket, name: u8) -> anyhow::Result<SocketAddr> {
     let address = socket.local_addr()?;
     thread::spawn(move || {
         let mut buffer = [0; 64];
-        while let Ok((_, client)) = socket.recv_from(&mut buffer) {
+        while let Ok((n, client)) = socket.recv_from(&mut buffer) {
             // A client that has gone is no concern of the others.
             let [high, low] = address.port().to_be_bytes();
-            let _ = socket.send_to(&[name, high, low], client);
+            let _ = socket.send_to(&[&[name, high, low], &buffer[..n]].concat(), client);
         }
     });
     Ok(address)
 }
+
+/// How long a client waits for an answer before it asks again. Well below what the planes have for leaving a backend,
+/// so that one lost datagram does not look like a plane that is late.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 pub fn udp_client(place: &Netns, address: &str) -> io::Result<UdpSocket> {
     place.run(|| {
         let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
         let socket = UdpSocket::bind(any)?;
         socket.connect(address)?;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.set_read_timeout(Some(ASK_AGAIN))?;
         Ok(socket)
     })
 }
 
+/// Who answers. A question that gets no answer is asked again, as clients of datagrams do; an answer that comes late is
+/// not taken for that of a later question. Refusals are told at once.
 pub fn ask(socket: &UdpSocket) -> io::Result<u8> {
-    let mut name = [0];
-    socket.send(b"?")?;
-    socket.recv(&mut name)?;
-    Ok(name[0])
+    static N_ASKED: AtomicU32 = AtomicU32::new(0);
+    let question = N_ASKED.fetch_add(1, Relaxed).to_be_bytes();
+    let until = Instant::now() + DEADLINE;
+    let mut answer = [0; 16];
+    while Instant::now() < until {
+        socket.send(&question)?;
+        loop {
+            match socket.recv(&mut answer) {
+                Ok(n) if answer[..n].ends_with(&question) => return Ok(answer[0]),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Err(ErrorKind::TimedOut.into())
 }
 
 /// Tries until it is so; how long that took.

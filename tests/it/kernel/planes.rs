@@ -86,6 +86,17 @@ async fn ebpf_outlives_the_agent_and_is_shown() -> anyhow::Result<()> {
             })
         })
         .await?;
+    drop(connect(&cgroup, address)?);
+    waymark
+        .until("/api/vips", "its bytes are counted when a connection ends", |vips| {
+            vips.json().is_ok_and(|vips| {
+                let backend = &vips["vips"][0]["backends"][0];
+                [&vips["vips"][0], backend].iter().all(|counted| {
+                    counted["bytes_in"].as_u64() >= Some(4) && counted["bytes_out"].as_u64() >= Some(4)
+                }) && backend["n_connect_failures"] == 0
+            })
+        })
+        .await?;
     let shown = waymark.ok(&["vip", "show", "web.marathon"]).await?;
     for part in ["plane    ebpf", "WEIGHT", &format!("127.0.0.1:{}", own.port)] {
         assert!(shown.contains(part), "{part} is not in\n{shown}");
@@ -245,6 +256,18 @@ fn auto_goes_on_to_nft_and_flushing_leaves_nothing() -> anyhow::Result<()> {
         assert_eq!(vips["plane"]["why_not"][0]["plane"], "ebpf");
         let mut stream = TcpStream::connect(address)?;
         exchange(&mut stream)?;
+        waymark
+            .until("/api/vips", "the connection is counted", |vips| {
+                vips.json().is_ok_and(|vips| vips["vips"][0]["backends"][0]["n_connections"] == 1)
+            })
+            .await?;
+        let counted = &vip(&waymark).await?.0["vips"][0];
+        for unknown in
+            [&counted["bytes_in"], &counted["backends"][0]["bytes_in"], &counted["n_connect_failures"]]
+        {
+            assert!(unknown.is_null(), "what is not counted is not 0: {counted}");
+        }
+        assert!(!waymark.stats("/metrics").await?.text().contains("waymark_vip_bytes_in_total{"));
         let listed = waymark.ok(&["vip", "list"]).await?;
         assert!(listed.contains("not ebpf: "), "{listed}");
         waymark.stop().await?;

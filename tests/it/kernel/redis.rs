@@ -48,7 +48,7 @@ fn redis_is_served(open: Open) -> anyhow::Result<()> {
     let benchmark = ["-n", "2000", "-c", "20", "-t", "set,get,lpush", "--csv"];
     let report = ask(&host, "redis-benchmark", &benchmark).unwrap_or_default();
     assert!(["SET", "GET", "LPUSH"].iter().all(|what| report.contains(what)), "{report}");
-    let counters = plane.counters()?;
+    let counters = plane.count()?.frontends;
     assert!(counters[0].1.n_connections > 20 && counters[0].1.n_refused == 0, "{counters:?}");
     plane.flush()?;
     Ok(())

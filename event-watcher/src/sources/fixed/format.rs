@@ -12,8 +12,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::catalog::{
-    App, AppId, AppUpdate, Endpoint, Health, Instance, InstanceId, InstanceState, Problem, Protocol,
-    Protocols, Readiness, Service, ServiceId, VipLabel,
+    App, AppId, AppUpdate, Endpoint, Instance, InstanceId, Problem, Protocol, Protocols, Service, ServiceId,
+    VipLabel,
 };
 
 /// Nothing of the file can be used.
@@ -197,34 +197,18 @@ fn update(written: WrittenApp, framework: &str) -> AppUpdate {
     let mut instances: Vec<Arc<Instance>> = instances
         .into_iter()
         .map(|(address, endpoints)| {
-            Arc::new(Instance {
-                id: InstanceId::new(&format!("{name}.static-{address}")),
-                host: address.ip().to_string().into(),
-                host_address: Some(address.ip()),
-                agent: None,
-                version: "static".into(),
-                state: InstanceState::Running,
-                health: Health::Unchecked,
-                readiness: Readiness::Unchecked,
-                started_at: None,
-                addresses: vec![address.ip()],
-                endpoints,
-            })
+            let id = InstanceId::new(&format!("{name}.static-{address}"));
+            Arc::new(Instance { version: VERSION.into(), ..Instance::running(id, address.ip(), endpoints) })
         })
         .collect();
     instances.sort_by(|a, b| a.id.cmp(&b.id));
-    let app = App {
-        id,
-        version: "static".into(),
-        labels: written.labels,
-        n_instances_wanted: instances.len() as u32,
-        services,
-        health_checks: Vec::new(),
-        instances,
-        deployments: Vec::new(),
-    };
+    let app =
+        App { version: VERSION.into(), labels: written.labels, ..App::settled(id, services, instances) };
     AppUpdate { app, problems }
 }
+
+/// Of everything in such a file.
+const VERSION: &str = "static";
 
 fn problem(app: Option<AppId>, at: String, what: String, hint: &str) -> Problem {
     Problem { app, at, what, hint: hint.into() }

@@ -31,7 +31,15 @@ async fn w17_a_list_of_fifty_megabytes_is_read_whole_and_changes_go_on() {
     list.push_str("]}");
     assert!(list.len() > 50 << 20, "{} bytes", list.len());
     member.answer_always("/v2/apps", answer("200 OK", "", &list));
-    let mut watch = watch(config(&[&member]));
+    // The list is read by a thread that gives way to everybody: on a busy machine that takes minutes without
+    // optimisation, and meanwhile nothing may look like a scheduler that is gone.
+    let patience = Duration::from_secs(600);
+    let mut watch = watch(Marathon {
+        resync: patience,
+        stream_deadline: patience,
+        request_deadline: patience,
+        ..config(&[&member])
+    });
     let whole = async {
         loop {
             let snapshot = watch.subscriber.latest();
@@ -41,8 +49,7 @@ async fn w17_a_list_of_fifty_megabytes_is_read_whole_and_changes_go_on() {
             watch.subscriber.changed().await.unwrap();
         }
     };
-    // Without optimisation it takes longer than anything else here.
-    let snapshot = tokio::time::timeout(Duration::from_secs(60), whole).await.expect("the list");
+    let snapshot = tokio::time::timeout(patience, whole).await.expect("the list");
     assert_eq!(snapshot.apps.len(), N_APPS);
     for app in snapshot.apps.values() {
         let ports: Vec<u16> = app.instances.iter().map(|i| i.endpoints[0].address.port()).collect();

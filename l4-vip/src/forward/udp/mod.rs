@@ -27,9 +27,9 @@ use self::icmp::Icmp;
 use self::poller::Poller;
 use super::descriptors::Ceiling;
 use super::{MAX_TRIES, is_local};
-use crate::pool::{InFlight, Pool};
+use crate::pool::InFlight;
 use crate::stats::UdpCounters;
-use crate::table::VipState;
+use crate::table::{Owner, VipState};
 
 /// The longest datagram there is.
 const BUFFER_BYTES: usize = 65_536;
@@ -62,7 +62,7 @@ pub(crate) struct Relay {
 struct Listener {
     socket: UdpSocket,
     address: SocketAddr,
-    vip: Arc<VipState>,
+    owner: Arc<Owner>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +77,8 @@ struct Flow {
     /// Connected to the endpoint, so that its errors come here and nobody else's datagrams do.
     socket: std::net::UdpSocket,
     listener: Rc<Listener>,
+    /// The owner of the address when the client first asked.
+    vip: Arc<VipState>,
     client: SocketAddr,
     in_flight: InFlight,
 }
@@ -113,13 +115,13 @@ impl Relay {
     pub(crate) async fn serve(
         &self,
         socket: std::net::UdpSocket,
-        vip: Arc<VipState>,
+        owner: Arc<Owner>,
         stop: CancellationToken,
     ) {
         let listener = match (socket.local_addr(), UdpSocket::from_std(socket)) {
-            (Ok(address), Ok(socket)) => Rc::new(Listener { socket, address, vip }),
+            (Ok(address), Ok(socket)) => Rc::new(Listener { socket, address, owner }),
             (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, vip = %vip.key.target, "cannot watch a VIP's socket");
+                tracing::error!(%error, vip = %owner.now.load().key.target, "cannot watch a VIP's socket");
                 return;
             }
         };
@@ -129,7 +131,7 @@ impl Relay {
                 () = stop.cancelled() => break,
             };
             if let Err(error) = ready {
-                tracing::error!(%error, vip = %listener.vip.key.target, "cannot read from a VIP's socket");
+                tracing::error!(%error, vip = %listener.owner.now.load().key.target, "cannot read from a VIP's socket");
                 break;
             }
             self.read_clients(&listener);
@@ -160,8 +162,7 @@ impl Relay {
                 Sent::Unusable => drop(self.flows.borrow_mut().remove(id)),
             }
         }
-        let pool = listener.vip.pool(client.ip()).load();
-        if !self.open(listener, key, &pool, datagram) {
+        if !self.open(listener, key, datagram) {
             self.refuse(listener, client, datagram.len());
         }
     }
@@ -182,7 +183,7 @@ impl Relay {
         match flow.socket.send(datagram) {
             Ok(n) => {
                 endpoint.add_bytes_in(n as u64);
-                flow.listener.vip.counters.bytes_in.add(n as u64);
+                flow.vip.counters.bytes_in.add(n as u64);
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => self.counters.n_dropped.add(1),
             Err(e) => {
@@ -196,8 +197,9 @@ impl Relay {
 
     /// Gives a client an endpoint and sends its first datagram there. An endpoint that refuses it at once is left for
     /// the next.
-    fn open(&self, listener: &Rc<Listener>, key: Key, pool: &Pool, datagram: &[u8]) -> bool {
-        let counters = &listener.vip.counters;
+    fn open(&self, listener: &Rc<Listener>, key: Key, datagram: &[u8]) -> bool {
+        let vip = listener.owner.now.load_full();
+        let (pool, counters) = (vip.pool(key.client.ip()).load(), &vip.counters);
         counters.n_connections.add(1);
         let mut tried = false;
         for choice in pool.choose(key.client.ip()).take(MAX_TRIES) {
@@ -216,8 +218,8 @@ impl Relay {
                     pool.keep(key.client.ip(), choice.endpoint);
                     choice.endpoint.add_bytes_in(datagram.len() as u64);
                     counters.bytes_in.add(datagram.len() as u64);
-                    let client = key.client;
-                    self.add(key, Flow { socket, listener: Rc::clone(listener), client, in_flight });
+                    let (client, listener, vip) = (key.client, Rc::clone(listener), Arc::clone(&vip));
+                    self.add(key, Flow { socket, listener, vip, client, in_flight });
                     return true;
                 }
                 Err(e) if is_local(&e) => counters.n_local_failures.add(1),
@@ -328,7 +330,8 @@ impl Relay {
             tokio::time::sleep(SWEEP).await;
             self.icmp.refill();
             self.flows.borrow_mut().retain(self.now(), |_, flow, idle| {
-                idle < flow.listener.vip.udp_idle()
+                idle < flow.vip.udp_idle()
+                    && flow.listener.owner.keeps(&flow.vip)
                     && match flow.in_flight.endpoint().rotation() {
                         Rotation::In => true,
                         Rotation::Draining => idle < DRAIN_IDLE,
@@ -348,14 +351,14 @@ impl Flow {
         match self.listener.socket.try_send_to(answer, self.client) {
             Ok(n) => {
                 self.in_flight.endpoint().add_bytes_out(n as u64);
-                self.listener.vip.counters.bytes_out.add(n as u64);
+                self.vip.counters.bytes_out.add(n as u64);
             }
             Err(_) => counters.n_dropped.add(1),
         }
     }
 
     fn count_failure(&self, error: &io::Error) {
-        let counters = &self.listener.vip.counters;
+        let counters = &self.vip.counters;
         if is_local(error) {
             counters.n_local_failures.add(1);
         } else {

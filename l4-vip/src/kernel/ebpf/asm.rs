@@ -66,6 +66,7 @@ pub enum Helper {
     KtimeNs = 5,
     Random = 7,
     SocketCookie = 46,
+    SetSockOpsFlags = 59,
     NetnsCookie = 122,
     SetRetval = 187,
 }

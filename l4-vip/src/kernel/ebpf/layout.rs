@@ -12,7 +12,7 @@ use event_watcher::catalog::Protocol;
 use super::super::Frontend;
 
 /// Part of the pinned maps' names: a newer layout takes nothing from an older one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 pub const TCP: u32 = 6;
 pub const UDP: u32 = 17;
@@ -180,7 +180,12 @@ pub mod counters {
     pub const N_CONNECTIONS: i16 = 0;
     pub const N_PACKETS: i16 = 8;
     pub const N_REFUSED: i16 = 16;
-    pub const BYTES: usize = 24;
+    /// Connects that nobody answered, or that were given up.
+    pub const N_FAILED: i16 = 24;
+    /// Of connections that have ended.
+    pub const BYTES_IN: i16 = 32;
+    pub const BYTES_OUT: i16 = 40;
+    pub const BYTES: usize = 48;
     /// Set in the key under which a service keeps the sums of its removed backends, so that totals only grow.
     pub const REMOVED: u32 = 1 << 31;
 }
@@ -192,7 +197,10 @@ pub mod peer {
     pub const VIP: i16 = 8;
     pub const BACKEND: i16 = 28;
     pub const BACKEND_PORT: i16 = 44;
-    pub const BYTES: usize = 48;
+    /// Whose counters it counts in.
+    pub const BACKEND_ID: i16 = 48;
+    pub const SERVICE_ID: i16 = 52;
+    pub const BYTES: usize = 56;
 }
 
 /// Which backend a UDP socket's datagrams to one VIP go to. Key: the socket's cookie, the VIP.

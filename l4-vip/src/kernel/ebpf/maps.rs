@@ -127,6 +127,24 @@ fn pin_name(map: &str) -> String {
     format!("{map}_{}", layout::VERSION)
 }
 
+/// Removes the pins of maps of other layouts, which an earlier version of this program left. Their memory goes with the
+/// programs that used them.
+pub fn remove_other_layouts(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_map = |name: &&str| NAMES.iter().any(|map| name.strip_prefix(map).is_some_and(is_version));
+        if name.to_str().filter(is_map).is_some_and(|name| !NAMES.iter().any(|map| pin_name(map) == name)) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn is_version(suffix: &str) -> bool {
+    suffix.strip_prefix('_').is_some_and(|version| version.parse::<u32>().is_ok())
+}
+
 /// What the maps that are pinned in a directory serve, as far as they are of this layout.
 pub fn pinned_frontends(directory: &Path) -> io::Result<Vec<Frontend>> {
     let mut frontends = Vec::new();

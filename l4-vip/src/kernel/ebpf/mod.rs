@@ -23,17 +23,16 @@ mod tallies;
 mod weights;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use event_watcher::catalog::VipPool;
+use event_watcher::catalog::{Protocol, VipPool};
 
 use self::links::{Links, Program};
 use self::maps::Maps;
 use self::place::{Cgroup, Pins};
 use self::tables::Tables;
-use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, OpenError, Service};
-use crate::stats::PlaneKind;
+use super::{ApplyError, Change, Counted, Frontend, KernelPlane, OpenError, Service};
+use crate::stats::{Counts, PlaneKind};
 
 pub use maps::Limits;
 
@@ -110,8 +109,9 @@ impl Ebpf {
         let mut loaded = Vec::new();
         for hook in programs::HOOKS {
             let code = programs::assemble(hook, &maps, pools);
-            let fd = sys::load_program(&format!("wm_{}", hook.name), &code, hook.attach_type)
-                .map_err(|e| failed(format!("load the eBPF program for {}", hook.name), e))?;
+            let fd =
+                sys::load_program(&format!("wm_{}", hook.name), hook.program_type(), &code, hook.attach_type)
+                    .map_err(|e| failed(format!("load the eBPF program for {}", hook.name), e))?;
             loaded.push(Program { hook, fd });
         }
         Ok((Tables::new(maps, limits), loaded))
@@ -140,6 +140,14 @@ impl KernelPlane for Ebpf {
         PlaneKind::Ebpf
     }
 
+    /// Of datagrams nothing is told when they have been sent.
+    fn counts(&self, protocol: Protocol) -> Counts {
+        match protocol {
+            Protocol::Tcp => Counts::ALL,
+            Protocol::Udp => Counts::NONE,
+        }
+    }
+
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
         let gone = self.tables.apply(changes)?;
         self.end_stale(&gone);
@@ -158,6 +166,7 @@ impl KernelPlane for Ebpf {
             _ => {
                 let links = Links::attach(&self.programs, &self.cgroup, &self.pins.path).map_err(failed)?;
                 self.links = Some(links);
+                maps::remove_other_layouts(&self.pins.path).map_err(failed)?;
                 self.programs.len()
             }
         };
@@ -174,12 +183,8 @@ impl KernelPlane for Ebpf {
         }
     }
 
-    fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError> {
-        Ok(self.tables.counters()?.frontends)
-    }
-
-    fn backend_counters(&mut self) -> Result<Vec<(Frontend, SocketAddr, KernelCounters)>, ApplyError> {
-        Ok(self.tables.counters()?.backends)
+    fn count(&mut self) -> Result<Counted, ApplyError> {
+        self.tables.counters()
     }
 
     fn flush(&mut self) -> Result<(), ApplyError> {

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::super::OpenError;
 
@@ -90,7 +91,7 @@ impl Pins {
         // Whoever removes a directory holds its lock, so one that is locked and still there is ours.
         for _ in 0..ATTEMPTS {
             std::fs::create_dir_all(&path).map_err(in_directory)?;
-            let Some(lock) = lock(&path).map_err(in_directory)? else {
+            let Some(lock) = lock_soon(&path).map_err(in_directory)? else {
                 return Err(OpenError::new(
                     "serve VIPs for this control group",
                     io::Error::new(io::ErrorKind::AddrInUse, "another waymark serves them"),
@@ -121,6 +122,21 @@ pub fn for_each_unheld(mut each: impl FnMut(&Path)) {
         }
     }
 }
+
+/// The same as [`lock`], with patience for a lock that is about to go: a child that is forked while its holder ends has a
+/// copy of it until it runs its own program.
+fn lock_soon(directory: &Path) -> io::Result<Option<File>> {
+    for _ in 0..N_LOCK_TRIES {
+        if let Some(lock) = lock(directory)? {
+            return Ok(Some(lock));
+        }
+        std::thread::park_timeout(LOCK_PAUSE);
+    }
+    lock(directory)
+}
+
+const N_LOCK_TRIES: usize = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// `None` when another process, or another plane of this one, has it.
 fn lock(directory: &Path) -> io::Result<Option<File>> {

@@ -1,14 +1,16 @@
 //! The programs, one for each socket call: what `tests/ebpf/wm.bpf.c` says in C, in instructions.
 //!
 //! `connect` and `sendmsg` look a VIP up, pick a backend and put its address in the VIP's place; `recvmsg` and
-//! `getpeername` put the VIP back. They keep no state but the maps', and attach nothing.
+//! `getpeername` put the VIP back; `sock_ops` counts when a connection has ended. They keep no state but the maps', and
+//! attach nothing.
 
 use event_watcher::catalog::VipPool;
 
 use super::asm::{Asm, Helper, If, Label, Op, Reg::*, Width::*};
-use super::layout::{self, affinity, backend, counters, service, slot};
+use super::layout::{self, affinity, backend, counters, peer, service, slot};
 use super::maps::Maps;
-use super::steps::{ANY, Family, Program, context, stack};
+use super::steps::{ANY, Family, Program, context, event, stack};
+use super::sys::ProgramType;
 
 /// A socket call that a program runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,17 @@ enum Call {
     SendMsg,
     RecvMsg,
     GetPeerName,
+    /// Not a call, but what happens to a TCP socket.
+    SockOps,
+}
+
+impl Hook {
+    pub fn program_type(self) -> ProgramType {
+        match self.call {
+            Call::SockOps => ProgramType::SockOps,
+            _ => ProgramType::SockAddr,
+        }
+    }
 }
 
 const fn hook(name: &'static str, attach_type: u32, family: Family, call: Call) -> Hook {
@@ -34,7 +47,9 @@ const fn hook(name: &'static str, attach_type: u32, family: Family, call: Call) 
 }
 
 /// In the order in which they are attached: what puts VIPs back stands before what takes them away.
-pub const HOOKS: [Hook; 8] = [
+pub const HOOKS: [Hook; 9] = [
+    // Of either family: all that it looks at is the socket's number.
+    hook("sock_ops", 3, Family::V4, Call::SockOps),
     hook("getpeername4", 29, Family::V4, Call::GetPeerName),
     hook("getpeername6", 30, Family::V6, Call::GetPeerName),
     hook("recvmsg4", 19, Family::V4, Call::RecvMsg),
@@ -49,12 +64,14 @@ const PASS: i32 = 1;
 const REFUSE: i32 = 0;
 /// A change may take away what was found a moment ago; then the service is looked up again, this often.
 const ATTEMPTS: i32 = 4;
+
 /// The instructions of the program for `hook`. Everything in `pools` that is no VIP is refused.
 pub fn assemble(hook: Hook, maps: &Maps, pools: &[VipPool]) -> Vec<[u8; 8]> {
     let program = Program { asm: Asm::default(), family: hook.family, maps };
     match hook.call {
         Call::Connect | Call::SendMsg => program.forward(hook.call, pools),
         Call::RecvMsg | Call::GetPeerName => program.reverse(hook.call),
+        Call::SockOps => program.account(),
     }
 }
 
@@ -211,4 +228,62 @@ impl Program<'_> {
         self.asm.exit(PASS);
         self.asm.finish()
     }
+
+    /// Asks for the changes of state of sockets that `connect` gave a backend, and counts at the last of them. So nothing
+    /// runs for a packet, and what counts costs the same however long the connection was.
+    fn account(mut self) -> Vec<[u8; 8]> {
+        let (pass, changed, of_service, add) = self.four_labels();
+        let was_open = self.asm.label();
+        self.asm.mov(R6, R1);
+        self.asm.load(Word, R1, R6, event::OP);
+        self.asm.jump_if(R1, If::Eq, STATE_CHANGES, changed);
+        self.asm.jump_if(R1, If::NotEq, CONNECTS, pass);
+        self.lookup_own_peer(pass);
+        self.asm.load(Word, R2, R6, event::FLAGS);
+        self.asm.op_imm(Op::Or, R2, TELL_STATES);
+        self.asm.mov(R1, R6);
+        self.asm.call(Helper::SetSockOpsFlags);
+        self.asm.exit(PASS);
+
+        self.asm.place(changed);
+        self.asm.load(Word, R1, R6, event::NEW_STATE);
+        self.asm.jump_if(R1, If::NotEq, CLOSED, pass);
+        self.asm.load(Word, R7, R6, event::OLD_STATE);
+        self.asm.jump_if(R7, If::Eq, CLOSED, pass);
+        self.lookup_own_peer(pass);
+        self.asm.load(Word, R1, R0, peer::BACKEND_ID);
+        self.asm.store(Word, R10, stack::ID, R1);
+        self.asm.load(Word, R1, R0, peer::SERVICE_ID);
+        self.asm.store(Word, R10, stack::SERVICE_ID, R1);
+        self.asm.load(Double, R8, R6, event::BYTES_ACKED);
+        self.asm.load(Double, R9, R6, event::BYTES_RECEIVED);
+        // The counters of a backend that was removed have been added up.
+        self.lookup(self.maps.counters.fd(), stack::ID, of_service);
+        self.asm.jump(add);
+        self.asm.place(of_service);
+        self.find_counters(stack::SERVICE_ID, pass);
+
+        self.asm.place(add);
+        self.asm.jump_if(R7, If::NotEq, CONNECTING, was_open);
+        self.asm.mov_imm(R1, 1);
+        self.asm.add_atomic(R0, counters::N_FAILED, R1);
+        self.asm.exit(PASS);
+        self.asm.place(was_open);
+        // The SYN counts as a byte.
+        self.asm.op_imm(Op::Sub, R8, 1);
+        self.asm.add_atomic(R0, counters::BYTES_IN, R8);
+        self.asm.add_atomic(R0, counters::BYTES_OUT, R9);
+        self.asm.place(pass);
+        self.asm.exit(PASS);
+        self.asm.finish()
+    }
 }
+
+/// `BPF_SOCK_OPS_TCP_CONNECT_CB` and `BPF_SOCK_OPS_STATE_CB`.
+const CONNECTS: i32 = 3;
+const STATE_CHANGES: i32 = 10;
+/// `BPF_SOCK_OPS_STATE_CB_FLAG`
+const TELL_STATES: i32 = 1 << 2;
+/// `BPF_TCP_SYN_SENT` and `BPF_TCP_CLOSE`.
+const CONNECTING: i32 = 2;
+const CLOSED: i32 = 7;

@@ -32,6 +32,16 @@ mod socket {
     pub const SOURCE_IP6: i16 = 28;
 }
 
+/// Offsets in `struct bpf_sock_ops`.
+pub mod event {
+    pub const OP: i16 = 0;
+    pub const OLD_STATE: i16 = 4;
+    pub const NEW_STATE: i16 = 8;
+    pub const FLAGS: i16 = 84;
+    pub const BYTES_RECEIVED: i16 = 168;
+    pub const BYTES_ACKED: i16 = 176;
+}
+
 /// Places on the stack, below the frame pointer.
 pub mod stack {
     /// The VIP: `FrontendKey`.
@@ -43,11 +53,12 @@ pub mod stack {
     pub const REVERSE_KEY: i16 = -104;
     pub const AFFINITY_KEY: i16 = -136;
     pub const AFFINITY: i16 = -152;
-    pub const COUNTERS: i16 = -176;
     /// Copies, because an element that was found may be given to another key at any moment.
     pub const SERVICE: i16 = -200;
     pub const BACKEND: i16 = -232;
     pub const PEER_KEY: i16 = -240;
+    pub const SERVICE_ID: i16 = -248;
+    pub const COUNTERS: i16 = -296;
 }
 
 /// Flags of an update: `BPF_ANY` and `BPF_NOEXIST`. Maps that forget their oldest element take any.
@@ -113,25 +124,29 @@ impl Program<'_> {
         self.asm.jump_if_reg(R1, If::NotEq, R2, lost);
     }
 
-    /// Adds one to a counter of whatever has its number on the stack. The first one makes the counters.
+    /// Adds one to a counter of whatever has its number on the stack.
     pub fn count(&mut self, counter: i16) {
-        let (first, add, counted) = (self.asm.label(), self.asm.label(), self.asm.label());
-        self.lookup(self.maps.counters.fd(), stack::ID, first);
-        self.asm.jump(add);
-
-        self.asm.place(first);
-        for at in (0..counters::BYTES as i16).step_by(8) {
-            self.asm.store_imm(Double, R10, stack::COUNTERS + at, i32::from(at == counter));
-        }
-        self.update(self.maps.counters.fd(), stack::ID, stack::COUNTERS, NEW);
-        self.asm.jump_if(R0, If::Eq, 0, counted);
-        // Another CPU was first, or there is no memory.
-        self.lookup(self.maps.counters.fd(), stack::ID, counted);
-
-        self.asm.place(add);
+        let none = self.asm.label();
+        self.find_counters(stack::ID, none);
         self.asm.mov_imm(R1, 1);
         self.asm.add_atomic(R0, counter, R1);
-        self.asm.place(counted);
+        self.asm.place(none);
+    }
+
+    /// R0 = the counters of whatever has its number on the stack, made when there are none; jumps when there is no
+    /// memory for them.
+    pub fn find_counters(&mut self, id: i16, none: Label) {
+        let (first, found) = (self.asm.label(), self.asm.label());
+        self.lookup(self.maps.counters.fd(), id, first);
+        self.asm.jump(found);
+        self.asm.place(first);
+        for at in (0..counters::BYTES as i16).step_by(8) {
+            self.asm.store_imm(Double, R10, stack::COUNTERS + at, 0);
+        }
+        // It fails when another CPU was first.
+        self.update(self.maps.counters.fd(), id, stack::COUNTERS, NEW);
+        self.lookup(self.maps.counters.fd(), id, none);
+        self.asm.place(found);
     }
 
     /// The address that the call names, as 16 bytes.
@@ -260,6 +275,13 @@ impl Program<'_> {
         self.lookup(self.maps.peers.fd(), stack::PEER_KEY, none);
     }
 
+    /// The same, if the place is still this socket's.
+    pub fn lookup_own_peer(&mut self, none: Label) {
+        self.lookup_peer(none);
+        self.asm.load(Double, R1, R0, peer::COOKIE);
+        self.asm.jump_if_reg(R1, If::NotEq, R9, none);
+    }
+
     /// So that a TCP socket that asks for its peer can be shown the VIP. The cookie is taken away first and written last:
     /// whoever reads meanwhile finds a place that is nobody's.
     fn remember_peer(&mut self, done: Label) {
@@ -273,14 +295,16 @@ impl Program<'_> {
             self.asm.load(Word, R1, R8, backend::ADDRESS + offset);
             self.asm.store(Word, R0, peer::BACKEND + offset, R1);
         }
+        self.asm.load(Word, R1, R10, stack::ID);
+        self.asm.store(Word, R0, peer::BACKEND_ID, R1);
+        self.asm.load(Word, R1, R7, service::ID);
+        self.asm.store(Word, R0, peer::SERVICE_ID, R1);
         self.asm.store(Double, R0, peer::COOKIE, R9);
     }
 
     /// R0 = the VIP that this TCP socket's peer stands for; jumps when it stands for none.
     pub fn lookup_vip_of_peer(&mut self, none: Label) {
-        self.lookup_peer(none);
-        self.asm.load(Double, R1, R0, peer::COOKIE);
-        self.asm.jump_if_reg(R1, If::NotEq, R9, none);
+        self.lookup_own_peer(none);
         let same = |program: &mut Self, asked: i16, stored: i16| {
             program.asm.load(Word, R1, R6, asked);
             program.asm.load(Word, R2, R0, stored);

@@ -22,7 +22,6 @@ const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
 
-const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 /// Long enough for the part of a complaint that says what is wrong; the kernel keeps the end of a longer one.
 const LOG_BYTES: usize = 256 * 1024;
 /// Elements read in one call.
@@ -275,12 +274,27 @@ fn n_possible_cpus() -> usize {
     *N
 }
 
-/// Loads a program that is attached to a cgroup's socket calls. The error's text ends with what the verifier said.
-pub fn load_program(name: &str, code: &[[u8; 8]], attach_type: u32) -> io::Result<OwnedFd> {
+/// `enum bpf_prog_type`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ProgramType {
+    /// Runs in a socket call that names an address.
+    SockAddr = 18,
+    /// Runs when something happens to a TCP socket.
+    SockOps = 13,
+}
+
+/// Loads a program that is attached to a cgroup. The error's text ends with what the verifier said.
+pub fn load_program(
+    name: &str,
+    kind: ProgramType,
+    code: &[[u8; 8]],
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
     let license = c"GPL";
     let attr = || {
         Attr::new()
-            .u32(0, PROG_TYPE_CGROUP_SOCK_ADDR)
+            .u32(0, kind as u32)
             .u32(4, code.len() as u32)
             .pointer(8, code.as_ptr())
             .pointer(16, license.as_ptr())

@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::super::{ApplyError, Change, Frontend, Service};
+use super::super::{ApplyError, Change, Counted, Frontend, Service};
 use super::held::{Held, HeldBackend, usable};
 use super::inventory::{Inventory, Strays};
 use super::layout::{self, ServiceValue, SlotValue, counters};
 use super::maps::{Limits, Maps};
-use super::tallies::{self, Counted};
+use super::tallies;
 
 /// A backend that was removed from a frontend.
 #[derive(Clone, Copy, Debug)]

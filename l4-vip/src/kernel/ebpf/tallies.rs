@@ -4,18 +4,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 
-use super::super::{Frontend, KernelCounters};
+use super::super::{Counted, Frontend, KernelCounters};
 use super::held::Held;
 use super::layout::{self, counters};
 use super::sys::Map;
-
-#[derive(Clone, Debug, Default)]
-pub struct Counted {
-    pub frontends: Vec<(Frontend, KernelCounters)>,
-    pub backends: Vec<(Frontend, SocketAddr, KernelCounters)>,
-}
 
 /// Counters of every frontend, and of every backend of it.
 pub fn read<'a>(map: &Map, held: impl Iterator<Item = (&'a Frontend, &'a Held)>) -> io::Result<Counted> {
@@ -27,10 +20,10 @@ pub fn read<'a>(map: &Map, held: impl Iterator<Item = (&'a Frontend, &'a Held)>)
     let mut counted = Counted::default();
     for (frontend, held) in held {
         let mut total = of(held.value.id);
-        add(&mut total, of(held.value.id | counters::REMOVED));
+        total += of(held.value.id | counters::REMOVED);
         for backend in &held.backends {
             let own = of(backend.id);
-            add(&mut total, own);
+            total += own;
             counted.backends.push((*frontend, backend.address, own));
         }
         counted.frontends.push((*frontend, total));
@@ -46,36 +39,32 @@ pub fn keep(map: &Map, service: u32, gone: impl Iterator<Item = u32>) -> io::Res
     };
     let mut removed = KernelCounters::default();
     for id in gone {
-        add(&mut removed, of(id)?);
+        removed += of(id)?;
     }
     if removed.n_connections + removed.n_packets == 0 {
         return Ok(());
     }
     let sum_id = service | counters::REMOVED;
-    add(&mut removed, of(sum_id)?);
-    let first = [removed.n_connections, removed.n_packets, removed.n_refused];
+    removed += of(sum_id)?;
+    let KernelCounters { n_connections, n_refused, n_packets, n_connect_failures, bytes_in, bytes_out } =
+        removed;
+    // In the order of the layout.
+    let first = [n_connections, n_packets, n_refused, n_connect_failures, bytes_in, bytes_out];
     map.update_first_cpu(&sum_id.to_ne_bytes(), &first)
 }
 
 fn sum_of_cpus(value: &[u8]) -> KernelCounters {
     let mut sum = KernelCounters::default();
     for cpu in value.chunks_exact(counters::BYTES) {
-        add(
-            &mut sum,
-            KernelCounters {
-                n_connections: layout::double(cpu, counters::N_CONNECTIONS as usize),
-                n_packets: layout::double(cpu, counters::N_PACKETS as usize),
-                n_refused: layout::double(cpu, counters::N_REFUSED as usize),
-                bytes: 0,
-            },
-        );
+        let of = |counter: i16| layout::double(cpu, counter as usize);
+        sum += KernelCounters {
+            n_connections: of(counters::N_CONNECTIONS),
+            n_packets: of(counters::N_PACKETS),
+            n_refused: of(counters::N_REFUSED),
+            n_connect_failures: of(counters::N_FAILED),
+            bytes_in: of(counters::BYTES_IN),
+            bytes_out: of(counters::BYTES_OUT),
+        };
     }
     sum
-}
-
-fn add(sum: &mut KernelCounters, more: KernelCounters) {
-    sum.n_connections += more.n_connections;
-    sum.n_refused += more.n_refused;
-    sum.n_packets += more.n_packets;
-    sum.bytes += more.bytes;
 }

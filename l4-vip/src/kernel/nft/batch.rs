@@ -19,7 +19,7 @@ const TABLE_FLAGS: u16 = 2;
 pub(super) const TABLE_USERDATA: u16 = 6;
 pub(super) const CHAIN_NAME: u16 = 3;
 const ELEMENTS: u16 = 3;
-const LIST_ELEM: u16 = 1;
+pub(super) const LIST_ELEM: u16 = 1;
 pub(super) const ELEMENT_KEY: u16 = 1;
 pub(super) const ELEMENT_DATA: u16 = 2;
 pub(super) const DATA_VALUE: u16 = 1;
@@ -216,7 +216,7 @@ pub(super) fn kind(message: libc::c_int) -> u16 {
     (libc::NFNL_SUBSYS_NFTABLES << 8 | message) as u16
 }
 
-fn write_key(writer: &mut Writer, key: &[u8]) {
+pub(super) fn write_key(writer: &mut Writer, key: &[u8]) {
     writer.nest(ELEMENT_KEY, |w| w.attribute(DATA_VALUE, key));
 }
 

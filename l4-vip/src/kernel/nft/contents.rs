@@ -6,14 +6,16 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 
-use super::batch::{DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, TABLE, TABLE_NAME, TABLE_USERDATA, kind};
+use super::batch::{
+    DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, LIST_ELEM, TABLE, TABLE_NAME, TABLE_USERDATA, kind, write_key,
+};
 use super::edits::{COUNTING, Edits};
 use super::elements::{frontend_key, read_backend, read_frontend, read_slot, slot_key};
 use super::entry::Entry;
 use super::family::{Family, SetKind};
 use super::pick::Pick;
 use crate::kernel::Frontend;
-use crate::netlink::{Attributes, be, text};
+use crate::netlink::{Attributes, Message, Writer, be, text};
 use crate::netlink::{Socket, netfilter_attributes, netfilter_header};
 
 /// The label of the table, if there is the table; empty if it has none.
@@ -140,19 +142,36 @@ struct Found {
     is_listed: [bool; COUNTING.len()],
 }
 
-/// How often each element of a counting set was found, and the bytes of those packets.
+/// Key and value of each element of a counting set, and how often it was found.
 pub(super) fn counts(
     socket: &mut Socket,
-    family: Family,
-    kind: SetKind,
-    mut each: impl FnMut(Frontend, u64),
+    set: &str,
+    mut each: impl FnMut(&[u8], Option<&[u8]>, u64),
 ) -> io::Result<()> {
-    dump(socket, family.set(kind), |key, element| {
-        if let Some(frontend) = read_frontend(family, key) {
-            let counter = element.nest(ELEMENT_EXPRESSION).nest(EXPRESSION_DATA);
-            each(frontend, counter.find(COUNTER_PACKETS).map_or(0, be));
-        }
+    dump(socket, set, |key, element| each(key, value(element), count(element)))
+}
+
+/// The same for the elements with these keys, all of which must be there.
+pub(super) fn counts_of(
+    socket: &mut Socket,
+    set: &str,
+    keys: &[&[u8]],
+    mut each: impl FnMut(&[u8], u64),
+) -> io::Result<()> {
+    let asked = |w: &mut Writer| {
+        w.string(1, TABLE);
+        w.string(2, set);
+        w.nest(LIST_ELEMENTS, |w| keys.iter().for_each(|key| w.nest(LIST_ELEM, |w| write_key(w, key))));
+    };
+    let header = netfilter_header(libc::NFPROTO_INET);
+    socket.ask(kind(libc::NFT_MSG_GETSETELEM), 0, &header, asked, |message| {
+        each_element(message, |key, element| each(key, count(element)));
     })
+}
+
+fn count(element: Attributes<'_>) -> u64 {
+    let counter = element.nest(ELEMENT_EXPRESSION).nest(EXPRESSION_DATA);
+    counter.find(COUNTER_PACKETS).map_or(0, be)
 }
 
 const ELEMENT_EXPRESSION: u16 = 7;
@@ -169,13 +188,15 @@ fn dump(socket: &mut Socket, set: &str, mut each: impl FnMut(&[u8], Attributes<'
             w.string(1, TABLE);
             w.string(2, set);
         },
-        |message| {
-            for (_, element) in netfilter_attributes(message).nest(LIST_ELEMENTS) {
-                let element = Attributes(element);
-                each(element.nest(ELEMENT_KEY).find(DATA_VALUE).unwrap_or_default(), element);
-            }
-        },
+        |message| each_element(message, &mut each),
     )
+}
+
+fn each_element(message: Message<'_>, mut each: impl FnMut(&[u8], Attributes<'_>)) {
+    for (_, element) in netfilter_attributes(message).nest(LIST_ELEMENTS) {
+        let element = Attributes(element);
+        each(element.nest(ELEMENT_KEY).find(DATA_VALUE).unwrap_or_default(), element);
+    }
 }
 
 fn value<'a>(element: Attributes<'a>) -> Option<&'a [u8]> {

@@ -2,6 +2,8 @@
 //!
 //! It gathers and writes; what an entry should be is decided in `entry`.
 
+use std::net::SocketAddr;
+
 use super::batch::{Batch, Value};
 use super::elements::{backend_value, frontend_key, slot_key};
 use super::entry::Entry;
@@ -19,6 +21,16 @@ struct FamilyEdits {
 pub(super) struct Edits {
     v4: FamilyEdits,
     v6: FamilyEdits,
+    /// Slots that another backend gets, or nobody, while their frontend stays.
+    pub(super) left: Vec<Left>,
+}
+
+/// A slot, and whose it was.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) slot: Vec<u8>,
+    pub(super) frontend: Frontend,
+    pub(super) backend: SocketAddr,
 }
 
 const EDITED: [SetKind; 4] = [SetKind::Services, SetKind::Slots, SetKind::Connections, SetKind::Refusals];
@@ -45,13 +57,18 @@ impl Edits {
         }
         let slots = |entry: Option<&Entry>| entry.map_or(&[][..], |entry| &entry.slots).to_vec();
         let (old_slots, new_slots) = (slots(old), slots(new));
+        let mut left = Vec::new();
         for slot in 0..old_slots.len().max(new_slots.len()) {
             let (old, new) = (old_slots.get(slot), new_slots.get(slot));
             if old != new {
                 let key = slot_key(frontend, slot as u16);
+                left.extend(old.map(|old| Left { slot: key.clone(), frontend, backend: *old }));
                 removed.extend(old.map(|_| (SetKind::Slots, key.clone())));
                 added.extend(new.map(|new| (SetKind::Slots, key, Value::Bytes(backend_value(*new)))));
             }
+        }
+        if new.is_some() {
+            self.left.extend(left);
         }
     }
 

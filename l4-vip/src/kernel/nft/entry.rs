@@ -5,12 +5,14 @@
 //! beyond the number stay for a while, each with a backend that takes new connections: whatever the packet has read,
 //! the slot that it draws is there. It talks to no kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use super::family::Family;
 use super::pick::{Lifetime, Pick};
-use crate::kernel::{Backend, Service};
+use crate::kernel::{ApplyError, Backend, Frontend, Service};
+
+pub(super) type Entries = HashMap<Frontend, Entry, foldhash::fast::RandomState>;
 
 /// Weights whose sum is beyond it even in lowest terms are rounded to parts of it, so that a frontend never costs the
 /// kernel more memory than this many slots, or one for each backend.
@@ -123,12 +125,33 @@ fn fill(n_slots: usize, mut shares: BTreeMap<SocketAddr, u64>, held: &[SocketAdd
     slots.into()
 }
 
+/// Every service, or none and those that nft cannot serve.
+pub(super) fn compile<'a>(
+    services: impl Iterator<Item = &'a Service>,
+    held: &Entries,
+) -> Result<Vec<(Frontend, Entry)>, ApplyError> {
+    let mut compiled = Vec::new();
+    let (mut refused, mut reasons) = (Vec::new(), Vec::new());
+    for service in services {
+        match Entry::compile(service, held.get(&service.frontend)) {
+            Ok(entry) => compiled.push((service.frontend, entry)),
+            Err(reason) => {
+                refused.push(service.frontend);
+                reasons.push(reason);
+            }
+        }
+    }
+    match reasons.into_iter().next() {
+        None => Ok(compiled),
+        Some(reason) => Err(ApplyError::Refused { frontends: refused, reason }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use event_watcher::catalog::Protocol;
 
     use super::*;
-    use crate::kernel::Frontend;
 
     fn service(weights: &[u16]) -> Service {
         let frontend = Frontend { protocol: Protocol::Tcp, address: "11.0.0.1:80".parse().unwrap() };

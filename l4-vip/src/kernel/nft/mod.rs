@@ -21,27 +21,30 @@ mod pick;
 mod routes;
 mod ruleset;
 mod sweeper;
+mod tallies;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use event_watcher::catalog::VipPool;
+use event_watcher::catalog::{Protocol, VipPool};
 
-use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, OpenError, Service};
+use super::{ApplyError, Change, Counted, Frontend, KernelCounters, KernelPlane, OpenError, Service};
 use crate::netlink::Socket;
-use crate::stats::PlaneKind;
+use crate::stats::{Counts, PlaneKind};
 use batch::{Batch, Rejected, TABLE};
 use contents::Contents;
 use edits::Edits;
-use entry::Entry;
+use elements::read_frontend;
+use entry::{Entries, Entry, compile};
 use family::{Family, SetKind};
 use flows::Members;
 use monitor::Monitor;
 use pick::{Lifetime, Pick};
 use routes::Routes;
 use sweeper::Sweeper;
+use tallies::{Now, Tallies};
 
 /// Whether other programs may change our table while we run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +73,6 @@ pub struct NftConfig {
 /// NFT_TABLE_F_OWNER and NFT_TABLE_F_PERSIST.
 const OWNED: u32 = 0x2 | 0x4;
 
-type Entries = HashMap<Frontend, Entry, foldhash::fast::RandomState>;
-
 /// The table `inet waymark` of the network namespace that it was opened in.
 #[derive(Debug)]
 pub struct Nft {
@@ -88,6 +89,7 @@ pub struct Nft {
     /// The table is there and has our layout.
     is_intact: bool,
     held: Entries,
+    tallies: Tallies,
     /// The chains that there are.
     picks: HashSet<(Family, Pick)>,
     /// Found by the last reading of the table: what belongs to nothing, and of how many frontends.
@@ -116,6 +118,7 @@ impl Nft {
             table_flags,
             is_intact: false,
             held: Entries::default(),
+            tallies: Tallies::default(),
             picks: HashSet::new(),
             mending: Edits::default(),
             n_faults: 0,
@@ -250,6 +253,13 @@ impl Nft {
         Ok(())
     }
 
+    /// Counts are for people: a change does not fail for want of them.
+    fn keep_counts(&mut self, edits: &Edits) {
+        if let Err(error) = self.tallies.keep(&mut self.socket, &edits.left) {
+            tracing::warn!(%error, "what some backends were given so far is not counted any more");
+        }
+    }
+
     fn commit(&mut self, batch: Batch) -> Result<(), ApplyError> {
         if batch.is_empty() {
             return Ok(());
@@ -282,6 +292,10 @@ impl KernelPlane for Nft {
         PlaneKind::Nft
     }
 
+    fn counts(&self, _: Protocol) -> Counts {
+        Counts::NONE
+    }
+
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
         let mut last: HashMap<Frontend, Option<&Service>> = HashMap::new();
         for change in changes {
@@ -311,7 +325,13 @@ impl KernelPlane for Nft {
             edits.change(*frontend, self.held.get(frontend), None);
         }
         edits.write(&mut batch);
+        self.keep_counts(&edits);
         self.commit(batch)?;
+        self.tallies.forget(|frontend| match last.get(frontend) {
+            None => Now::Unchanged,
+            Some(None) => Now::Gone,
+            Some(Some(service)) => Now::Is(service),
+        });
         let mut to_sweep = members(services.iter().copied());
         to_sweep.extend(removed.iter().map(|frontend| (*frontend, Box::default())));
         self.sweeper.ask(to_sweep);
@@ -333,6 +353,8 @@ impl KernelPlane for Nft {
         }
         self.hold_routes(&all.iter().collect::<Vec<_>>())?;
         let n_different = if self.is_intact { self.converge(all)? } else { self.rebuild(all)? };
+        let now: HashMap<Frontend, &Service> = all.iter().map(|s| (s.frontend, s)).collect();
+        self.tallies.forget(|frontend| now.get(frontend).map_or(Now::Gone, |service| Now::Is(service)));
         self.release_routes();
         self.sweeper.ask(members(all.iter()));
         let n_routes = self.routes.ensure().map_err(|error| ApplyError::kernel(ROUTING, error))?;
@@ -353,16 +375,16 @@ impl KernelPlane for Nft {
         Ok(heard.is_structure_changed || heard.are_elements_changed || n_routes > 0)
     }
 
-    fn counters(&mut self) -> Result<Vec<(Frontend, KernelCounters)>, ApplyError> {
+    fn count(&mut self) -> Result<Counted, ApplyError> {
         let mut counters: HashMap<Frontend, KernelCounters> = HashMap::with_capacity(self.held.len());
         for family in Family::ALL {
             let mut read = |kind, note: fn(&mut KernelCounters, u64)| {
-                contents::counts(&mut self.socket, family, kind, |frontend, count| {
-                    note(counters.entry(frontend).or_default(), count);
+                contents::counts(&mut self.socket, family.set(kind), |key, _, count| {
+                    if let Some(frontend) = read_frontend(family, key) {
+                        note(counters.entry(frontend).or_default(), count);
+                    }
                 })
-                .map_err(|error| {
-                    ApplyError::kernel(format!("read the counters of the nft table {TABLE}"), error)
-                })
+                .map_err(counting)
             };
             read(SetKind::Connections, |counters, count| counters.n_connections = count)?;
             // What was refused had asked first.
@@ -371,7 +393,8 @@ impl KernelPlane for Nft {
                 counters.n_connections = counters.n_connections.saturating_sub(count);
             })?;
         }
-        Ok(counters.into_iter().collect())
+        let backends = self.tallies.read(&mut self.socket).map_err(counting)?;
+        Ok(Counted { frontends: counters.into_iter().collect(), backends })
     }
 
     /// The hooks, the rules that translate and the routes stay, because established connections need them.
@@ -405,6 +428,10 @@ impl KernelPlane for Nft {
     }
 }
 
+fn counting(error: io::Error) -> ApplyError {
+    ApplyError::kernel(format!("read the counters of the nft table {TABLE}"), error)
+}
+
 const ROUTING: &str = "make the addresses of the pools local to this host";
 
 impl Nft {
@@ -436,6 +463,7 @@ impl Nft {
             edits.change(*frontend, Some(entry), None);
         }
         edits.write(&mut batch);
+        self.keep_counts(&edits);
         for (family, pick) in self.picks.difference(&used) {
             ruleset::delete_pick(&mut batch, *family, *pick);
         }
@@ -460,27 +488,6 @@ fn layout(pools: &[VipPool]) -> (String, usize) {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
     (format!("VIPs of waymark, layout {hash:016x}"), n_rules)
-}
-
-fn compile<'a>(
-    services: impl Iterator<Item = &'a Service>,
-    held: &Entries,
-) -> Result<Vec<(Frontend, Entry)>, ApplyError> {
-    let mut compiled = Vec::new();
-    let (mut refused, mut reasons) = (Vec::new(), Vec::new());
-    for service in services {
-        match Entry::compile(service, held.get(&service.frontend)) {
-            Ok(entry) => compiled.push((service.frontend, entry)),
-            Err(reason) => {
-                refused.push(service.frontend);
-                reasons.push(reason);
-            }
-        }
-    }
-    match reasons.into_iter().next() {
-        None => Ok(compiled),
-        Some(reason) => Err(ApplyError::Refused { frontends: refused, reason }),
-    }
 }
 
 fn members<'a>(services: impl Iterator<Item = &'a Service>) -> Members {

@@ -376,7 +376,7 @@ fn sets(batch: &mut Batch, family: Family) {
     let name = |kind| family.set(kind);
     set(batch, name(SetKind::Services), &frontend, &[Type::Mark; 2], Options::Fixed);
     set(batch, name(SetKind::Picks), &[Type::Mark], &[Type::Verdict], Options::Fixed);
-    set(batch, name(SetKind::Slots), &of_slot, &[address, Type::Port], Options::Fixed);
+    set(batch, name(SetKind::Slots), &of_slot, &[address, Type::Port], Options::Counts);
     set(batch, name(SetKind::Sessions), &of_client, &[Type::Mark; 2], Options::Remembers(SESSION_LIFETIME));
     set(batch, name(SetKind::Connections), &frontend, &[], Options::Counts);
     set(batch, name(SetKind::Refusals), &frontend, &[], Options::Counts);
