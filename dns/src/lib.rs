@@ -173,7 +173,7 @@ pub async fn start(
     if !(MIN_UDP_PAYLOAD_BYTES..=MAX_UDP_PAYLOAD_BYTES).contains(&config.udp_payload_bytes) {
         return Err(Error::UdpPayload(config.udp_payload_bytes));
     }
-    let (addresses, sockets) = server::bind(&config.listen, n_workers)?;
+    let (addresses, sockets) = server::bind(&config, n_workers)?;
     let listeners = http::Listeners::bind(&config)?;
     let forwarder = Arc::new(Forwarder::new(&config, &addresses));
     let terms = Arc::new(Terms::new(&config));

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_UDP_PAYLOAD_BYTES};
 use crate::error::Error;
 use crate::forward::Forwarder;
 use crate::handler::{Responder, Terms};
@@ -37,16 +37,13 @@ pub(crate) struct Sockets {
 }
 
 /// Binds every address once per worker, for both transports. Gives the addresses with the ports they got.
-pub(crate) fn bind(
-    listen: &[SocketAddr],
-    n_workers: usize,
-) -> Result<(Vec<SocketAddr>, Vec<Sockets>), Error> {
+pub(crate) fn bind(config: &Config, n_workers: usize) -> Result<(Vec<SocketAddr>, Vec<Sockets>), Error> {
     let mut bound = Vec::new();
     let mut workers: Vec<Sockets> = (0..n_workers).map(|_| Sockets::default()).collect();
-    for address in listen {
+    for address in &config.listen {
         let mut attempt = 1;
         let (address, sockets) = loop {
-            match bind_address(*address, n_workers) {
+            match bind_address(*address, n_workers, config.udp_payload_bytes) {
                 // The port that UDP was given may be taken for TCP.
                 Err(Error::Listen { source, .. })
                     if address.port() == 0
@@ -69,7 +66,11 @@ pub(crate) fn bind(
 
 type Pair = (StdUdpSocket, StdTcpListener);
 
-fn bind_address(address: SocketAddr, n_workers: usize) -> Result<(SocketAddr, Vec<Pair>), Error> {
+fn bind_address(
+    address: SocketAddr,
+    n_workers: usize,
+    payload_bytes: u16,
+) -> Result<(SocketAddr, Vec<Pair>), Error> {
     let failed = |transport| move |source| Error::Listen { address, transport, source };
     let mut port = address.port();
     let mut pairs = Vec::with_capacity(n_workers);
@@ -78,13 +79,14 @@ fn bind_address(address: SocketAddr, n_workers: usize) -> Result<(SocketAddr, Ve
         if pairs.is_empty() {
             find_taken(address, Transport::Udp).map_err(failed(Transport::Udp))?;
         }
-        let udp: StdUdpSocket = open(address, Transport::Udp).map_err(failed(Transport::Udp))?.into();
+        let udp: StdUdpSocket =
+            open(address, Transport::Udp, payload_bytes).map_err(failed(Transport::Udp))?.into();
         port = udp.local_addr().map_err(failed(Transport::Udp))?.port();
         let address = SocketAddr::new(address.ip(), port);
         if pairs.is_empty() {
             find_taken(address, Transport::Tcp).map_err(failed(Transport::Tcp))?;
         }
-        let tcp = open(address, Transport::Tcp).and_then(|socket| {
+        let tcp = open(address, Transport::Tcp, payload_bytes).and_then(|socket| {
             socket.listen(TCP_BACKLOG)?;
             Ok(socket)
         });
@@ -116,13 +118,17 @@ fn socket(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
+/// `payload_bytes`: of the largest answer over UDP.
+fn open(address: SocketAddr, transport: Transport, payload_bytes: u16) -> io::Result<Socket> {
     let socket = socket(address, transport)?;
     socket.set_reuse_port(true)?;
     match transport {
         Transport::Tcp | Transport::Https => socket.set_reuse_address(true)?,
         Transport::Udp => {
-            socket.set_recv_buffer_size(UDP_RECEIVE_BYTES)?;
+            set_receive_buffer(&socket)?;
+            if payload_bytes <= DEFAULT_UDP_PAYLOAD_BYTES {
+                forbid_fragments(&socket, address)?;
+            }
             if address.ip().is_unspecified() {
                 tell_destination(&socket, address)?;
             }
@@ -132,21 +138,44 @@ fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Asks that no packet be cut on its way: pieces are lost and forged more easily than packets are (RFC 9715 section 3.1).
+/// Nor does anybody's word about the way's width count, by which answers could be made to vanish.
+fn forbid_fragments(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => {
+            set_option(socket, (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER), libc::IP_PMTUDISC_PROBE)
+        }
+        SocketAddr::V6(_) => {
+            set_option(socket, (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER), libc::IPV6_PMTUDISC_PROBE)
+        }
+    }
+}
+
+/// More than the system's limit for everybody takes CAP_NET_ADMIN; without, as much as that allows.
+fn set_receive_buffer(socket: &Socket) -> io::Result<()> {
+    let bytes = UDP_RECEIVE_BYTES as libc::c_int;
+    set_option(socket, (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE), bytes)
+        .or_else(|_| socket.set_recv_buffer_size(UDP_RECEIVE_BYTES))
+}
+
 /// Asks the kernel to say to which address each packet was sent: a client takes the reply from no other.
 fn tell_destination(socket: &Socket, address: SocketAddr) -> io::Result<()> {
-    let (level, option) = match address {
+    let option = match address {
         SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
     };
-    let on: libc::c_int = 1;
-    // SAFETY: the option takes an int, whose address and size are given.
+    set_option(socket, option, 1)
+}
+
+fn set_option(socket: &Socket, (level, option): (i32, i32), value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the options take an int, whose address and size are given.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             level,
             option,
-            (&raw const on).cast(),
-            std::mem::size_of_val(&on) as libc::socklen_t,
+            (&raw const value).cast(),
+            std::mem::size_of_val(&value) as libc::socklen_t,
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -5,48 +5,12 @@
 mod dns_packet;
 #[path = "../../tests/fuzz/bodies/dns_upstream.rs"]
 mod dns_upstream;
-
-/// Marsaglia's xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
-    }
-
-    /// A few bytes changed, taken out, put in or cut off: those that mean something in a packet more often than others.
-    fn mutate(&mut self, seed: &[u8]) -> Vec<u8> {
-        const TELLING: [u8; 8] = [0, 1, 0x0c, 0x29, 0x3f, 0x40, 0xc0, 0xff];
-        let mut bytes = seed.to_vec();
-        for _ in 0..=self.below(3) {
-            let at = self.below(bytes.len() + 1);
-            match self.below(5) {
-                0 if at < bytes.len() => bytes[at] = self.below(256) as u8,
-                1 if at < bytes.len() => bytes[at] = TELLING[self.below(TELLING.len())],
-                2 if at < bytes.len() => drop(bytes.remove(at)),
-                3 => bytes.truncate(at),
-                _ => bytes.insert(at, TELLING[self.below(TELLING.len())]),
-            }
-        }
-        bytes
-    }
-}
+#[path = "../../tests/fuzz/bodies/mutations.rs"]
+mod mutations;
 
 fn check(seeds: &[&[u8]], body: fn(&[u8])) {
-    let n_rounds = std::env::var("FUZZ_ROUNDS").map_or(20_000, |n| n.parse().expect("a number"));
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    for seed in seeds {
-        body(seed);
-    }
-    for _ in 0..n_rounds {
-        let seed = seeds[random.below(seeds.len())];
-        let input = random.mutate(seed);
-        let ran = std::panic::catch_unwind(|| body(&input));
-        assert!(ran.is_ok(), "the input was {}", input.escape_ascii());
-    }
+    const TELLING: [&[u8]; 8] = [b"\0", b"\x01", b"\x0c", b"\x29", b"\x3f", b"\x40", b"\xc0", b"\xff"];
+    mutations::check(seeds, &TELLING, 20_000, body);
 }
 
 #[test]

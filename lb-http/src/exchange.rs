@@ -21,7 +21,7 @@ use crate::http1::response::{BadResponse, Response};
 use crate::http1::scan::{HeadLimits, Scan, Scanned};
 use crate::http1::side::Side;
 use crate::queue::Place;
-use crate::stats::{ResponseClass, Session, Shard};
+use crate::stats::{ResponseClass, Session, Shard, Stage};
 use crate::table::{Backend, Server};
 use crate::upstream::Upstream;
 use crate::wait::{Phase, Wait};
@@ -200,6 +200,8 @@ pub(crate) struct Exchange {
     pub(crate) server: usize,
     pub(crate) place: Place,
     pub(crate) _session: Session,
+    /// Before the request was sent: for room and for a connection.
+    pub(crate) waited: Duration,
     pub(crate) upstream: Box<Upstream>,
     pub(crate) response: Response,
     pub(crate) cookie: CookieDue,
@@ -237,8 +239,13 @@ impl Exchange {
         let class = ResponseClass::of_number(self.response.status);
         self.each_shard(|shard| {
             shard.responded(class);
-            shard.took(took);
+            shard.took(took, self.waited);
         });
+    }
+
+    /// All of it, from the request's arrival to the response's last byte.
+    pub(crate) fn lasted(&self, time: Duration) {
+        self.each_shard(|shard| shard.spent(Stage::Total, time));
     }
 
     pub(crate) fn bad_response(self) {

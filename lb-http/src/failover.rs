@@ -3,6 +3,7 @@
 //! A request is sent again only when nothing of it was written, or when it is idempotent, all of it is still here and
 //! nothing of a response was seen (RFC 9110 section 9.2.2).
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::http1::response::Response;
 use crate::http1::scan::Scan;
 use crate::labels::WhenFull;
 use crate::queue::{Full, Place};
-use crate::stats::{ResponseClass, Session, Shard};
+use crate::stats::{ResponseClass, Session, Shard, Stage};
 use crate::table::{Backend, Server};
 use crate::upstream::{Certainty, ConnectError, Upstream};
 use crate::wait::{Phase, Wait};
@@ -29,13 +30,14 @@ const MOST_CONNECT_TIMEOUTS: u32 = 3;
 /// A table that changed while all endpoints failed may have better ones; that is looked at this often.
 const MOST_TABLES: usize = 3;
 
-/// When no endpoint accepts, they are asked again after each of these pauses: an instance that restarts is back within
-/// them, mostly. In all as long as the three turn-arounds of a second that HAProxy makes with Marathon-LB's `retries 3`.
+/// When no endpoint accepts, they are asked again after each of these pauses, within the time-out for connecting: an
+/// instance that restarts is back by then, mostly. HAProxy makes three turn-arounds of a second with Marathon-LB's
+/// `retries 3`.
 const TURN_AROUNDS: [Duration; 4] = [
     Duration::from_millis(200),
     Duration::from_millis(400),
     Duration::from_millis(800),
-    Duration::from_millis(1600),
+    Duration::from_millis(1200),
 ];
 
 /// A request that waited, and whose endpoint then failed it, waits this often.
@@ -48,6 +50,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) affinity: Option<u64>,
     /// The value of the sticky cookie that came with the request.
     pub(crate) cookie: Option<&'a [u8]>,
+    /// For room and for connections, so far.
+    pub(crate) waited: Cell<Duration>,
 }
 
 enum Failed {
@@ -107,8 +111,11 @@ impl Attempt<'_> {
                     let mut found = newest().filter(is_newer);
                     if found.is_none() {
                         // Only for who said no at once: the others have been waited for.
-                        let is_worth_while = last == ProxyError::Connect && !failures.is_too_late(self.local);
-                        let Some(pause) = turn_arounds.next().filter(|_| is_worth_while) else { break last };
+                        let limit = backend.labels.timeouts.connect.unwrap_or(self.local.timeouts.connect);
+                        let is_worth_while = |pause: &Duration| {
+                            last == ProxyError::Connect && failures.elapsed() + *pause < limit
+                        };
+                        let Some(pause) = turn_arounds.next().filter(is_worth_while) else { break last };
                         if let Err(ended) = Box::pin(self.turn_around(backend, pause, front)).await {
                             break ended.unwrap_or(last);
                         }
@@ -215,6 +222,7 @@ impl Attempt<'_> {
                         backend: Arc::clone(backend),
                         server: index,
                         place,
+                        waited: self.waited.get(),
                         _session: session.take().unwrap_or_else(|| backend.series.begin()),
                         upstream,
                         response,
@@ -287,10 +295,12 @@ impl Attempt<'_> {
             if self.wait.is_expired() { Poll::Ready(Err(ProxyError::QueueTimeout)) } else { Poll::Pending }
         });
         let waited = waited.await;
+        let took = began.elapsed();
+        self.waited.set(self.waited.get() + took);
         let shards = [Some(shard), wanted.map(|server| server.series.of_worker(self.local.index))];
         for shard in shards.into_iter().flatten() {
             shard.n_queued.increment();
-            shard.queue_micros.add(began.elapsed().as_micros() as u64);
+            shard.spent(Stage::Queue, took);
             if matches!(waited, Err(ProxyError::QueueTimeout)) {
                 shard.n_queue_timeouts.increment();
                 // HAProxy counts it there.
@@ -385,6 +395,7 @@ impl Attempt<'_> {
         self.wait.enter(Phase::Connect, limit);
         let version = backend.labels.proxy_protocol.send;
         let greeting = version.map_or_else(Vec::new, |v| proxy_protocol::header(v, &front.ends()));
+        let began = Instant::now();
         let address = server.endpoint.address.ip();
         let tls = backend.labels.server_tls.as_ref();
         let tls = tls.map(|tls| self.local.with_tls(|table| table.to_server(tls, address)));
@@ -406,8 +417,13 @@ impl Attempt<'_> {
                 }
             }
         };
+        let took = began.elapsed();
+        self.waited.set(self.waited.get() + took);
         match connected {
-            Ok(_) => server.endpoint.connect_succeeded(),
+            Ok(_) => {
+                server.endpoint.connect_succeeded();
+                shards.each(|s| s.spent(Stage::Connect, took));
+            }
             Err(_) => {
                 server.endpoint.connect_failed();
                 shards.each(|s| s.n_connect_errors.increment());
@@ -483,6 +499,11 @@ impl Failures {
     }
 
     fn is_too_late(&self, local: &Local) -> bool {
-        self.began.is_some_and(|began| began.elapsed() > local.timeouts.connect * MOST_CONNECT_TIMEOUTS)
+        self.elapsed() > local.timeouts.connect * MOST_CONNECT_TIMEOUTS
+    }
+
+    /// Since the first of them.
+    fn elapsed(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 }

@@ -22,6 +22,7 @@ use crate::peek;
 use crate::proxy::{Accepted, Entry};
 use crate::queue::Place;
 use crate::secure;
+use crate::stats::{Shard, Stage};
 use crate::table::Backend;
 use crate::tls;
 use crate::tls::hello::{self, Beginning, LONGEST_BEGINNING};
@@ -44,6 +45,11 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
         return;
     }
     of_backend.n_sessions.increment();
+    let began = Instant::now();
+    let ended = |shard: &Shard| {
+        shard.n_timed.increment();
+        shard.spent(Stage::Total, began.elapsed());
+    };
     let current = backend.series.begin();
     let destination = stream.local_addr().unwrap_or(client);
     let greeting = match backend.labels.proxy_protocol.send {
@@ -59,7 +65,7 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
     let own_tls = secure::config_of(&local, entry, None).filter(|_| entry != Entry::TlsHosts);
     if own_tls.is_some() || backend.labels.server_tls.is_some() {
         let relay = Relay { local: &local, backend: &backend, client, greeting: &greeting, to };
-        return match own_tls {
+        match own_tls {
             None => relay.run(stream, |stream| stream).await,
             Some(config) => {
                 let limit = local.timeouts.client_header;
@@ -71,15 +77,17 @@ pub(crate) async fn serve(local: Rc<Local>, backend: Arc<Backend>, accepted: Acc
                     }
                 }
             }
-        };
+        }
+        return ended(of_backend);
     }
-    let ended = local.forwarder.forward_after(&greeting, stream, client.ip(), to).await;
+    let forwarded = local.forwarder.forward_after(&greeting, stream, client.ip(), to).await;
     if entry == Entry::TlsHosts {
         // The port of a service tells its bytes as they flow; this one has other connections, too.
-        of_frontend.bytes_in.add(ended.bytes_in);
-        of_frontend.bytes_out.add(ended.bytes_out);
+        of_frontend.bytes_in.add(forwarded.bytes_in);
+        of_frontend.bytes_out.add(forwarded.bytes_out);
     }
-    tracing::debug!(backend = %backend.name, %client, outcome = ?ended.outcome, "connection ended");
+    tracing::debug!(backend = %backend.name, %client, outcome = ?forwarded.outcome, "connection ended");
+    ended(of_backend);
     drop((current, permit));
 }
 
@@ -116,7 +124,7 @@ impl Rooms for OfBackend<'_> {
             () = tokio::time::sleep(labels.capacity.queue_timeout) => None,
         };
         shard.n_queued.increment();
-        shard.queue_micros.add(began.elapsed().as_micros() as u64);
+        shard.spent(Stage::Queue, began.elapsed());
         if waited.is_none() {
             shard.n_queue_timeouts.increment();
             // HAProxy counts it there.
@@ -143,16 +151,18 @@ impl Relay<'_> {
     {
         let Self { local, backend, client, to, .. } = self;
         let connected = local.forwarder.connect_to_one(socket(&stream), client.ip(), to).await;
-        let relayed = match connected {
-            Ok(connected) => self.relay(&mut stream, connected).await,
-            Err(outcome) => Err(io::Error::other(format!("{outcome:?}"))),
-        };
-        if let Err(error) = relayed {
-            to.counters.n_resets.add(1);
-            // What was cut off must not look complete.
-            let _ = socket(&stream).set_zero_linger();
-            tracing::debug!(backend = %backend.name, %client, %error, "connection broke");
+        match connected {
+            Ok(connected) => match self.relay(&mut stream, connected).await {
+                Ok(()) => return,
+                Err(error) => {
+                    to.counters.n_resets.add(1);
+                    tracing::debug!(backend = %backend.name, %client, %error, "connection broke");
+                }
+            },
+            Err(outcome) => tracing::debug!(backend = %backend.name, %client, ?outcome, "not connected"),
         }
+        // What was cut off must not look complete.
+        let _ = socket(&stream).set_zero_linger();
     }
 
     async fn relay(

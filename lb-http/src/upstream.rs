@@ -22,7 +22,7 @@ use tokio_rustls::client::TlsStream;
 use crate::http1::buffer::{Buffer, Spare};
 use crate::http1::side::{Side, some};
 use crate::http1::socket;
-use crate::stats::Series;
+use crate::stats::{Series, Shard};
 use crate::table::{Backend, Server};
 use crate::tls::{ServerTls, ToServer};
 use crate::wait::Clock;
@@ -108,6 +108,7 @@ impl Upstreams {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(&key(endpoint))?;
         while let Some((mut connection, _)) = list.connections.pop() {
+            connection.counted().n_idle.decrement();
             if connection.tls.as_ref() == tls && connection.is_quiet(certainty) {
                 (connection.n_read, connection.n_written) = (0, 0);
                 return Some(connection);
@@ -175,6 +176,7 @@ impl Upstreams {
             .entry(key(endpoint))
             .or_insert_with(|| IdleList { endpoint: Arc::clone(endpoint), connections: Vec::new() });
         if list.connections.len() < MOST_IDLE {
+            connection.counted().n_idle.increment();
             list.connections.push((connection, now));
         }
     }
@@ -184,11 +186,14 @@ impl Upstreams {
         let now = self.clock.now();
         let oldest = LONGEST_IDLE.as_millis() as u64;
         self.idle.borrow_mut().retain(|_, list| {
-            if !list.endpoint.is_usable() {
-                return false;
-            }
-            list.connections
-                .retain_mut(|(c, since)| now.saturating_sub(*since) < oldest && c.is_quiet(Certainty::Known));
+            let is_usable = list.endpoint.is_usable();
+            list.connections.retain_mut(|(c, since)| {
+                let stays = is_usable && now.saturating_sub(*since) < oldest && c.is_quiet(Certainty::Known);
+                if !stays {
+                    c.counted().n_idle.decrement();
+                }
+                stays
+            });
             !list.connections.is_empty()
         });
     }
@@ -223,6 +228,10 @@ impl Upstream {
             Certainty::Known => would_block(stream.try_read(&mut [0])),
             Certainty::Asked => is_unread(stream),
         }
+    }
+
+    fn counted(&self) -> &Shard {
+        self.server.of_worker(self.worker)
     }
 
     /// Bytes of the response that have come.
@@ -273,6 +282,10 @@ impl Side for Upstream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
+    }
+
+    fn is_plain(&self) -> bool {
+        matches!(self.stream, Stream::Plain(_))
     }
 
     fn plain(&self) -> Option<&TcpStream> {

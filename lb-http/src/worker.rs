@@ -17,7 +17,9 @@ use event_watcher::publish::Applied;
 use foldhash::quality::RandomState;
 use l4_vip::forward::tcp::{Forwarder, Options};
 use l4_vip::proxy_protocol;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,9 +27,11 @@ use tokio_util::task::TaskTracker;
 use crate::access_log::AccessLog;
 use crate::config::Http2;
 use crate::config::{Config, Limits, Timeouts};
+use crate::http1::client_socket::ClientSocket;
 use crate::http1::connection;
 use crate::http1::fields::Field;
 use crate::http1::flow::Means;
+use crate::http1::socket;
 use crate::labels::{AcceptProxy, Mode};
 use crate::proxy::{Accepted, Entry, Protection};
 use crate::request_id::RequestIds;
@@ -200,7 +204,8 @@ impl Local {
 async fn accept(local: Rc<Local>, listener: Listener, close: CancellationToken) {
     let Listener { entry, socket, port, series, n_connections } = listener;
     let from = Rc::new(From { entry, port, series, n_connections });
-    let socket = match TcpListener::from_std(socket) {
+    // SAFETY: a listener has one descriptor, its own, for as long as it lives.
+    let socket = match unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) } {
         Ok(socket) => socket,
         Err(error) => {
             tracing::error!(port, %error, "a listener could not be watched");
@@ -212,7 +217,7 @@ async fn accept(local: Rc<Local>, listener: Listener, close: CancellationToken) 
         tokio::select! {
             biased;
             () = &mut closed => break,
-            accepted = socket.accept() => match accepted {
+            accepted = socket.async_io(Interest::READABLE, socket::accept) => match accepted {
                 Ok((stream, client)) => from.admit(&local, stream, client),
                 Err(error) => {
                     tracing::warn!(port, %error, "accept failed");
@@ -222,13 +227,9 @@ async fn accept(local: Rc<Local>, listener: Listener, close: CancellationToken) 
         }
     }
     // Who is in the backlog was promised service when the kernel completed the handshake.
-    let Ok(socket) = socket.into_std() else { return };
-    while let Ok((stream, client)) = socket.accept() {
-        if stream.set_nonblocking(true).is_ok()
-            && let Ok(stream) = TcpStream::from_std(stream)
-        {
-            from.admit(&local, stream, client);
-        }
+    let socket = socket.into_inner();
+    while let Ok((stream, client)) = socket::accept(&socket) {
+        from.admit(&local, stream, client);
     }
 }
 
@@ -241,7 +242,7 @@ struct From {
 
 impl From {
     /// Begins to serve a connection, or refuses it.
-    fn admit(self: &Rc<Self>, local: &Rc<Local>, stream: TcpStream, peer: SocketAddr) {
+    fn admit(self: &Rc<Self>, local: &Rc<Local>, stream: std::net::TcpStream, peer: SocketAddr) {
         let wants_header = match self.entry {
             Entry::ServicePort(port) => local.with_table(|table| {
                 let backend = table.routes.of_port(port).map(|i| &table.backends[i]);
@@ -250,10 +251,11 @@ impl From {
             Entry::Hosts | Entry::TlsHosts => local.accept_proxy == AcceptProxy::Required,
             Entry::AppIds => false,
         };
-        if wants_header {
-            local.tasks.spawn_local(Rc::clone(self).admit_announced(Rc::clone(local), stream, peer));
-        } else {
+        let stream = ClientSocket::new(stream);
+        if !wants_header {
             self.admit_from(local, stream, peer);
+        } else if let Some(stream) = watched(stream) {
+            local.tasks.spawn_local(Rc::clone(self).admit_announced(Rc::clone(local), stream, peer));
         }
     }
 
@@ -269,7 +271,7 @@ impl From {
         let header = tokio::time::timeout(limit, proxy_protocol::read(&mut stream)).await;
         drop(permit);
         match header {
-            Ok(Ok(ends)) => self.admit_from(&local, stream, ends.map_or(peer, |ends| ends.source)),
+            Ok(Ok(ends)) => self.admit_from(&local, stream.into(), ends.map_or(peer, |ends| ends.source)),
             refused => {
                 self.series(&local).of_worker(local.index).n_request_errors.increment();
                 match refused {
@@ -291,7 +293,7 @@ impl From {
         of_table.unwrap_or_else(|| Arc::clone(&self.series))
     }
 
-    fn admit_from(&self, local: &Rc<Local>, stream: TcpStream, client: SocketAddr) {
+    fn admit_from(&self, local: &Rc<Local>, stream: ClientSocket, client: SocketAddr) {
         let backend = match self.entry {
             Entry::ServicePort(port) => {
                 local.with_table(|table| table.routes.of_port(port).map(|i| Arc::clone(&table.backends[i])))
@@ -308,8 +310,17 @@ impl From {
         let session = series.begin();
         let (entry, local_port) = (self.entry, self.port);
         let permit = Rc::new(permit);
-        let accepted =
-            Accepted { stream, client, local_port, entry, protection: Protection::Plain, session, permit };
+        let protection = Protection::Plain;
+        let is_tcp = backend.as_ref().is_some_and(|b| b.labels.mode == Mode::Tcp);
+        let is_tls = !is_tcp && secure::is_tls(local, entry);
+        if !is_tcp && !is_tls && local.http2 != Http2::WithPriorKnowledge {
+            let accepted = Accepted { stream, client, local_port, entry, protection, session, permit };
+            let registered = local.waits.register(&local.clock);
+            local.tasks.spawn_local(connection::serve(Rc::clone(local), accepted, registered));
+            return;
+        }
+        let Some(stream) = watched(stream) else { return };
+        let accepted = Accepted { stream, client, local_port, entry, protection, session, permit };
         if let Some(backend) = backend.filter(|b| b.labels.mode == Mode::Tcp) {
             local.tasks.spawn_local(tcp::serve(Rc::clone(local), backend, accepted));
             return;
@@ -317,14 +328,17 @@ impl From {
         let registered = local.waits.register(&local.clock);
         let local = Rc::clone(local);
         let tasks = local.tasks.clone();
-        if secure::is_tls(&local, entry) {
+        if is_tls {
             tasks.spawn_local(secure::serve(local, accepted, registered));
-        } else if local.http2 == Http2::WithPriorKnowledge {
-            tasks.spawn_local(secure::serve_either(local, accepted, registered));
         } else {
-            tasks.spawn_local(connection::serve(local, accepted, registered));
+            tasks.spawn_local(secure::serve_either(local, accepted, registered));
         }
     }
+}
+
+fn watched(socket: ClientSocket) -> Option<TcpStream> {
+    let watched = socket.into_watched();
+    watched.inspect_err(|error| tracing::warn!(%error, "a connection could not be watched")).ok()
 }
 
 /// How many connections each client address has, over all workers. A table of counters, not of addresses: two that

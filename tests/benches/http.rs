@@ -5,12 +5,14 @@
 //! What is reported is the CPU time of the proxy's process, which is steady where throughput moves with the neighbours.
 //! `latency` sends requests to both at the same pace, 70 % of HAProxy's peak, and compares the 99th percentiles; a request
 //! that could not be sent when it was due has waited since then.
+//! `held` opens 10,000 connections that are answered once and then idle, and tells what each costs in memory; then 5,000
+//! that send half a request, and tells how much of a normal load beside them is served.
 //! Without HAProxy it says so and reports Waymark alone. `balancer PORT ENDPOINT` is the child, and what callgrind is
 //! pointed at (`benches/http_instructions.sh`).
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -26,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 #[path = "support/endpoint.rs"]
 mod endpoint;
+#[path = "support/held.rs"]
+mod held;
 mod support;
 
 use endpoint::{free_address, spawn_endpoint};
@@ -113,6 +117,9 @@ fn main() -> anyhow::Result<()> {
     if args.iter().any(|a| a == "latency") {
         return latency();
     }
+    if args.iter().any(|a| a == "held") {
+        return hold();
+    }
     if args.get(1).is_some_and(|a| a == "requests") {
         return serve_so_many(args[2].parse()?);
     }
@@ -132,6 +139,7 @@ fn main() -> anyhow::Result<()> {
         Err(error) => return Err(error),
     };
     println!("CPU time of the proxy per request; medians of {N_ROUNDS} interleaved rounds");
+    println!("TCP congestion control: {}", support::congestion_control());
     for shape in SHAPES.iter().filter(wanted) {
         let (mut mine, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..N_ROUNDS {
@@ -153,6 +161,25 @@ fn main() -> anyhow::Result<()> {
         if !theirs.is_empty() {
             println!("{:>9} ratio: {ratio:.3} (goal: at most {:.2})", shape.name, shape.goal);
         }
+    }
+    Ok(())
+}
+
+/// What connections cost that are held open and say little.
+fn hold() -> anyhow::Result<()> {
+    held::allow_descriptors()?;
+    pin(LOAD_CORE)?;
+    let endpoint = spawn_endpoint()?;
+    let waymark = Proxy::waymark(endpoint)?;
+    let haproxy = Proxy::haproxy(endpoint).ok();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for (name, proxy) in [("waymark", Some(&waymark)), ("haproxy", haproxy.as_ref())] {
+        let Some(proxy) = proxy else { continue };
+        let each = runtime.block_on(held::idle(proxy.address, proxy.process.0.id()))?;
+        println!("{name}: {each:.2} KiB for each of 10,000 idle connections (goal: at most 2)");
+        let load = held::slow(proxy.address);
+        let (n_sent, n_served) = tokio::task::LocalSet::new().block_on(&runtime, load)?;
+        println!("{name}: {n_served} of {n_sent} requests served beside 5,000 slow senders (goal: all)");
     }
     Ok(())
 }
@@ -254,7 +281,7 @@ impl Proxy {
         std::fs::write(
             &file,
             format!(
-                "global\n nbthread 1\n maxconn 4000\n\
+                "global\n nbthread 1\n maxconn 20000\n\
                  defaults\n mode http\n option http-keep-alive\n timeout connect 3s\n timeout client 60s\n timeout server 60s\n\
                  frontend in\n bind {address}\n default_backend out\n\
                  backend out\n balance roundrobin\n http-reuse always\n cookie mesosphere_server_id insert indirect nocache\n \
@@ -371,22 +398,7 @@ fn balancer(port: u16, endpoint: SocketAddr) -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = lb_http::Config { http_listen: None, appid_listen: None, ..lb_http::Config::default() };
     let (plane, workers) = control.block_on(lb_http::start(config, subscriber, 1, cancel))?;
-    for worker in workers {
-        thread::spawn(move || -> io::Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            tokio::task::LocalSet::new().block_on(&runtime, worker.run());
-            Ok(())
-        });
-    }
-    control.block_on(async {
-        plane.applied().changed().await?;
-        let problems = plane.problems();
-        anyhow::ensure!(problems.is_empty(), "{problems:?}");
-        println!("ready");
-        // Ends with its parent, which holds the other end.
-        tokio::task::spawn_blocking(|| io::stdin().read(&mut [0])).await??;
-        anyhow::Ok(())
-    })
+    support::serve(&control, workers, lb_http::Worker::run, plane.applied(), || plane.problems())
 }
 
 /// Sends one request after the other; counts those that were answered as they should be.

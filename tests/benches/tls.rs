@@ -6,7 +6,7 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -215,20 +215,5 @@ fn balancer(
     config.tls.certificates = vec![certificate.into()];
     let (plane, workers) =
         control.block_on(lb_http::start(config, subscriber, 1, CancellationToken::new()))?;
-    for worker in workers {
-        thread::spawn(move || -> io::Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            tokio::task::LocalSet::new().block_on(&runtime, worker.run());
-            Ok(())
-        });
-    }
-    control.block_on(async {
-        plane.applied().changed().await?;
-        let problems = plane.problems();
-        anyhow::ensure!(problems.is_empty(), "{problems:?}");
-        println!("ready");
-        // Ends with its parent, which holds the other end.
-        tokio::task::spawn_blocking(|| io::stdin().read(&mut [0])).await??;
-        anyhow::Ok(())
-    })
+    support::serve(&control, workers, lb_http::Worker::run, plane.applied(), || plane.problems())
 }

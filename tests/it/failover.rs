@@ -23,14 +23,11 @@ async fn nobody_sees_an_error_when_an_instance_is_killed() -> anyhow::Result<()>
     let shape = Shape { n_clients: 4, connections: Connections::Kept, rate: Some(400) };
     let load = Load::start(waymark.service(10000), "/", shape);
     for victim in before.iter().take(2) {
-        let sent = load.n_sent();
         for pid in processes_of(victim) {
             // SAFETY: kill(2) takes numbers only; the process carries the id of our own instance.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
-        while load.n_sent() < sent + 100 {
-            tokio::task::yield_now().await;
-        }
+        load.sends(100).await;
     }
     // Marathon starts them again after its back-off; the planes must take the new ones in.
     waymark

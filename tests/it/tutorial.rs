@@ -52,6 +52,9 @@ async fn scale_an_app_and_watch_traffic_move() -> anyhow::Result<()> {
         .await?;
     let (_, through_vip) = who_answers((vip, 10000).into(), 10).await?;
     assert_eq!(through_vip.len(), 2, "the VIP reaches both instances: {through_vip:?}");
+    for load in [&kept, &new] {
+        load.sends(50).await;
+    }
 
     waymark.ok(&["app", "update", APP, "instances=1", "--wait"]).await?;
     let (_, back) = who_answers(service, 6).await?;

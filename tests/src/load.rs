@@ -61,8 +61,13 @@ impl Load {
         Self { tasks, shared }
     }
 
-    pub fn n_sent(&self) -> u64 {
-        self.shared.n_sent.load(Relaxed)
+    /// Until it has sent as many more requests.
+    pub async fn sends(&self, n: u64) {
+        let n_sent = || self.shared.n_sent.load(Relaxed);
+        let enough = n_sent() + n;
+        while n_sent() < enough {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub async fn stop(mut self) -> Outcome {

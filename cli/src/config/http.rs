@@ -102,15 +102,16 @@ pub struct HttpLimits {
 
 impl Default for HttpTimeouts {
     fn default() -> Self {
+        let of_plane = lb_http::Timeouts::default();
         Self {
-            client_header: Duration::from_secs(10),
-            client_body_idle: Duration::from_secs(30),
-            client_keepalive: Duration::from_secs(60),
-            connect: Duration::from_secs(3),
-            server_head: Duration::from_secs(60),
-            server_body_idle: Duration::from_secs(30),
-            tunnel_idle: Duration::from_secs(3600),
-            request: Duration::ZERO,
+            client_header: of_plane.client_header,
+            client_body_idle: of_plane.client_body_idle,
+            client_keepalive: of_plane.client_keepalive,
+            connect: of_plane.connect,
+            server_head: of_plane.server_head,
+            server_body_idle: of_plane.server_body_idle,
+            tunnel_idle: of_plane.tunnel_idle,
+            request: of_plane.request.unwrap_or_default(),
             queue: lb_http::labels::Capacity::default().queue_timeout,
         }
     }
@@ -118,13 +119,13 @@ impl Default for HttpTimeouts {
 
 impl Default for HttpLimits {
     fn default() -> Self {
+        let of_plane = lb_http::Limits::default();
         Self {
-            // RFC 9112 section 3 asks for at least 8,000.
-            request_line_bytes: 16_384,
-            header_bytes: 32_768,
-            header_count: 100,
-            connections_per_listener: 20_000,
-            connections_per_client: 512,
+            request_line_bytes: of_plane.request_line_bytes,
+            header_bytes: of_plane.header_bytes,
+            header_count: of_plane.header_count,
+            connections_per_listener: of_plane.connections_per_listener,
+            connections_per_client: of_plane.connections_per_client,
             requests_per_instance: 0,
             queue_per_service: lb_http::labels::Capacity::default().queue,
         }

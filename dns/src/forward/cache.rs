@@ -40,6 +40,13 @@ pub(crate) struct Flight {
     pub resolution: watch::Receiver<Resolution>,
 }
 
+impl Flight {
+    /// Whoever asks may have ended without a word; the question is then anybody's.
+    fn is_on_its_way(&self) -> bool {
+        self.resolution.has_changed().is_ok()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Cache {
     shards: Box<[Mutex<Shard>]>,
@@ -100,7 +107,7 @@ impl Cache {
 
     pub fn look_up(&self, key: &Key) -> Known {
         let mut shard = self.shard(key);
-        let flight = shard.flights.get(key).cloned();
+        let flight = shard.flights.get(key).filter(|flight| flight.is_on_its_way()).cloned();
         let Some(entry) = shard.entries.get_mut(key) else { return Known { answer: None, flight } };
         let age = entry.came.elapsed();
         let lifetime = entry.stored.lifetime;
@@ -128,7 +135,7 @@ impl Cache {
     pub fn take_off(&self, spelled: Arc<Spelled>) -> Result<(Flight, Pilot), Flight> {
         let key = spelled.key.clone();
         let mut shard = self.shard(&key);
-        if let Some(flight) = shard.flights.get(&key) {
+        if let Some(flight) = shard.flights.get(&key).filter(|flight| flight.is_on_its_way()) {
             return Err(flight.clone());
         }
         let (announce, resolution) = watch::channel(None);

@@ -134,6 +134,11 @@ impl Responder {
         }
     }
 
+    /// Prepares for a packet over UDP that is to be answered soon.
+    pub fn foresee(&self, packet: &[u8]) {
+        self.remembered.foresee(packet);
+    }
+
     /// Answers one packet; the reply is appended to `out`.
     pub fn respond(
         &mut self,

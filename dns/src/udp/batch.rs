@@ -158,6 +158,11 @@ impl Batch {
         Ok(self.n_received)
     }
 
+    /// One of the packets that were received last.
+    pub fn query(&self, at: usize) -> &[u8] {
+        &self.slots[at].query[..(self.received[at].msg_len as usize).min(QUERY_BYTES)]
+    }
+
     /// One of the packets that were received last: who sent it, what it is, and room for a reply.
     pub fn packet(&mut self, at: usize) -> (&Peer, &[u8], &mut Vec<u8>) {
         let slot = &mut self.slots[at];

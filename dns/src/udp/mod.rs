@@ -14,9 +14,14 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use self::batch::{BATCH, Batch, Destination, Peer};
-use crate::handler::Outcome;
+use crate::handler::{Outcome, Responder};
 use crate::server::Context;
 use crate::stats::{Silence, Transport};
+
+/// Between two waits. The other tasks of the worker have their turn then.
+const BATCHES_IN_A_ROW: usize = 4;
+/// Who sends so many at once sends more before they are answered.
+const WORTH_ANOTHER_LOOK: usize = 4;
 
 /// A socket of which the runtime hears only that something has arrived. Were it to hear of room for replies too, every
 /// reply that its reader takes would wake this worker once more.
@@ -34,28 +39,58 @@ pub(crate) async fn serve(socket: StdUdpSocket, context: Rc<Context>) {
             return;
         }
     };
-    let mut responder = context.responder();
-    let mut batch = Batch::new(destination);
+    let mut server =
+        Server { responder: context.responder(), batch: Batch::new(destination), socket, context };
+    let context = Rc::clone(&server.context);
     let mut cancelled = pin!(context.cancel.cancelled());
     loop {
-        let (stopping, n) = tokio::select! {
+        let socket = Rc::clone(&server.socket);
+        let mut readable = tokio::select! {
             biased;
-            () = &mut cancelled => (true, receive(&socket, &mut batch)),
+            () = &mut cancelled => break,
             readable = socket.readable() => match readable {
-                Ok(mut readable) => {
-                    let n = receive(&socket, &mut batch);
-                    if n < BATCH {
-                        // It is empty now: no need for the call that would find it so.
-                        readable.clear_ready();
-                    }
-                    (false, n)
-                }
+                Ok(readable) => readable,
                 Err(error) => {
                     tracing::error!(%error, "cannot wait for DNS packets");
                     return;
                 }
             }
         };
+        // While it answers so many, more may have come, which is found out for less than waiting costs.
+        let mut n = BATCH;
+        for _ in 0..BATCHES_IN_A_ROW {
+            n = server.answer_what_arrived().await;
+            if n < WORTH_ANOTHER_LOOK {
+                break;
+            }
+        }
+        if n < BATCH {
+            // It is empty now: no need for the call that would find it so.
+            readable.clear_ready();
+        } else {
+            // There is probably more; the connections that share this worker come first.
+            tokio::task::yield_now().await;
+        }
+    }
+    // What has arrived by now was sent to a server that served.
+    while server.answer_what_arrived().await > 0 {}
+}
+
+struct Server {
+    socket: Rc<Socket>,
+    context: Rc<Context>,
+    responder: Responder,
+    batch: Batch,
+}
+
+impl Server {
+    /// Receives, answers and sends once. Tells how many packets there were.
+    async fn answer_what_arrived(&mut self) -> usize {
+        let Self { socket, context, responder, batch } = self;
+        let n = receive(socket, batch);
+        for slot in 0..n {
+            responder.foresee(batch.query(slot));
+        }
         for slot in 0..n {
             let (peer, packet, reply) = batch.packet(slot);
             let Some(client) = peer.client() else {
@@ -65,7 +100,7 @@ pub(crate) async fn serve(socket: StdUdpSocket, context: Rc<Context>) {
             if let Outcome::Forward(foreign) = responder.respond(packet, Transport::Udp, client, reply)
                 && let Some(pending) = context.forwarder.begin(&foreign, &context.counters, reply)
             {
-                let (socket, context, peer) = (Rc::clone(&socket), Rc::clone(&context), peer.clone());
+                let (socket, context, peer) = (Rc::clone(socket), Rc::clone(context), peer.clone());
                 context.tasks.clone().spawn_local(async move {
                     let mut reply = Vec::new();
                     context.forwarder.finish(pending, &foreign, &context.counters, &mut reply).await;
@@ -76,14 +111,8 @@ pub(crate) async fn serve(socket: StdUdpSocket, context: Rc<Context>) {
                 batch.reply(slot);
             }
         }
-        send(&socket, &context, &mut batch).await;
-        if stopping && n == 0 {
-            return;
-        }
-        if n == BATCH {
-            // There is probably more; the connections that share this worker come first.
-            tokio::task::yield_now().await;
-        }
+        send(socket, context, batch).await;
+        n
     }
 }
 

@@ -19,6 +19,13 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 /// Everything a test waits for happens within this.
+pub const A: u16 = 1;
+pub const NS: u16 = 2;
+pub const SOA: u16 = 6;
+pub const PTR: u16 = 12;
+pub const AAAA: u16 = 28;
+pub const SRV: u16 = 33;
+pub const ANY: u16 = 255;
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
 pub fn app(id: &str) -> App {
@@ -272,4 +279,17 @@ pub fn receive(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut message).ok()?;
     Some(message)
+}
+
+/// Asks and compares answers (sorted) or, when there are none, the code: `NODATA`, `NXDomain`, `Refused` …
+pub fn check(server: &Server, table: &[(&str, u16, &[&str])]) {
+    for (name, record_type, expect) in table {
+        let (code, answers, _) = server.ask(name, *record_type);
+        let got = match (code.as_str(), answers.is_empty()) {
+            ("NoError", true) => vec!["NODATA".to_owned()],
+            ("NoError", false) => answers,
+            _ => vec![code],
+        };
+        assert_eq!(got, *expect, "{name} {record_type}");
+    }
 }

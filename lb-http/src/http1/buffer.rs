@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -100,6 +101,17 @@ impl Buffer {
             self.shrink(spare);
         }
         polled.map_ok(|()| n)
+    }
+
+    /// The same of a socket that nobody watches. `None`: there is nothing to read.
+    pub(crate) fn receive(&mut self, fd: RawFd, spare: &Spare) -> Option<io::Result<usize>> {
+        self.make_room(spare);
+        let received = socket::receive_unwatched(fd, &mut self.memory[self.end..]);
+        match received {
+            Some(Ok(n @ 1..)) => self.end += n,
+            _ => self.shrink(spare),
+        }
+        received
     }
 
     /// The same of a socket as it is, which takes memory only when there is something to read.

@@ -158,12 +158,13 @@ impl Flow {
             return Poll::Ready(Ok(()));
         }
         let is_large = matches!(self.source, Source::Length(left) if left >= WORTH_BYTES);
-        if self.pipe.is_none() && is_large && from.plain().is_some() && to.plain().is_some() {
+        if self.pipe.is_none() && is_large && from.is_plain() && to.is_plain() {
             from.input().release(&means.spare);
             self.pipe = means.pipes.take().ok();
         }
-        match (&mut self.pipe, from.plain(), to.plain()) {
-            (Some(pipe), Some(source), Some(sink)) => {
+        let ends = if self.pipe.is_some() { from.plain().zip(to.plain()) } else { None };
+        match (&mut self.pipe, ends) {
+            (Some(pipe), Some((source, sink))) => {
                 if pipe.is_empty() {
                     let n = ready!(pipe.poll_fill(cx, source, left, wait)).map_err(FlowError::Read)?;
                     if n == 0 {

@@ -100,7 +100,7 @@ impl<S: ClientStream> Front for Http1Front<'_, S> {
         }
         // Whether a client is still there is asked when its request takes long: most are answered before it could
         // change anything. Streams of HTTP/2 are opened and reset by the thousand, so there it is asked at once.
-        if self.side.plain().is_some() && !self.wait.is_long() {
+        if self.side.is_plain() && !self.wait.is_long() {
             return Poll::Ready(Ok(()));
         }
         // A client that only ends its direction still waits for the response.

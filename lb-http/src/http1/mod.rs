@@ -9,6 +9,7 @@
 
 pub(crate) mod buffer;
 pub mod chunked;
+pub(crate) mod client_socket;
 pub(crate) mod connection;
 pub mod fields;
 pub(crate) mod flow;

@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -20,7 +21,18 @@ use crate::stats::{Series, Shard};
 
 /// What a client's connection is made of.
 pub(crate) trait ClientStream: AsyncRead + AsyncWrite + Unpin + 'static {
-    /// The socket, when what is written to it is what the client reads.
+    /// The socket, when what is written to it is what the client reads and nothing of it has been waited for: it is not
+    /// watched yet, and need not be as long as there is something to read and room to write.
+    fn unwatched(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// What is written is what the client reads.
+    fn is_plain(&self) -> bool {
+        self.plain().is_some()
+    }
+
+    /// The socket, when it is plain.
     fn plain(&self) -> Option<&TcpStream>;
 
     /// Makes the close a reset, so that the client sees that something is missing.
@@ -53,6 +65,7 @@ pub(crate) trait Side {
     /// Says that nothing more will be written.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    fn is_plain(&self) -> bool;
     /// For moving bytes within the kernel, whose number is then told.
     fn plain(&self) -> Option<&TcpStream>;
     fn count_read(&self, n: usize);
@@ -98,20 +111,28 @@ impl<S: ClientStream> Side for ClientSide<S> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, spare: &Spare) -> Poll<io::Result<usize>> {
-        let n = ready!(match self.stream.plain() {
-            Some(socket) => self.input.poll_receive(cx, socket, spare),
-            None => self.input.poll_fill(cx, &mut self.stream, spare),
-        })?;
+        let at_once = self.stream.unwatched().and_then(|fd| self.input.receive(fd, spare));
+        let n = match at_once {
+            Some(n) => n?,
+            None => ready!(match self.stream.plain() {
+                Some(socket) => self.input.poll_receive(cx, socket, spare),
+                None => self.input.poll_fill(cx, &mut self.stream, spare),
+            })?,
+        };
         self.has_ended |= n == 0;
         self.count_read(n);
         Poll::Ready(Ok(n))
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(match self.stream.plain() {
-            Some(socket) => socket::poll_send(cx, socket, bytes),
-            None => Pin::new(&mut self.stream).poll_write(cx, bytes),
-        })?;
+        let at_once = self.stream.unwatched().and_then(|fd| socket::send(fd, bytes));
+        let n = match at_once {
+            Some(n) => n?,
+            None => ready!(match self.stream.plain() {
+                Some(socket) => socket::poll_send(cx, socket, bytes),
+                None => Pin::new(&mut self.stream).poll_write(cx, bytes),
+            })?,
+        };
         self.count_written(n);
         Poll::Ready(some(n))
     }
@@ -122,6 +143,10 @@ impl<S: ClientStream> Side for ClientSide<S> {
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_plain(&self) -> bool {
+        self.stream.is_plain()
     }
 
     fn plain(&self) -> Option<&TcpStream> {

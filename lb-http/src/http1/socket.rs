@@ -3,7 +3,8 @@
 //! Streams that are no sockets (TLS, those of HTTP/2) go through their own traits instead.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
@@ -16,6 +17,41 @@ pub(super) fn receive(socket: &TcpStream, room: &mut [u8]) -> io::Result<usize> 
     once(socket, Interest::READABLE, n_wanted, || unsafe {
         libc::recv(fd, room.as_mut_ptr().cast(), n_wanted, 0)
     })
+}
+
+/// The same of a socket that the runtime does not watch. `None`: nothing is there.
+pub(super) fn receive_unwatched(fd: RawFd, room: &mut [u8]) -> Option<io::Result<usize>> {
+    // SAFETY: the kernel writes to `room`, and no further than its length.
+    unless_blocked(unsafe { libc::recv(fd, room.as_mut_ptr().cast(), room.len(), 0) })
+}
+
+/// Writes as much as fits to a socket that the runtime does not watch. `None`: nothing does.
+pub(super) fn send(fd: RawFd, bytes: &[u8]) -> Option<io::Result<usize>> {
+    // SAFETY: the kernel reads from `bytes`, and no further than their length.
+    unless_blocked(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) })
+}
+
+fn unless_blocked(moved: isize) -> Option<io::Result<usize>> {
+    let moved = usize::try_from(moved).map_err(|_| io::Error::last_os_error());
+    let is_blocked = moved.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    (!is_blocked).then_some(moved)
+}
+
+/// Takes a connection from the backlog; the connection does not block.
+pub(crate) fn accept(listener: &std::net::TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the kernel writes an address and its length where it is told to, or fails; what it returns is a new
+    // descriptor that nobody else owns.
+    let (stream, peer) = unsafe {
+        socket2::SockAddr::try_init(|address, length| {
+            match libc::accept4(listener.as_raw_fd(), address.cast(), length, flags) {
+                -1 => Err(io::Error::last_os_error()),
+                fd => Ok(std::net::TcpStream::from_raw_fd(fd)),
+            }
+        })?
+    };
+    let peer = peer.as_socket().ok_or_else(|| io::Error::other("a connection without an address"))?;
+    Ok((stream, peer))
 }
 
 /// Writes as much as fits, and waits while that is nothing.

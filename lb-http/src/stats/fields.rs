@@ -9,6 +9,7 @@ use std::time::Instant;
 use l4_vip::pool::EndpointState;
 
 use super::series::{Series, Totals};
+use super::stages::{MeanStages, Stage};
 use crate::health::CheckState;
 use crate::labels::{CheckSpec, Mode};
 use crate::names::{APPID_FRONTEND, HTTP_FRONTEND, HTTPS_FRONTEND};
@@ -36,6 +37,7 @@ columns! {
     rtime ttime agent_status agent_code agent_duration check_desc agent_desc check_rise check_fall check_health
     agent_rise agent_fall agent_health addr cookie mode algo conn_rate conn_rate_max conn_tot intercepted dcon dses
     wrew connect reuse cache_lookups cache_hits srv_icur src_ilim qtime_max ctime_max rtime_max ttime_max
+    eint idle_conn_cur safe_conn_cur used_conn_cur need_conn_est uweight
 }
 
 /// The name as it is written; one column's is a word of Rust.
@@ -146,12 +148,25 @@ impl Row {
         }
     }
 
+    /// Means and longest times. In mode tcp nothing is known to be a response.
+    fn stages(&mut self, means: &MeanStages, totals: &Totals, mode: Mode) {
+        for (stage, mean, longest) in [
+            (Stage::Queue, Column::qtime, Column::qtime_max),
+            (Stage::Connect, Column::ctime, Column::ctime_max),
+            (Stage::Response, Column::rtime, Column::rtime_max),
+            (Stage::Total, Column::ttime, Column::ttime_max),
+        ] {
+            if mode == Mode::Http || stage != Stage::Response {
+                self.number(mean, means[stage as usize].as_millis() as u64);
+                self.number(longest, totals.longest[stage as usize].as_millis() as u64);
+            }
+        }
+    }
+
     /// What servers and backends have in common.
     fn traffic(&mut self, series: &Series, totals: &Totals, mode: Mode, standing: &Standing, now: Instant) {
         self.number(Column::qcur, series.n_waiting());
         self.number(Column::qmax, series.most_waiting());
-        let queue_millis = totals.mean_queue_time().map_or(0, |t| t.as_millis() as u64);
-        self.number(Column::qtime, queue_millis);
         self.number(Column::smax, series.most_current());
         self.number(Column::stot, totals.n_sessions);
         self.number(Column::bin, totals.bytes_in);
@@ -177,9 +192,7 @@ impl Row {
         self.number(Column::cli_abrt, totals.n_client_aborts);
         self.number(Column::srv_abrt, totals.n_server_aborts);
         self.set(Column::lastsess, Value::Age(series.last_session_secs().map_or(-1, |s| s as i64)));
-        let millis = totals.mean_time.map_or(0, |t| t.as_millis() as u64);
-        self.number(Column::rtime, millis);
-        self.number(Column::ttime, millis);
+        self.stages(&series.mean_stages().unwrap_or_default(), totals, mode);
         self.number(Column::connect, totals.n_connects);
         self.number(Column::reuse, totals.n_reuses);
     }
@@ -292,6 +305,7 @@ fn backend(backend: &Backend, iid: usize, limit: u64, now: Instant) -> Row {
     row.number(Column::dreq, totals.n_denied_requests);
     row.word(Column::status, if n_usable > 0 { "UP" } else { "DOWN" });
     row.number(Column::weight, n_usable);
+    row.number(Column::uweight, n_usable);
     row.number(Column::act, n_usable);
     row.word(Column::algo, backend.labels.balance.to_string());
     if backend.is_sticky() {
@@ -312,7 +326,13 @@ fn server(backend: &Backend, server: &Server, iid: usize, now: Instant) -> Row {
         row.number(Column::slim, most.get());
         row.number(Column::qlimit, capacity.queue);
     }
+    if backend.labels.mode == Mode::Http {
+        row.number(Column::srv_icur, totals.n_idle);
+        row.number(Column::idle_conn_cur, totals.n_idle);
+        row.number(Column::used_conn_cur, server.endpoint.n_in_flight());
+    }
     row.number(Column::weight, 1_u64);
+    row.number(Column::uweight, 1_u64);
     // That it is no backup; whether it is used is in its status.
     row.number(Column::act, 1_u64);
     row.word(Column::addr, server.endpoint.address.to_string());

@@ -26,7 +26,8 @@ const METRICS: &[Metric] = &[
     gauge("current_queue", Column::qcur, "Requests that wait for room."),
     gauge("max_queue", Column::qmax, "Most requests that waited at once."),
     gauge("queue_limit", Column::qlimit, "Requests that may wait."),
-    gauge("queue_time_average_seconds", Column::qtime, "Mean time of those that had to wait."),
+    gauge("queue_time_average_seconds", Column::qtime, "Mean time that the last 1,024 waited for room."),
+    gauge("max_queue_time_seconds", Column::qtime_max, "Longest wait for room."),
     gauge("current_sessions", Column::scur, "Number of current sessions."),
     gauge("max_sessions", Column::smax, "Highest number of current sessions."),
     gauge("limit_sessions", Column::slim, "Limit of sessions."),
@@ -56,7 +57,18 @@ const METRICS: &[Metric] = &[
     gauge("check_last_change_seconds", Column::lastchg, "Time since the last change of state."),
     counter("downtime_seconds_total", Column::downtime, "Time without a server in rotation."),
     counter("loadbalanced_total", Column::lbtot, "Requests that the policy placed."),
-    gauge("response_time_average_seconds", Column::rtime, "Mean time to a response's head."),
+    gauge("connect_time_average_seconds", Column::ctime, "Mean time to connect of the last 1,024."),
+    gauge("max_connect_time_seconds", Column::ctime_max, "Longest time to connect."),
+    gauge(
+        "response_time_average_seconds",
+        Column::rtime,
+        "Mean time to a response's head of the last 1,024.",
+    ),
+    gauge("max_response_time_seconds", Column::rtime_max, "Longest time to a response's head."),
+    gauge("total_time_average_seconds", Column::ttime, "Mean time to a response's end of the last 1,024."),
+    gauge("max_total_time_seconds", Column::ttime_max, "Longest time to a response's end."),
+    gauge("idle_connections_current", Column::idle_conn_cur, "Connections kept for the next request."),
+    gauge("used_connections_current", Column::used_conn_cur, "Connections in use."),
     counter("client_aborts_total", Column::cli_abrt, "Requests that the client gave up."),
     counter("server_aborts_total", Column::srv_abrt, "Responses that the server broke off."),
     counter("connection_attempts_total", Column::connect, "Connects to servers."),
@@ -111,7 +123,7 @@ impl Section<'_> {
         for (labels, row) in rows {
             match row.count(metric.column) {
                 // HAProxy keeps times in milliseconds.
-                Some(millis) if matches!(metric.column, Column::rtime | Column::qtime) => {
+                Some(millis) if is_time(metric.column) => {
                     let seconds = millis as f64 / 1000.0;
                     self.write(format_args!("haproxy_{prefix}_{name}{{{labels}}} {seconds}\n"));
                 }
@@ -159,6 +171,11 @@ impl Section<'_> {
         // Writing to a string cannot fail.
         let _ = self.text.write_fmt(text);
     }
+}
+
+fn is_time(column: Column) -> bool {
+    use Column::{ctime, ctime_max, qtime, qtime_max, rtime, rtime_max, ttime, ttime_max};
+    matches!(column, qtime | ctime | rtime | ttime | qtime_max | ctime_max | rtime_max | ttime_max)
 }
 
 fn labels(row: &Row) -> String {

@@ -9,6 +9,7 @@ mod metrics;
 mod page;
 mod refusals;
 mod series;
+mod stages;
 mod views;
 
 pub(crate) use csv::{csv, json};
@@ -18,5 +19,6 @@ pub(crate) use metrics::metrics;
 pub(crate) use page::page;
 pub(crate) use refusals::own_metrics;
 pub use series::{ResponseClass, Series, Session, Shard, Totals, Waiting};
+pub use stages::Stage;
 pub use views::{BackendView, RouteFrom, RouteView, ServerView};
 pub(crate) use views::{app_map, backends, routes, vhost_map};

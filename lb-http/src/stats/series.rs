@@ -1,8 +1,8 @@
 //! The counters of one frontend, backend or server.
 //!
 //! Each worker adds to a [`Shard`] of its own (a plain load and store, no contention) and readers sum them. Only what
-//! must be true over all workers at every moment, the current sessions, is one shared number. Rates are made by
-//! [`Series::sample`], once a second, away from the request path.
+//! must be true over all workers at every moment, the current sessions, is one shared number. Rates and recent means are
+//! made by [`Series::sample`], once a second, away from the request path.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -13,6 +13,7 @@ use http::StatusCode;
 use crate::http1::refusal::Refusal;
 
 use super::histogram::{Histogram, N_BUCKETS, quantile};
+use super::stages::{MeanStages, N_STAGES, Recent, Stage};
 
 /// A counter that one worker writes.
 #[derive(Debug, Default)]
@@ -27,7 +28,18 @@ impl Count {
         self.add(1);
     }
 
-    fn value(&self) -> u64 {
+    /// Of a count that goes up and down.
+    pub fn decrement(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(1), Relaxed);
+    }
+
+    fn raise_to(&self, n: u64) {
+        if n > self.value() {
+            self.0.store(n, Relaxed);
+        }
+    }
+
+    pub(super) fn value(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
@@ -42,6 +54,9 @@ macro_rules! shard {
             responses: [Count; 6],
             refusals: Refusals,
             times: Histogram,
+            /// By [`Stage`], in microseconds.
+            stages: [Count; N_STAGES],
+            longest: [Count; N_STAGES],
         }
 
         /// The sums over all workers.
@@ -53,6 +68,8 @@ macro_rules! shard {
             /// By [`Refusal::index`].
             pub refusals: [u64; Refusal::COUNT],
             pub mean_time: Option<Duration>,
+            /// The longest of each [`Stage`].
+            pub longest: [Duration; N_STAGES],
             /// Half of all response heads came within this time.
             pub p50: Option<Duration>,
             pub p90: Option<Duration>,
@@ -74,6 +91,9 @@ macro_rules! shard {
                         *sum += count.value();
                     }
                     shard.times.add_to(&mut times);
+                    for (longest, count) in totals.longest.iter_mut().zip(&shard.longest) {
+                        *longest = Duration::from_micros(count.value()).max(*longest);
+                    }
                 }
                 let n_times: u64 = times.iter().sum();
                 totals.mean_time = totals.response_micros.checked_div(n_times).map(Duration::from_micros);
@@ -118,9 +138,12 @@ shard! {
     /// Answered by the balancer itself.
     n_intercepted,
     response_micros,
-    /// Requests that had to wait for room at an endpoint, and how long they did.
+    /// Requests, or connections in mode tcp, whose stages are known.
+    n_timed,
+    /// Connections that are kept for the next request.
+    n_idle,
+    /// Requests that had to wait for room at an endpoint.
     n_queued,
-    queue_micros,
     /// Requests that waited too long.
     n_queue_timeouts,
     /// Requests that found as many waiting as may.
@@ -128,11 +151,6 @@ shard! {
 }
 
 impl Totals {
-    /// Of the requests that had to wait for room.
-    pub fn mean_queue_time(&self) -> Option<Duration> {
-        self.queue_micros.checked_div(self.n_queued).map(Duration::from_micros)
-    }
-
     /// 50, 90, 99 and 99.9 %.
     pub fn quantiles(&self) -> [Option<Duration>; 4] {
         [self.p50, self.p90, self.p99, self.p999]
@@ -174,11 +192,19 @@ impl Shard {
         self.responses[class.0].increment();
     }
 
-    /// From the request's arrival to the head of its response.
-    pub fn took(&self, time: Duration) {
+    /// From the request's arrival to the head of its response; `waited` of it for room and for a connection.
+    pub fn took(&self, time: Duration, waited: Duration) {
         let micros = time.as_micros() as u64;
         self.response_micros.add(micros);
         self.times.record(micros);
+        self.n_timed.increment();
+        self.spent(Stage::Response, time.saturating_sub(waited));
+    }
+
+    pub fn spent(&self, stage: Stage, time: Duration) {
+        let micros = time.as_micros() as u64;
+        self.stages[stage as usize].add(micros);
+        self.longest[stage as usize].raise_to(micros);
     }
 }
 
@@ -193,6 +219,7 @@ pub struct Series {
     n_waiting: AtomicU32,
     most_waiting: AtomicU32,
     rates: Rates,
+    recent: Recent,
 }
 
 /// What the last sampling made of the counters.
@@ -219,6 +246,7 @@ impl Series {
             n_waiting: AtomicU32::new(0),
             most_waiting: AtomicU32::new(0),
             rates: Rates::default(),
+            recent: Recent::default(),
         })
     }
 
@@ -295,10 +323,22 @@ impl Series {
             &rates.requests_per_sec,
             &rates.most_requests_per_sec,
         );
+        self.recent.sample(sum(|s| &s.n_timed), self.stages());
         rates.now.store(second, Relaxed);
         if new > 0 {
             rates.last_session_at.store(second + 1, Relaxed);
         }
+    }
+
+    fn stages(&self) -> [u64; N_STAGES] {
+        let shards = self.shards.get().map_or(&[][..], |shards| shards);
+        std::array::from_fn(|stage| shards.iter().map(|s| s.stages[stage].value()).sum())
+    }
+
+    /// Of the last thousand requests or so. `None`: there were none.
+    pub fn mean_stages(&self) -> Option<MeanStages> {
+        let n_timed = self.shards.get()?.iter().map(|s| s.n_timed.value()).sum();
+        self.recent.means(n_timed, self.stages())
     }
 
     /// In the last full second, and the most there has been.

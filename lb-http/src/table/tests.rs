@@ -1,11 +1,12 @@
 //! Compiling: names, conflicts, what survives a change.
 
-use std::collections::BTreeMap;
+use std::time::Instant;
 
-use event_watcher::catalog::{Endpoint, Protocols, Readiness};
+use event_watcher::catalog::*;
 
 use super::*;
-use crate::labels::Compat;
+use crate::labels::{Compat, Reading};
+use crate::names;
 
 mod incremental;
 

@@ -9,57 +9,8 @@ mod http_connection;
 mod http_request;
 #[path = "../../../tests/fuzz/bodies/http_response.rs"]
 mod http_response;
-
-/// Marsaglia's xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
-    }
-
-    /// A few bytes changed, taken out, doubled or put in: those that mean something more often than others.
-    fn mutate(&mut self, seed: &[u8]) -> Vec<u8> {
-        const TELLING: &[&[u8]] = &[
-            b"\r",
-            b"\n",
-            b"\r\n",
-            b"\r\n\r\n",
-            b" ",
-            b"\t",
-            b":",
-            b",",
-            b";",
-            b"\0",
-            b"\x80",
-            b"0",
-            b"f",
-            b"-1",
-        ];
-        let mut bytes = seed.to_vec();
-        for _ in 0..=self.below(3) {
-            let at = self.below(bytes.len() + 1);
-            match self.below(5) {
-                0 if at < bytes.len() => bytes[at] = self.below(256) as u8,
-                1 if at < bytes.len() => drop(bytes.remove(at)),
-                2 => {
-                    let end = (at + self.below(40)).min(bytes.len());
-                    let part = bytes[at..end].to_vec();
-                    bytes.splice(at..at, part);
-                }
-                3 => bytes.truncate(at),
-                _ => {
-                    let telling = TELLING[self.below(TELLING.len())];
-                    bytes.splice(at..at, telling.iter().copied());
-                }
-            }
-        }
-        bytes
-    }
-}
+#[path = "../../../tests/fuzz/bodies/mutations.rs"]
+mod mutations;
 
 /// The messages of the raw cases; characters are bytes there.
 fn seeds(key: &str) -> Vec<Vec<u8>> {
@@ -77,17 +28,23 @@ fn seeds(key: &str) -> Vec<Vec<u8>> {
 }
 
 fn check(seeds: &[Vec<u8>], n_rounds: usize, body: fn(&[u8])) {
-    let n_rounds = std::env::var("FUZZ_ROUNDS").map_or(n_rounds, |n| n.parse().unwrap());
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    for seed in seeds {
-        body(seed);
-    }
-    for _ in 0..n_rounds {
-        let seed = &seeds[random.below(seeds.len())];
-        let input = random.mutate(seed);
-        let ran = std::panic::catch_unwind(|| body(&input));
-        assert!(ran.is_ok(), "the input was {}", input.escape_ascii());
-    }
+    const TELLING: [&[u8]; 14] = [
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b" ",
+        b"\t",
+        b":",
+        b",",
+        b";",
+        b"\0",
+        b"\x80",
+        b"0",
+        b"f",
+        b"-1",
+    ];
+    mutations::check(seeds, &TELLING, n_rounds, body);
 }
 
 #[test]

@@ -149,6 +149,59 @@ async fn views_maps_and_routes() {
 }
 
 #[tokio::test]
+async fn the_stages_of_requests_are_told_apart() {
+    const HELD: std::time::Duration = std::time::Duration::from_millis(60);
+    let mut cluster = Cluster::start().await;
+    let release = tokio_util::sync::CancellationToken::new();
+    let held = release.clone();
+    let backend = Backend::with(move |_, _| Reply::Held(held.clone(), ok("late"))).await;
+    let app = AppSpec::new("/a").label("WAYMARK_0_MAXCONN_INSTANCE", "1").instance(backend.port);
+    cluster.put(&app).await;
+    let proxy = format!("a_{}", app.port);
+    let row = |name: &str| cluster.csv_row(&proxy, name);
+    let (mut first, mut second) =
+        (Client::connect(app.address()).await, Client::connect(app.address()).await);
+    first.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let server = format!("127_0_0_1_{}", backend.port);
+    soon("the first is served", async {
+        while row(&server)["scur"] != "1" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    second.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    soon("the second waits", async {
+        while row("BACKEND")["qcur"] != "1" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // For the time to pass that is told below.
+    tokio::time::sleep(HELD).await;
+    release.cancel();
+    assert_eq!((first.response().await.status(), second.response().await.status()), (200, 200));
+    soon("both have ended", async {
+        while row(&server)["scur"] != "0" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let millis = |name: &str, column: &str| row(name)[column].parse::<u128>().unwrap();
+    for column in ["qtime_max", "rtime_max", "ttime_max"] {
+        assert!(millis("BACKEND", column) >= HELD.as_millis(), "{column}: {:?}", row("BACKEND"));
+    }
+    // One of two waited for room, the other one for its response.
+    for column in ["qtime", "rtime"] {
+        let (mean, longest) = (millis("BACKEND", column), millis("BACKEND", &format!("{column}_max")));
+        assert!(mean >= HELD.as_millis() / 2 && mean < longest, "{column}: {:?}", row("BACKEND"));
+    }
+    assert!(millis(&server, "ttime") >= millis(&server, "rtime"));
+    assert!(millis(&server, "ctime") <= millis(&server, "ctime_max"));
+    assert_eq!((&*row(&server)["srv_icur"], &*row(&server)["used_conn_cur"]), ("1", "0"));
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
     let mut cluster = Cluster::start().await;
     let backend = Backend::named().await;

@@ -82,6 +82,8 @@ const LOADS: [Load; 3] = [
 #[derive(Clone, Copy)]
 struct Measured {
     cpu_us: f64,
+    /// Of the CPU time, what was spent outside the kernel.
+    user_share: f64,
     rate: f64,
 }
 
@@ -112,12 +114,14 @@ fn compare(load: &Load) -> anyhow::Result<()> {
         "{}: medians of {N_ROUNDS} interleaved rounds of {ROUND_SECONDS} s (goals: CPU <= {CPU_GOAL} of knot's, rate >= the fastest's)",
         load.what
     );
-    println!("  server      CPU us/query  of knot's   queries/s  waymark's rate to it");
+    println!("  server      CPU us/query   (user  system)  of knot's   queries/s  waymark's rate to it");
     for (server, rounds) in servers.iter().zip(&rounds) {
         let (cpu, rate) = (middle(rounds, |m| m.cpu_us), middle(rounds, |m| m.rate));
+        let user = cpu * middle(rounds, |m| m.user_share);
         println!(
-            "  {:<10} {cpu:>13.2} {:>10.2} {rate:>11.0} {:>21.2}",
+            "  {:<10} {cpu:>13.2} {user:>7.2} {:>7.2} {:>11.2} {rate:>11.0} {:>21.2}",
             server.name,
+            cpu - user,
             cpu / knot_cpu,
             mine / rate
         );
@@ -132,7 +136,10 @@ fn measure(server: &Server, load: &Load, queries: &Path) -> anyhow::Result<Measu
     command.args(["-c", "20", "-T", "1", "-l", &ROUND_SECONDS.to_string(), "-d"]).arg(queries);
     pinned(&mut command, LOAD_CORE);
     let output = command.output().context("cannot run dnsperf (Debian: apt-get install dnsperf)")?;
-    let cpu_us = (server.cpu_time()? - before).as_secs_f64() * 1e6;
+    let after = server.cpu_time()?;
+    let cpu_us = (after.total - before.total).as_secs_f64() * 1e6;
+    let n_user = (after.n_user_ticks - before.n_user_ticks) as f64;
+    let n_system = (after.n_system_ticks - before.n_system_ticks) as f64;
     let text = String::from_utf8_lossy(&output.stdout);
     let value = |key: &str| -> anyhow::Result<f64> {
         let line = text.lines().find(|l| l.trim_start().starts_with(key));
@@ -145,5 +152,6 @@ fn measure(server: &Server, load: &Load, queries: &Path) -> anyhow::Result<Measu
         "{}: the answers are not what they should be:\n{text}",
         server.name
     );
-    Ok(Measured { cpu_us: cpu_us / n_answered, rate: value("Queries per second:")? })
+    let user_share = n_user / (n_user + n_system).max(1.0);
+    Ok(Measured { cpu_us: cpu_us / n_answered, user_share, rate: value("Queries per second:")? })
 }

@@ -17,6 +17,14 @@ use crate::support::Pinned;
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
+#[derive(Clone, Copy, Default)]
+pub struct CpuTime {
+    pub total: Duration,
+    /// By the clock's ticks, which are coarse: only their proportion counts.
+    pub n_user_ticks: u64,
+    pub n_system_ticks: u64,
+}
+
 /// A server in processes of its own.
 pub struct Server {
     pub name: &'static str,
@@ -182,9 +190,9 @@ impl Server {
         self.process.0.id()
     }
 
-    /// User and system time of all its processes.
-    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
-        let mut total = 0;
+    /// What all its processes have used.
+    pub fn cpu_time(&self) -> anyhow::Result<CpuTime> {
+        let mut time = CpuTime::default();
         for entry in std::fs::read_dir("/proc")?.flatten() {
             let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
             let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
@@ -193,11 +201,18 @@ impl Server {
                 continue;
             }
             for thread in std::fs::read_dir(entry.path().join("task"))?.flatten() {
-                let account = std::fs::read_to_string(thread.path().join("schedstat"))?;
-                total += account.split_whitespace().next().context("an empty schedstat")?.parse::<u64>()?;
+                let thread = thread.path();
+                let account = std::fs::read_to_string(thread.join("schedstat"))?;
+                let ns: u64 = account.split_whitespace().next().context("an empty schedstat")?.parse()?;
+                time.total += Duration::from_nanos(ns);
+                let stat = std::fs::read_to_string(thread.join("stat"))?;
+                let mut ticks = stat.rsplit_once(") ").context("no stat")?.1.split(' ').skip(11);
+                for kind in [&mut time.n_user_ticks, &mut time.n_system_ticks] {
+                    *kind += ticks.next().context("a short stat")?.parse::<u64>()?;
+                }
             }
         }
-        Ok(Duration::from_nanos(total))
+        Ok(time)
     }
 }
 

@@ -235,22 +235,7 @@ fn forwarder(apps: Vec<App>) -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (plane, workers) =
         control.block_on(async { l4_vip::start(l4_vip::Config::default(), subscriber, 1, cancel.clone()) });
-    for worker in workers {
-        thread::spawn(move || -> io::Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            tokio::task::LocalSet::new().block_on(&runtime, worker.run());
-            Ok(())
-        });
-    }
-    control.block_on(async {
-        plane.applied().changed().await?;
-        let problems = plane.problems();
-        anyhow::ensure!(problems.is_empty(), "{problems:?}");
-        println!("ready");
-        // Ends with its parent, which holds the other end.
-        tokio::task::spawn_blocking(|| io::stdin().read(&mut [0])).await??;
-        anyhow::Ok(())
-    })
+    support::serve(&control, workers, l4_vip::Worker::run, plane.applied(), || plane.problems())
 }
 
 fn spawn_endpoint(serve: fn(TcpListener) -> io::Result<()>) -> anyhow::Result<SocketAddr> {

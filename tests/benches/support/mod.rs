@@ -1,22 +1,26 @@
-//! What the benchmarks against a peer share: processes pinned to a core, their CPU time, and an app to serve.
+//! What the benchmarks against a peer share: processes pinned to a core, their CPU time, an app to serve, and the life of
+//! a child that serves it.
 //!
-//! It starts no load and prints nothing.
+//! It starts no load.
 
 #![allow(dead_code, reason = "each benchmark uses what it needs of it")]
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use event_watcher::catalog::{
-    App, AppId, Endpoint, Health, Instance, InstanceId, InstanceState, Protocols, Readiness, Service,
-    ServiceId,
+    App, AppId, Endpoint, Health, Instance, InstanceId, InstanceState, Problem, Protocols, Readiness,
+    Service, ServiceId,
 };
+use event_watcher::publish::Applied;
+use tokio::runtime::Runtime;
 
 /// The core of the program that is measured.
 pub const PROXY_CORE: usize = 0;
@@ -65,6 +69,42 @@ pub fn pin(core: usize) -> io::Result<()> {
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The child: serves with each worker on a thread of its own, tells its parent that the first snapshot is in use, and
+/// ends with it.
+pub fn serve<W: Send + 'static, F: Future<Output = ()>>(
+    control: &Runtime,
+    workers: Vec<W>,
+    run: fn(W) -> F,
+    mut applied: Applied,
+    problems: impl FnOnce() -> Arc<[Problem]>,
+) -> anyhow::Result<()>
+where
+    F: 'static,
+{
+    for worker in workers {
+        thread::spawn(move || -> io::Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            tokio::task::LocalSet::new().block_on(&runtime, run(worker));
+            Ok(())
+        });
+    }
+    control.block_on(async {
+        applied.changed().await?;
+        let problems = problems();
+        anyhow::ensure!(problems.is_empty(), "{problems:?}");
+        println!("ready");
+        // The parent holds the other end.
+        tokio::task::spawn_blocking(|| io::stdin().read(&mut [0])).await??;
+        anyhow::Ok(())
+    })
+}
+
+/// What this machine's kernel gives to new connections: both programs of a comparison have the same.
+pub fn congestion_control() -> String {
+    let name = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    name.map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
 /// The peer's program is not on this machine.

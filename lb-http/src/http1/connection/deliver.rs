@@ -76,7 +76,9 @@ impl<S: ClientStream> Connection<S> {
         let limit = exchange.backend.labels.timeouts.server.unwrap_or(local.timeouts.server_body_idle);
         wait.enter(Phase::ResponseBody, limit);
         let mut is_taken = true;
+        let mut n_polls = 0_u32;
         let end = poll_fn(|cx| {
+            n_polls = n_polls.saturating_add(1);
             if !is_sent {
                 match up.poll(cx, side, &mut *exchange.upstream, wait, means) {
                     Poll::Pending => {}
@@ -97,6 +99,8 @@ impl<S: ClientStream> Connection<S> {
         .await;
         up.release(means);
         down.release(means);
+        // What went at once took as long as its head: most do, and need not ask for the time again.
+        exchange.lasted(if n_polls == 1 { took } else { about.started.elapsed() });
         match end {
             End::Whole if is_sent && is_taken => exchange.ended(),
             End::Whole => {}

@@ -263,7 +263,7 @@ impl<S: ClientStream> Connection<S> {
         front.passes_interim = about.version == Version::Http11;
         front.expects_continue = about.expects_continue;
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie };
+        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, waited: Cell::default() };
         let sent = attempt.send(&backend, &mut front).await;
         let (flow, interim) = front.into_parts();
         match sent {
