@@ -18,7 +18,7 @@ fn the_programs_outlive_the_process_and_are_adopted() -> anyhow::Result<()> {
         return Ok(());
     }
     let cgroup = Cgroup::new()?;
-    let vip = frontend(Protocol::Tcp, "127.210.6.1:80");
+    let vip = frontend(Protocol::Tcp, "127.210.6.1:64080");
     let backend = tcp_backend("127.0.0.1:0")?;
     let all = [service(vip, &[(backend, 1)])];
     let mut plane = open(&cgroup)?;
