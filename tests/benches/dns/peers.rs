@@ -91,7 +91,7 @@ impl Server {
         let (address, port, directory) = place(scratch)?;
         let mut config = format!(
             "server:\n  directory: \"{directory}\"\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n  use-syslog: no\n  \
-             do-daemonize: no\n  interface: 127.0.0.1@{port}\n  num-threads: 1\n  access-control: 127.0.0.0/8 allow\n  \
+             do-daemonize: no\n  interface: 127.0.0.1@{port}\n  num-threads: 1\n  incoming-num-tcp: 100\n  access-control: 127.0.0.0/8 allow\n  \
              local-zone: \"mesos.\" static\n"
         );
         for i in 0..N_NAMES {
