@@ -108,6 +108,8 @@ impl Contents {
     /// A frontend that somebody left incomplete is taken out, to be made again as a whole.
     fn settle(&mut self, family: Family, frontend: Frontend, mut found: Found) {
         found.slots.sort_unstable();
+        // The kernel tells an element twice when its table grows meanwhile; it can be removed only once.
+        found.slots.dedup();
         let is_dense = found.slots.iter().enumerate().all(|(n, (slot, _))| n == usize::from(*slot));
         let slots: Box<[SocketAddr]> = found.slots.iter().map(|(_, backend)| *backend).collect();
         if let Some(pick) = found.pick
