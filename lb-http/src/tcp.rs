@@ -1,7 +1,8 @@
 //! Mode tcp: connections that are passed on byte by byte, by service port or by the server name of their TLS.
 //!
 //! The relaying itself is the forwarder's, but for service ports with a certificate, whose TLS is ended here, and for
-//! servers that are spoken to in TLS. So is the choice of an endpoint; where each may have only so many connections, those over it wait here.
+//! servers that are spoken to in TLS. So is the choice of an endpoint; where each may have only so many connections,
+//! those over it wait here.
 
 use std::future::poll_fn;
 use std::io;

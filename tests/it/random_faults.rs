@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::future::try_join_all;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tests::client;
 use tests::scheduler::{ScriptedInstance, ScriptedScheduler};
@@ -27,25 +29,12 @@ const N_CHANGES: usize = 40;
 /// What is promised after the last fault.
 const REPAIR: Duration = Duration::from_secs(30);
 
-/// Reproducible numbers (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
 type Ports = BTreeSet<u16>;
 
 /// One scheduler with what it runs.
 struct World {
     seed: u64,
-    random: Random,
+    random: StdRng,
     index: usize,
     scheduler: ScriptedScheduler,
     apps: BTreeMap<u64, Ports>,
@@ -57,7 +46,7 @@ impl World {
         let mut apps: BTreeMap<u64, Ports> = (0..N_APPS).map(|app| (app, Ports::new())).collect();
         apps.insert(0, [stable].into());
         let scheduler = ScriptedScheduler::start().await?;
-        let world = Self { seed, random: Random(seed), index, scheduler, apps };
+        let world = Self { seed, random: StdRng::seed_from_u64(seed), index, scheduler, apps };
         (0..N_APPS).for_each(|app| world.tell(app));
         Ok(world)
     }
@@ -83,9 +72,9 @@ impl World {
     async fn suffer(&mut self, waymark: &Waymark) -> anyhow::Result<()> {
         self.scheduler.stream_opened().await;
         for turn in 0..N_CHANGES {
-            let app = 1 + self.random.below(N_APPS - 1);
+            let app = 1 + self.random.random_range(0..N_APPS - 1);
             let ports = self.apps.entry(app).or_default();
-            let (port, status) = match ports.iter().next().copied().filter(|_| self.random.below(2) == 0) {
+            let (port, status) = match ports.iter().next().copied().filter(|_| self.random.random()) {
                 Some(port) => (port, "TASK_KILLED"),
                 None => (20_000 + turn as u16, "TASK_RUNNING"),
             };
@@ -94,12 +83,12 @@ impl World {
             }
             self.tell(app);
             // Lost, once or twice.
-            for _ in 0..self.random.below(3) {
+            for _ in 0..self.random.random_range(0..3) {
                 let instance = self.instance(app, port);
                 self.scheduler.status_update(&format!("/{}", self.name(app)), &instance, status)?;
             }
             let list = |text: &str| Some(Arc::from(text.as_bytes()));
-            match self.random.below(16) {
+            match self.random.random_range(0..16) {
                 0 => self.scheduler.cut_streams(),
                 1 => {
                     self.scheduler.event("status_update_event", &json!("nonsense"))?;

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tests::client::{Connection, DEADLINE};
 use tests::waymark::Waymark;
@@ -17,18 +19,6 @@ const N_STEPS: usize = 150;
 const IDS: [&str; 5] = ["/a", "/shop/web", "/shop/db", "/shop/deep/worker", "/other"];
 /// More than the agent has: a deployment with this waits for ever.
 const TOO_MANY_CPUS: f64 = 1000.0;
-
-/// Marsaglia's xorshift64*: enough to choose, and the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
-    }
-}
 
 /// What the events said so far.
 #[derive(Debug, Default)]
@@ -175,24 +165,24 @@ impl World {
         Ok(())
     }
 
-    async fn step(&mut self, random: &mut Random) -> anyhow::Result<()> {
-        let id = IDS[random.below(IDS.len())];
+    async fn step(&mut self, random: &mut StdRng) -> anyhow::Result<()> {
+        let id = IDS[random.random_range(0..IDS.len())];
         let path = format!("/v2/apps{id}");
         if !self.wanted.contains_key(id) {
-            let instances = random.below(4) as u64;
+            let instances = random.random_range(0..4_u64);
             let app = json!({"id": id, "cmd": "x", "cpus": 0.1, "instances": instances});
             self.must("POST", "/v2/apps", Some(app)).await?;
             self.wanted.insert(id.to_owned(), instances);
             return Ok(());
         }
-        match random.below(10) {
+        match random.random_range(0..10) {
             0 | 1 => {
-                let instances = random.below(6) as u64;
+                let instances = random.random_range(0..6_u64);
                 self.must("PUT", &path, Some(json!({"instances": instances}))).await?;
                 self.wanted.insert(id.to_owned(), instances);
             }
             2 => {
-                let env = json!({"env": {"STEP": random.below(1000).to_string()}});
+                let env = json!({"env": {"STEP": random.random_range(0..1000).to_string()}});
                 self.must("PATCH", &path, Some(env)).await?;
             }
             3 => {
@@ -205,7 +195,7 @@ impl World {
             5 => {
                 let tasks = self.must("GET", &format!("{path}/tasks"), None).await?;
                 let Some(task) = tasks["tasks"][0]["id"].as_str().map(str::to_owned) else { return Ok(()) };
-                let mode = ["", "?wipe=true", "?scale=true"][random.below(3)];
+                let mode = ["", "?wipe=true", "?scale=true"][random.random_range(0..3)];
                 self.must("POST", &format!("/v2/tasks/delete{mode}"), Some(json!({"ids": [task]}))).await?;
                 if mode == "?scale=true" {
                     *self.wanted.entry(id.to_owned()).or_default() -= 1;
@@ -222,7 +212,7 @@ impl World {
             7 => {
                 let versions = self.must("GET", &format!("{path}/versions"), None).await?;
                 let all = versions["versions"].as_array().context("versions")?;
-                let version = text(&all[random.below(all.len())]);
+                let version = text(&all[random.random_range(0..all.len())]);
                 let old = self.must("GET", &format!("{path}/versions/{version}"), None).await?;
                 if old["cpus"].as_f64() > Some(1.0) {
                     // It would never fit.
@@ -237,7 +227,7 @@ impl World {
                 let stuck = self.must("PUT", &path, Some(stuck)).await?;
                 let (status, _) = self.send("PUT", &path, Some(json!({"instances": 1}))).await?;
                 assert_eq!(status, 409, "{id} is locked");
-                if random.below(2) == 0 {
+                if random.random() {
                     let deployment = text(&stuck["deploymentId"]);
                     self.must("DELETE", &format!("/v2/deployments/{deployment}"), None).await?;
                 } else {
@@ -268,7 +258,7 @@ async fn lists_and_events_agree_after_every_operation() -> anyhow::Result<()> {
         Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64 | 1,
     };
     eprintln!("SCHEDULER_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = StdRng::seed_from_u64(seed);
     let mut world = World::start().await?;
     for step in 0..N_STEPS {
         let from = world.log.len();

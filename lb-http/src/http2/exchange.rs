@@ -1,4 +1,6 @@
 //! One stream: its request through guard, routing and endpoint, and the response that it gets.
+//!
+//! What is decided about a request is `outbound`'s and `proxy`'s; how its endpoint is found, `failover`'s.
 
 use std::cell::Cell;
 use std::future::poll_fn;

@@ -1,4 +1,6 @@
 //! A request that came by a stream of HTTP/2, while it goes to an endpoint.
+//!
+//! It reads and writes no frames: that is `side`'s.
 
 use std::io;
 use std::task::{Context, Poll, ready};

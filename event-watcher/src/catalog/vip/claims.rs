@@ -1,4 +1,6 @@
 //! What of an app the table of VIPs depends on.
+//!
+//! What follows from it is `register`'s affair.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
