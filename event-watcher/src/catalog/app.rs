@@ -150,6 +150,18 @@ impl App {
         }
     }
 
+    /// Takes the instances that are as they were in an earlier version of this app from there: a large cluster would
+    /// be in memory twice.
+    pub(super) fn share_instances_of(&mut self, earlier: &Self) {
+        for instance in &mut self.instances {
+            if let Ok(at) = earlier.instances.binary_search_by(|known| known.id.cmp(&instance.id))
+                && earlier.instances[at] == *instance
+            {
+                *instance = Arc::clone(&earlier.instances[at]);
+            }
+        }
+    }
+
     pub fn service(&self, port_index: usize) -> Option<&Service> {
         self.services.get(port_index)
     }

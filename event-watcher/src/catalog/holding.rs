@@ -67,11 +67,14 @@ impl Holding {
     }
 
     pub fn replace(&mut self, update: AppUpdate) {
-        let AppUpdate { app, problems } = update;
+        let AppUpdate { mut app, problems } = update;
         self.set_problems(&app.id.clone(), problems);
-        if self.apps.get(&app.id).is_none_or(|known| **known != app) {
-            self.hold(Arc::new(app));
+        match self.apps.get(&app.id) {
+            Some(known) if **known == app => return,
+            Some(known) => app.share_instances_of(known),
+            None => {}
         }
+        self.hold(Arc::new(app));
     }
 
     pub fn put(&mut self, app: Arc<App>, problems: Vec<Problem>) {

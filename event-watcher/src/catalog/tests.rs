@@ -94,6 +94,12 @@ proptest! {
             let mut fresh = catalog();
             fresh.replace_all(known.values().copied().map(update).collect(), vec![]);
             let fresh = fresh.snapshot().unwrap();
+            prop_assert_eq!(&snapshot.apps, &fresh.apps);
+            for (id, app) in &snapshot.apps {
+                let earlier = before.app(id).map_or(&[][..], |earlier| &earlier.instances);
+                let mut same = app.instances.iter().filter_map(|i| Some((i, earlier.iter().find(|e| *e == i)?)));
+                prop_assert!(same.all(|(now, earlier)| Arc::ptr_eq(now, earlier)), "{id} is held twice");
+            }
             prop_assert_eq!(&snapshot.vips, &fresh.vips);
             prop_assert_eq!(&snapshot.problems, &fresh.problems);
             prop_assert_eq!(snapshot.n_instances, fresh.n_instances);
