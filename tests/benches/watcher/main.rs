@@ -22,7 +22,7 @@ use tests::waymark::Waymark;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_waymark-under-test");
 const N_INSTANCES: usize = 10;
-const N_CHANGES: usize = 200;
+const N_CHANGES: usize = 1_000;
 /// An app that changes all the time is read less often; changes go around among this many.
 const N_TURNS: usize = 50;
 const N_STORM: usize = 20_000;
