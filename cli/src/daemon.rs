@@ -107,6 +107,7 @@ pub async fn build(mut config: Config) -> Result<Running, Failure> {
         let (plane, workers) =
             started.await.map_err(|e| Failure::chain("the DNS plane did not start", &e).hint(e.hint()))?;
         addresses.dns = plane.addresses().to_vec();
+        addresses.dns_zones = plane.zones();
         addresses.dns_http = plane.http_address();
         if let Some(traffic) = vip_traffic {
             plane.set_vip_traffic(traffic);

@@ -78,6 +78,7 @@ pub(crate) struct Authority {
     zone_labels: Vec<String>,
 }
 
+const LOCALHOST: &str = "localhost";
 /// What all reverse zones are counted as: there may be many, and few care.
 const REVERSE: &str = "reverse";
 
@@ -119,7 +120,7 @@ impl Authority {
             // Ours as a whole, so that a name of the cluster is never asked for outside.
             small("thisdcos.directory", BeforeSync::Fail),
             small("spartan", BeforeSync::Fail),
-            small("localhost", BeforeSync::Answer),
+            small(LOCALHOST, BeforeSync::Answer),
         ]);
         if !config.masters.is_empty() {
             apexes.push(small("zk", BeforeSync::Answer));
@@ -128,6 +129,19 @@ impl Authority {
         apexes.extend(reverse.map(|zone| apex(&zone, REVERSE, "ns.spartan", BeforeSync::Fail)));
         let by_name = apexes.iter().enumerate().map(|(at, apex)| (apex.name.clone(), at)).collect();
         Self { apexes, aliases: aliases(config, ttl), by_name, zone_labels }
+    }
+
+    /// The names below which nobody else is to be asked, without those that are below another of them, and without
+    /// `localhost`, which every resolver knows (RFC 6761 section 6.3).
+    pub fn zones(&self) -> Vec<String> {
+        let names = self.apexes.iter().map(|apex| &apex.name).chain(self.aliases.iter().map(|a| &a.alias));
+        let names: Vec<&WireName> = names.collect();
+        let is_below = |name: &WireName| {
+            suffixes(name.as_bytes()).skip(1).any(|above| names.iter().any(|known| known.as_bytes() == above))
+        };
+        let tops = names.iter().filter(|name| !is_below(name));
+        let texts = tops.map(|name| name.to_string().trim_end_matches('.').to_owned());
+        texts.filter(|zone| zone != LOCALHOST).collect()
     }
 
     /// What the zones are called in counters.
@@ -244,5 +258,26 @@ mod tests {
         ] {
             assert_eq!(reverse_zones(&pool.parse().unwrap()), expect, "{pool}");
         }
+    }
+    #[test]
+    fn zones_for_other_resolvers_are_the_highest_ones() {
+        let config = Config {
+            cluster_ids: vec!["abc".into()],
+            vip_pools: vec!["11.0.0.0/8".parse().unwrap(), "fd01:c::/64".parse().unwrap()],
+            ..Config::default()
+        };
+        let mut zones = Authority::new(&config).zones();
+        zones.sort();
+        let reverse = "0.0.0.0.0.0.0.0.c.0.0.0.1.0.d.f.ip6.arpa";
+        let expect = [
+            reverse,
+            "11.in-addr.arpa",
+            "abc.dcos.directory",
+            "mesos",
+            "spartan",
+            "thisdcos.directory",
+            "thisdcos.global",
+        ];
+        assert_eq!(zones, expect);
     }
 }

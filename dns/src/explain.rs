@@ -3,6 +3,7 @@
 //!
 //! For people: it looks at everything and may take its time. Answers themselves never come from here.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -15,7 +16,9 @@ use crate::forward::Foreign;
 use crate::handler::Outcome;
 use crate::http::Api;
 use crate::names::{MAX_NAME, WireName, labels};
-use crate::records::{Data, Facts, L4LB, Tier, of_app, of_instance, of_vip, task_label};
+use crate::records::{
+    Data, Facts, L4LB, Tier, of_agents, of_app, of_cluster, of_instance, of_vip, task_label,
+};
 use crate::stats::{Transport, rcode_name};
 use crate::zone::Zone;
 
@@ -73,6 +76,9 @@ struct Origin {
     instance: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vip: Option<String>,
+    /// Who in the cluster as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'static str>,
     /// The records that it contributes.
     data: Vec<String>,
     /// `answered`, or why it is not.
@@ -162,6 +168,7 @@ fn of_zone(api: &Api, zone: &Zone, question: &Question, explanation: &mut Explan
     let snapshot = api.subscriber.latest();
     of_apps(api, &snapshot, &name, explanation);
     of_vips(&snapshot, &name, explanation);
+    of_the_cluster(api, &snapshot, &name, explanation);
     match found.node {
         None => {
             explanation.reasons.push("there is no such name".into());
@@ -203,6 +210,7 @@ fn of_apps(api: &Api, snapshot: &Snapshot, name: &WireName, explanation: &mut Ex
                 app: Some(app.id.to_string()),
                 instance: Some(instance.id.to_string()),
                 vip: None,
+                cluster: None,
                 state: state(instance, &data, explanation),
                 data,
             });
@@ -213,6 +221,7 @@ fn of_apps(api: &Api, snapshot: &Snapshot, name: &WireName, explanation: &mut Ex
                 app: Some(app.id.to_string()),
                 instance: None,
                 vip: None,
+                cluster: None,
                 data: Vec::new(),
                 state: "has no instances".into(),
             });
@@ -254,9 +263,31 @@ fn of_vips(snapshot: &Snapshot, name: &WireName, explanation: &mut Explanation) 
             app: Some(apps.join(", ")),
             instance: None,
             vip: Some(format!("{vip}.{L4LB}")),
+            cluster: None,
             data,
             state: "answered".into(),
         });
+    }
+}
+
+/// Names of no app: the scheduler's, this node's, the agents'.
+fn of_the_cluster(api: &Api, snapshot: &Snapshot, name: &WireName, explanation: &mut Explanation) {
+    let instances = snapshot.apps.values().flat_map(|app| &app.instances);
+    let agents: BTreeSet<IpAddr> = instances.filter_map(|instance| instance.host_address).collect();
+    let agents = of_agents(&agents.into_iter().collect::<Vec<_>>());
+    let own = of_cluster(&api.config, &snapshot.framework, snapshot.leaders);
+    for (who, facts) in [("scheduler and configuration", own), ("agents that run anything", agents)] {
+        let data = data_of(&facts, name);
+        if !data.is_empty() {
+            explanation.origins.push(Origin {
+                app: None,
+                instance: None,
+                vip: None,
+                cluster: Some(who),
+                data,
+                state: "answered".into(),
+            });
+        }
     }
 }
 

@@ -129,6 +129,11 @@ impl Plane {
         &self.addresses
     }
 
+    /// The names at and below which it answers itself, and nobody else is to be asked.
+    pub fn zones(&self) -> Vec<String> {
+        self.zone.load().authority().zones()
+    }
+
     /// Who is asked for names of other zones; empty: they are refused.
     pub fn upstreams(&self) -> Vec<SocketAddr> {
         self.forwarder.upstreams()

@@ -88,6 +88,11 @@ impl Metrics<'_> {
                 self.line(name, n);
             }
         }
+        self.head("upstream_edns_fallbacks_total", "counter");
+        for upstream in &statistics.upstreams {
+            let name = format_args!("upstream_edns_fallbacks_total{{upstream=\"{}\"}}", upstream.address);
+            self.line(name, upstream.n_edns_fallbacks);
+        }
         self.head("upstream_latency_seconds", "histogram");
         for upstream in &statistics.upstreams {
             let address = &upstream.address;

@@ -328,3 +328,87 @@ fn a_name_of_ours_behind_a_slow_foreign_one_does_not_wait() {
     assert_eq!(receive(&mut stream).unwrap()[..2], [0, 2]);
     assert_eq!(receive(&mut stream).unwrap()[..2], [0, 1]);
 }
+
+#[derive(Clone, Copy, Debug)]
+enum WithoutEdns {
+    Refuses(ResponseCode),
+    /// It answers with a header alone, as who cannot read the rest does.
+    RefusesInShort,
+    Drops,
+    /// It does not understand the question in any form.
+    NeverUnderstands,
+}
+
+/// Keeps to RFC 1035, and counts questions with and without EDNS.
+fn old_upstream(manner: WithoutEdns) -> (SocketAddr, Arc<[AtomicU32; 2]>) {
+    let n_asked: Arc<[AtomicU32; 2]> = Arc::default();
+    let counters = Arc::clone(&n_asked);
+    let address = upstream(move |mut query| {
+        let has_edns = query.edns.take().is_some();
+        counters[usize::from(!has_edns)].fetch_add(1, Ordering::Relaxed);
+        let refusal = match manner {
+            WithoutEdns::NeverUnderstands => Some(ResponseCode::FormErr),
+            WithoutEdns::Refuses(code) if has_edns => Some(code),
+            WithoutEdns::RefusesInShort if has_edns => {
+                query.queries.clear();
+                Some(ResponseCode::FormErr)
+            }
+            WithoutEdns::Drops if has_edns => return vec![],
+            _ => None,
+        };
+        let reply = match refusal {
+            Some(code) if query.queries.is_empty() => {
+                query.metadata.response_code = code;
+                query.into_response()
+            }
+            Some(code) => reply_with(query, code, 0),
+            None => reply_with(query, ResponseCode::NoError, 1),
+        };
+        vec![reply.to_vec().unwrap()]
+    });
+    (address, n_asked)
+}
+
+#[test]
+fn upstreams_that_do_not_take_edns_are_asked_without_it() {
+    use WithoutEdns::*;
+    // With EDNS until it is known that they do not take it, which several silences have to show.
+    for (manner, answer, n_with, n_without) in [
+        (Refuses(ResponseCode::FormErr), "192.0.2.0", 1, 5),
+        (Refuses(ResponseCode::NotImp), "192.0.2.0", 1, 5),
+        (RefusesInShort, "192.0.2.0", 1, 5),
+        (Drops, "192.0.2.0", 3, 5),
+        (NeverUnderstands, "FormErr", 5, 5),
+    ] {
+        let (address, n_asked) = old_upstream(manner);
+        let quick = Config { upstream_timeout: Duration::from_millis(200), ..Config::default() };
+        let server = forwarding(vec![address], quick);
+        for i in 0..5 {
+            let (code, answers, _) = server.ask(&format!("www{i}.example.com"), A);
+            assert_eq!(answers.first().unwrap_or(&code), answer, "{manner:?}");
+        }
+        let n_asked = n_asked.each_ref().map(|n| n.load(Ordering::Relaxed));
+        assert_eq!(n_asked, [n_with, n_without], "{manner:?}");
+        let upstream = &server.plane.statistics().upstreams[0];
+        assert_eq!(upstream.n_edns_fallbacks, u64::from(n_with), "{manner:?}");
+    }
+}
+
+#[test]
+fn who_took_edns_is_not_asked_without_it_when_silent() {
+    let is_silent = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let silent = Arc::clone(&is_silent);
+    let address = upstream(move |query| {
+        assert!(query.edns.is_some());
+        match silent.load(Ordering::Relaxed) {
+            true => vec![],
+            false => vec![reply_with(query, ResponseCode::NoError, 1).to_vec().unwrap()],
+        }
+    });
+    let quick = Config { upstream_timeout: Duration::from_millis(20), ..Config::default() };
+    let server = forwarding(vec![address], quick);
+    assert_eq!(server.ask("a.example.com", A).1, ["192.0.2.0"]);
+    is_silent.store(true, Ordering::Relaxed);
+    assert_eq!(server.ask("b.example.com", A).0, "ServFail");
+    assert_eq!(server.plane.statistics().upstreams[0].n_edns_fallbacks, 0);
+}

@@ -77,7 +77,9 @@ fn apps_on_bridge_and_container_networks() {
     let several = port(app("/several"), Some("dns"), Protocols { tcp: false, udp: true }, None);
     let on_both = &["192.168.9.3", "192.168.8.3"];
     let several = instance(several, "test", "10.0.0.4", on_both, &["192.168.9.3:5353"]);
-    let server = Server::with(vec![bridge, container, portless, several]);
+    let mixed = port(port(app("/mixed"), Some("own"), Protocols::TCP, None), None, Protocols::TCP, None);
+    let mixed = instance(mixed, "test", "10.0.0.5", &["192.168.9.4"], &["192.168.9.4:80", "10.0.0.5:31003"]);
+    let server = Server::with(vec![bridge, container, portless, several, mixed]);
     check(
         &server,
         &[
@@ -106,13 +108,29 @@ fn apps_on_bridge_and_container_networks() {
             ("several.marathon.slave.mesos", A, &["10.0.0.4"]),
             ("_dns._several._udp.marathon.mesos", SRV, &["0 1 5353 several-iffe9-s1.marathon.mesos."]),
             ("_dns._several._tcp.marathon.mesos", SRV, &["NXDomain"]),
-            ("slave.mesos", A, &["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]),
+            ("mixed.marathon.mesos", A, &["10.0.0.5"]),
+            (
+                "_mixed._tcp.marathon.mesos",
+                SRV,
+                &[
+                    "0 1 31003 mixed-iffe9-s1.marathon.mesos.",
+                    "0 1 80 mixed-iffe9-s1.marathon.containerip.dcos.thisdcos.directory.",
+                ],
+            ),
+            (
+                "_own._mixed._tcp.marathon.mesos",
+                SRV,
+                &["0 1 80 mixed-iffe9-s1.marathon.containerip.dcos.thisdcos.directory."],
+            ),
+            ("slave.mesos", A, &["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"]),
         ],
     );
     let (_, _, additionals) = server.ask("_bridge._tcp.marathon.mesos", SRV);
     assert_eq!(additionals, ["10.0.0.1"], "the address of a target that two ports share comes once");
     let (_, _, additionals) = server.ask("_container-net._tcp.marathon.mesos", SRV);
     assert_eq!(additionals, ["192.168.9.2", "fd00::2"]);
+    let (_, _, additionals) = server.ask("_own._mixed._tcp.marathon.mesos", SRV);
+    assert_eq!(additionals, ["192.168.9.4"]);
 }
 
 /// A VIP has an address of each family that its endpoints have.

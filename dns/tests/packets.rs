@@ -108,6 +108,15 @@ fn bad_packets_are_refused_or_dropped() {
 }
 
 #[test]
+fn another_class_is_refused_with_question_and_edns() {
+    let packet = edited(web(), web().len() - 1, 3);
+    let reply = server().udp(&with_edns(packet.clone(), 1232, 0, &[])).unwrap();
+    assert_eq!(reply[12..packet.len()], packet[12..]);
+    let message = Message::from_vec(&reply).unwrap();
+    assert!(message.answers.is_empty() && message.edns.is_some(), "{message}");
+}
+
+#[test]
 fn the_question_comes_back_as_it_was_spelled() {
     let reply = server().udp(&query(7, "wEB.maRAthon.MeSoS", A)).unwrap();
     assert_eq!(reply[12..][..20], *wire_name("wEB.maRAthon.MeSoS"));

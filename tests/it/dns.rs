@@ -120,6 +120,8 @@ async fn a_trace_says_where_an_answer_comes_from_and_why_there_is_none() -> anyh
     let found = trace("app2-dcos-101.marathon.mesos").await?;
     assert_eq!(found.code, Some(0), "{found:?}");
     assert!(found.stdout.contains(APP) && found.stdout.contains("answered (running"), "{found:?}");
+    let leader = trace("leader.mesos").await?;
+    assert!(leader.stdout.contains("cluster scheduler and configuration: 127.0.0.1: answered"), "{leader:?}");
     let missing = trace("dcos-101app3.marathon.l4lb.thisdcos.directory").await?;
     assert_eq!(missing.code, Some(1), "{missing:?}");
     assert!(missing.stdout.contains(VIP_NAME), "the nearest name is shown: {missing:?}");

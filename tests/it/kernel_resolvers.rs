@@ -1,11 +1,11 @@
-//! Real resolvers that ask Waymark on a node of their own: the C library in its various manners, and Unbound, which
-//! checks whoever it forwards to with spelling and partial names.
+//! Real resolvers that ask Waymark on a node of their own: the C library in its various manners, systemd-resolved as
+//! `waymark dns install` leaves it, and Unbound, which checks whoever it forwards to with spelling and partial names.
 //!
 //! What the answers should be is tested elsewhere; here they only have to arrive.
 
 #![allow(clippy::print_stdout, reason = "whoever runs the tests should see what was not tested")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -182,5 +182,98 @@ fn the_c_library_and_unbound_resolve_names_of_the_cluster_and_of_the_world() -> 
         assert_eq!(node.dig(FORWARDER, words)?, node.dig(RESOLVER, words)?, "{words:?}");
     }
     assert_eq!(node.dig(FORWARDER, &["big.example.corp"])?.lines().count(), N_ADDRESSES);
+    Ok(())
+}
+
+/// Where systemd-resolved's package was unpacked by whoever does not want it installed: that replaces the host's
+/// `/etc/resolv.conf`.
+const RESOLVED_ROOT: &str = "WAYMARK_TEST_RESOLVED_ROOT";
+const RESOLVED: &str = "lib/systemd/systemd-resolved";
+/// Where systemd-resolved answers.
+const STUB: &str = "127.0.0.53";
+/// The server of the node's link, and the node's own end of it.
+const LINK_SERVER: &str = "10.77.0.2";
+const LINK_ADDRESS: &str = "10.77.0.1";
+
+/// Runs systemd-resolved without systemd: as its own user, told of the link by the file that networkd would write, with
+/// the configuration below `$1`, from the root `$0`. `ip netns exec` has given the shell mounts of its own.
+const START_RESOLVED: &str = r#"
+set -e
+mount --bind "$1/run/systemd" /run/systemd
+{ cat /etc/passwd; echo 'systemd-resolve:x:990:990::/:/usr/sbin/nologin'; } > "$1/passwd"
+getent passwd systemd-resolve > "$1/user" || { mount --bind "$1/passwd" /etc/passwd; echo x:x:990:990 > "$1/user"; }
+mkdir -p /run/systemd/resolve /run/systemd/netif/links
+chown "$(cut -d: -f3,4 "$1/user")" /run/systemd/resolve
+printf 'ADMIN_STATE=configured\nOPER_STATE=routable\nDNS=%s\n' "$2" \
+    > "/run/systemd/netif/links/$(cat /sys/class/net/up0/ifindex)"
+libraries="$0/usr/lib/x86_64-linux-gnu"
+export LD_LIBRARY_PATH="$libraries/systemd:$libraries:$0/lib/x86_64-linux-gnu" SYSTEMD_LOG_TARGET=console
+exec "$0/lib/systemd/systemd-resolved"
+"#;
+
+/// The root below which systemd-resolved is. `None`: it is nowhere, which was said.
+fn resolved_root() -> Option<PathBuf> {
+    let unpacked = std::env::var_os(RESOLVED_ROOT).map(PathBuf::from);
+    let is_there = |root: &PathBuf| root.join(RESOLVED).exists();
+    assert!(unpacked.as_ref().is_none_or(is_there), "systemd-resolved is not below {unpacked:?}");
+    let root = unpacked.unwrap_or_else(|| "/".into());
+    if is_there(&root) {
+        return Some(root);
+    }
+    println!(
+        "SKIPPED: systemd-resolved is not installed, and {RESOLVED_ROOT} does not say where it was unpacked"
+    );
+    None
+}
+
+#[test]
+fn systemd_resolved_asks_here_alone_for_the_cluster_and_everybody_for_the_rest() -> anyhow::Result<()> {
+    let Some(program_root) = resolved_root() else { return Ok(()) };
+    let Some(node) = Node::start()? else { return Ok(()) };
+    let uplink = Netns::new("uplink")?;
+    let end = (&*format!("{LINK_ADDRESS}/24"), &*format!("{LINK_SERVER}/24"));
+    node.host.connect(("up0", end.0), &uplink, ("up1", end.1))?;
+    // It denies what it does not know, names of the cluster and of Waymark's upstream alike.
+    let of_link = "  local-zone: \"mesos.\" static\n  local-zone: \"thisdcos.directory.\" static\n  \
+                   local-zone: \"example.corp.\" static\n  local-data: \"link.example.corp. 60 A 192.0.2.81\"\n";
+    let Some(_link_server) = unbound(&uplink, node.scratch.path(), LINK_SERVER, of_link)? else {
+        return Ok(());
+    };
+
+    let root = node.scratch.path().join("root");
+    std::fs::create_dir_all(root.join("run/systemd"))?;
+    let mut install = node.host.command(PROGRAM);
+    install.args(["dns", "install", "--apply", "--style", "resolved", "--root"]).arg(&root);
+    let installed = install.output()?;
+    anyhow::ensure!(installed.status.success(), "{installed:?}");
+    let mut resolved = node.host.command("sh");
+    resolved.args(["-c", START_RESOLVED]).arg(program_root).arg(&root).arg(LINK_SERVER);
+    let _resolved = Running(quiet(&mut resolved).spawn()?);
+    let known_servers = root.join("run/systemd/resolve/resolv.conf");
+    let deadline = Instant::now() + DEADLINE;
+    while !std::fs::read_to_string(&known_servers).is_ok_and(|text| text.contains(LINK_SERVER)) {
+        anyhow::ensure!(Instant::now() < deadline, "systemd-resolved did not find the server of its link");
+        std::thread::yield_now();
+    }
+
+    // It asks all that may know.
+    assert_eq!(node.dig(STUB, &["link.example.corp"])?, "192.0.2.81");
+    assert_eq!(node.dig(STUB, &["www.example.corp"])?, "192.0.2.80");
+    let port = format!("_10000._tcp.{VIP_NAME}");
+    for words in [
+        &[VIP_NAME][..],
+        &[VIP_NAME, "AAAA"],
+        &["DCOS-101app2.Marathon.l4lb.thisdcos.global"],
+        &[&port, "SRV"],
+        &["_app2-dcos-101._tcp.marathon.mesos", "SRV"],
+        &["leader.mesos"],
+        &["ready.spartan"],
+        &["nobody.marathon.mesos"],
+    ] {
+        assert_eq!(node.dig(STUB, words)?, node.dig(RESOLVER, words)?, "{words:?}");
+    }
+    // It calls all of 127.0.0.0/8 localhost, so the names of this pool's addresses do not get through.
+    let told = std::fs::read_to_string(root.join("run/systemd/resolved.conf.d/waymark.conf"))?;
+    assert!(told.contains(" ~11.127.in-addr.arpa"), "{told}");
     Ok(())
 }

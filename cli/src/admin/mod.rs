@@ -60,6 +60,9 @@ pub struct Addresses {
     /// The address of `dns` that has port 53.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns53: Option<SocketAddr>,
+    /// What is to be asked there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns_zones: Vec<String>,
     /// Mesos-DNS's HTTP API and DNS over HTTPS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns_http: Option<SocketAddr>,

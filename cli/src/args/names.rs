@@ -52,6 +52,9 @@ pub struct InstallArgs {
     /// Waymark's DNS address with port 53 (repeatable); learnt from the running Waymark when absent
     #[arg(long, value_name = "IP")]
     pub address: Vec<IpAddr>,
+    /// A zone that Waymark is to be asked for (repeatable); learnt from the running Waymark when absent
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Vec<String>,
     /// Who resolves names on this host; found out when absent
     #[arg(long, value_enum)]
     pub style: Option<ResolverStyle>,

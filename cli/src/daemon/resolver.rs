@@ -50,6 +50,9 @@ pub fn install(addresses: &Addresses) -> Result<Installed, Failure> {
     for ip in own {
         command.args(["--address", &ip]);
     }
+    for zone in &addresses.dns_zones {
+        command.args(["--zone", zone]);
+    }
     // A signal that is meant for this process (Ctrl-C) must not reach the child before this one has ended.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();

@@ -1,17 +1,19 @@
-//! One question to one upstream: over UDP, and over TCP when the answer was cut or cannot be trusted.
+//! One question to one upstream: over UDP, over TCP when the answer was cut or cannot be trusted, and without EDNS when
+//! that is what it does not understand (RFC 6891 section 7).
 //!
 //! Which upstream is asked when is not decided here.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use hickory_server::proto::op::Message;
+use hickory_server::proto::op::{Message, ResponseCode};
 use hickory_server::proto::serialize::binary::DecodeError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout_at};
 
-use super::question::{Match, Spelled};
+use super::question::{Match, Spelled, Terms};
+use super::upstream::Upstream;
 use crate::config::MAX_UDP_PAYLOAD_BYTES;
 
 /// In the third byte of a message.
@@ -30,13 +32,50 @@ pub(crate) enum AskError {
     Unrelated,
 }
 
-pub(crate) async fn ask(
+pub(crate) async fn ask(spelled: &Spelled, upstream: &Upstream, until: Instant) -> Result<Message, AskError> {
+    if !upstream.may_take_edns() {
+        return ask_in(Terms::Plain, spelled, upstream.address, until).await;
+    }
+    // Who is known to take EDNS is not silent because of it.
+    let now = Instant::now();
+    let is_known = upstream.is_known_to_take_edns();
+    let patience = if is_known { until } else { now + until.saturating_duration_since(now) / 2 };
+    let answer = ask_in(Terms::Edns, spelled, upstream.address, patience).await;
+    match &answer {
+        Ok(message) if does_not_understand(message) => {}
+        Ok(message) => {
+            if message.edns.is_some() {
+                upstream.took_edns();
+            }
+            return answer;
+        }
+        Err(AskError::Elapsed(_)) if !is_known => {}
+        Err(_) => return answer,
+    }
+    upstream.asked_again_without_edns();
+    let plain = ask_in(Terms::Plain, spelled, upstream.address, until).await;
+    match (&answer, &plain) {
+        // It says the same without EDNS, which therefore was not the reason.
+        (Ok(_), Ok(message)) if does_not_understand(message) => {}
+        (Ok(_), Ok(_)) => upstream.refused_edns(),
+        (Err(_), Ok(_)) => upstream.kept_silent_about_edns(),
+        (_, Err(_)) => {}
+    }
+    plain
+}
+
+fn does_not_understand(message: &Message) -> bool {
+    matches!(message.metadata.response_code, ResponseCode::FormErr | ResponseCode::NotImp)
+}
+
+async fn ask_in(
+    terms: Terms,
     spelled: &Spelled,
     upstream: SocketAddr,
     until: Instant,
 ) -> Result<Message, AskError> {
     let id = rand::random();
-    let query = spelled.packet(id);
+    let query = spelled.packet(id, terms);
     let answer = timeout_at(until, ask_udp(spelled, id, &query, upstream)).await??;
     if let UdpAnswer::Whole(packet) = answer {
         return Ok(Message::from_vec(&packet)?);
@@ -69,7 +108,7 @@ async fn ask_udp(spelled: &Spelled, id: u16, query: &[u8], upstream: SocketAddr)
             Match::No => {}
             Match::OtherSpelling => return Ok(UdpAnswer::AskOverTcp),
             Match::Exact if packet[2] & TRUNCATED != 0 => return Ok(UdpAnswer::AskOverTcp),
-            Match::Exact => {
+            Match::Exact | Match::NotUnderstood => {
                 packet.truncate(n);
                 return Ok(UdpAnswer::Whole(packet));
             }

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use self::cache::{Answer, Cache, Flight, State, Unresolved};
 pub(crate) use self::question::Foreign;
 use self::question::{Key, Spelled};
-use self::race::{Timeouts, race};
+use self::race::{Timeouts, is_refusal, race};
 use self::routes::Routes;
 use self::stored::{Age, Stored};
 use self::upstream::Upstream;
@@ -181,14 +181,12 @@ impl Forwarder {
             // Whoever asked has stopped, or takes too long.
             Ok(Err(_)) | Err(_) => None,
         };
-        let is_refusal =
-            |stored: &Stored| matches!(stored.code, ResponseCode::ServFail | ResponseCode::Refused);
         match (resolved, stale) {
             (Some(stored), None) => {
                 counters.forwarded(ForwardOutcome::Answered);
                 give(&stored, foreign, Age::Seconds(0), Source::Upstream, counters, out);
             }
-            (Some(stored), Some(_)) if !is_refusal(&stored) => {
+            (Some(stored), Some(_)) if !is_refusal(stored.code) => {
                 counters.forwarded(ForwardOutcome::Answered);
                 give(&stored, foreign, Age::Seconds(0), Source::Upstream, counters, out);
             }

@@ -6,6 +6,8 @@ use rand::RngExt;
 
 use crate::wire::{HEADER, Head, Opt, Reply};
 
+const FORMERR: u8 = 1;
+const NOTIMP: u8 = 4;
 /// What follows a name in a question: type and class.
 const TYPE_AND_CLASS_BYTES: usize = 4;
 
@@ -94,6 +96,15 @@ pub(crate) struct Spelled {
     payload_bytes: u16,
 }
 
+/// What a question says of itself beside what is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Terms {
+    /// With our own OPT record: EDNS holds per hop (RFC 6891 section 6.1).
+    Edns,
+    /// As RFC 1035 has it, for those who understand nothing newer.
+    Plain,
+}
+
 /// How far a packet answers a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Match {
@@ -101,6 +112,8 @@ pub(crate) enum Match {
     No,
     /// All but the spelling is right: a forgery, or an upstream that does not keep it.
     OtherSpelling,
+    /// The header alone, with FORMERR or NOTIMP: it could not even read the question.
+    NotUnderstood,
     Exact,
 }
 
@@ -137,26 +150,31 @@ impl Spelled {
         n_letters >= N_TELLING_LETTERS && *self.question == *question
     }
 
-    /// The packet under an id of its own, with our own EDNS terms: they hold per hop (RFC 6891 section 6.1).
-    pub fn packet(&self, id: u16) -> Vec<u8> {
+    /// The packet under an id of its own.
+    pub fn packet(&self, id: u16, terms: Terms) -> Vec<u8> {
         let mut packet = Vec::with_capacity(HEADER + self.question.len() + 11);
         let checking_disabled = u8::from(self.key.checking_disabled()) << 4;
         packet.extend_from_slice(&id.to_be_bytes());
-        packet.extend_from_slice(&[1, checking_disabled, 0, 1, 0, 0, 0, 0, 0, 1]);
+        packet.extend_from_slice(&[1, checking_disabled, 0, 1, 0, 0, 0, 0, 0, 0]);
         packet.extend_from_slice(&self.question);
-        let [high, low] = self.payload_bytes.to_be_bytes();
-        let dnssec_ok = if self.key.dnssec_ok() { 0x80 } else { 0 };
-        packet.extend_from_slice(&[0, 0, 41, high, low, 0, 0, dnssec_ok, 0, 0, 0]);
+        if terms == Terms::Edns {
+            packet[HEADER - 1] = 1;
+            let [high, low] = self.payload_bytes.to_be_bytes();
+            let dnssec_ok = if self.key.dnssec_ok() { 0x80 } else { 0 };
+            packet.extend_from_slice(&[0, 0, 41, high, low, 0, 0, dnssec_ok, 0, 0, 0]);
+        }
         packet
     }
 
     /// Whether a packet answers the question that was sent under `id`.
     pub fn is_answered_by(&self, packet: &[u8], id: u16) -> Match {
-        let whole = packet.len() >= HEADER + self.question.len()
-            && packet[..2] == id.to_be_bytes()
-            && packet[2] & 0xf8 == 0x80
-            && packet[4..6] == [0, 1];
-        if !whole {
+        if packet.len() < HEADER || packet[..2] != id.to_be_bytes() || packet[2] & 0xf8 != 0x80 {
+            return Match::No;
+        }
+        if packet.len() == HEADER && packet[4..6] == [0, 0] && matches!(packet[3] & 0x0f, FORMERR | NOTIMP) {
+            return Match::NotUnderstood;
+        }
+        if packet.len() < HEADER + self.question.len() || packet[4..6] != [0, 1] {
             return Match::No;
         }
         let question = &packet[HEADER..][..self.question.len()];
@@ -189,13 +207,20 @@ mod tests {
             Spelled::new(Key([&b"\x07example\x07example"[..], &lower[8..], &[2]].concat().into()), 1232);
         assert!(long.is_certainly(&long.question) && !long.is_certainly(long.key.question()));
         for spelled in &spelled {
-            let mut packet = spelled.packet(7);
+            assert_eq!(spelled.packet(7, Terms::Plain).len(), HEADER + lower.len());
+            let mut packet = spelled.packet(7, Terms::Edns);
             assert_eq!(packet.len(), HEADER + lower.len() + 11);
             assert_eq!(packet[packet.len() - 4] & 0x80, 0x80, "signatures are asked for");
             assert_eq!(packet[HEADER..][..lower.len()].to_ascii_lowercase(), lower);
             packet[2] |= 0x80;
             assert_eq!(spelled.is_answered_by(&packet, 7), Match::Exact);
             assert_eq!(spelled.is_answered_by(&packet, 8), Match::No);
+            packet[3] |= NOTIMP;
+            assert_eq!(spelled.is_answered_by(&packet[..HEADER], 7), Match::No, "it has no question");
+            packet[5] = 0;
+            assert_eq!(spelled.is_answered_by(&packet[..HEADER], 7), Match::NotUnderstood);
+            assert_eq!(spelled.is_answered_by(&packet[..HEADER], 8), Match::No);
+            packet[5] = 1;
             packet[HEADER + 1] ^= 0x20;
             assert_eq!(spelled.is_answered_by(&packet, 7), Match::OtherSpelling);
             packet[HEADER + 1] = b'-';

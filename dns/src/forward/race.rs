@@ -25,7 +25,14 @@ pub(crate) struct Timeouts {
     pub total: Duration,
 }
 
-/// The first good answer. Failing that a refusal (SERVFAIL or REFUSED), or nothing.
+/// Whether somebody else may know better. FORMERR and NOTIMP say that an upstream does not understand a question that is
+/// as it should be.
+pub(crate) fn is_refusal(code: ResponseCode) -> bool {
+    use ResponseCode::{FormErr, NotImp, Refused, ServFail};
+    matches!(code, ServFail | Refused | FormErr | NotImp)
+}
+
+/// The first good answer. Failing that a refusal, or nothing.
 pub(crate) async fn race(
     upstreams: &[Arc<Upstream>],
     spelled: Arc<Spelled>,
@@ -42,13 +49,11 @@ pub(crate) async fn race(
             Some(asked) = race.asks.join_next() => {
                 let Ok((upstream, answer)) = asked else { continue };
                 match answer {
-                    Ok(message) => match message.metadata.response_code {
-                        ResponseCode::ServFail | ResponseCode::Refused => {
-                            upstream.refused();
-                            refusal = Some(message);
-                        }
-                        _ => return Some(message),
-                    },
+                    Ok(message) if is_refusal(message.metadata.response_code) => {
+                        upstream.refused();
+                        refusal = Some(message);
+                    }
+                    Ok(message) => return Some(message),
                     // It may only be slow, and is asked again when all others have been.
                     Err(AskError::Elapsed(_)) => continue,
                     Err(_) => {}
@@ -93,17 +98,10 @@ impl Race {
         let (upstream, spelled) = (Arc::clone(upstream), Arc::clone(&self.spelled));
         let usual = upstream.latency();
         self.asks.spawn(async move {
-            let answer = ask(&spelled, upstream.address, until).await;
+            let answer = ask(&spelled, &upstream, until).await;
             match &answer {
-                Ok(message)
-                    if !matches!(
-                        message.metadata.response_code,
-                        ResponseCode::ServFail | ResponseCode::Refused
-                    ) =>
-                {
-                    upstream.answered(now.elapsed());
-                }
-                Ok(_) => {}
+                Ok(message) if is_refusal(message.metadata.response_code) => {}
+                Ok(_) => upstream.answered(now.elapsed()),
                 Err(error) => {
                     tracing::debug!(upstream = %upstream.address, error = error as &dyn std::error::Error, "no answer");
                     upstream.gave_no_answer(error);

@@ -18,6 +18,11 @@ const FAILURE_PENALTY: Duration = Duration::from_millis(400);
 const PENALTY_HALF_LIFE: Duration = Duration::from_secs(5);
 const MAX_DOUBLINGS: u32 = 5;
 
+/// How long it is remembered whether an upstream takes EDNS; it may be another program by then.
+const EDNS_MEMORY: Duration = Duration::from_secs(900);
+/// One question that is lost, or takes long to resolve, says nothing about EDNS.
+const N_TELLING_SILENCES: u32 = 3;
+
 /// The upper bounds of the latency histogram, in milliseconds; the last place is for all above.
 pub const LATENCY_BOUNDS_MS: [u64; 8] = [1, 5, 10, 50, 100, 500, 1000, 5000];
 
@@ -31,6 +36,11 @@ pub(crate) struct Upstream {
     n_recent_failures: AtomicU32,
     /// Milliseconds since `started`.
     failed_at_ms: AtomicU64,
+    took_edns: Remembered,
+    refused_edns: Remembered,
+    /// In a row: only the question without EDNS was answered.
+    n_edns_silences: AtomicU32,
+    n_edns_fallbacks: AtomicU64,
     n_answered: AtomicU64,
     n_timeouts: AtomicU64,
     n_refusals: AtomicU64,
@@ -45,10 +55,12 @@ pub struct UpstreamStatistics {
     pub address: String,
     pub n_answered: u64,
     pub n_timeouts: u64,
-    /// SERVFAIL and REFUSED.
+    /// SERVFAIL, REFUSED, FORMERR and NOTIMP.
     pub n_refusals: u64,
     /// It could not be reached, or did not speak DNS.
     pub n_errors: u64,
+    /// Questions that were asked again without EDNS.
+    pub n_edns_fallbacks: u64,
     /// Smoothed.
     pub latency_ms: f64,
     pub latency_sum_seconds: f64,
@@ -64,6 +76,10 @@ impl Upstream {
             latency_us: AtomicU32::new(UNKNOWN_LATENCY.as_micros() as u32),
             n_recent_failures: AtomicU32::default(),
             failed_at_ms: AtomicU64::default(),
+            took_edns: Remembered::default(),
+            refused_edns: Remembered::default(),
+            n_edns_silences: AtomicU32::default(),
+            n_edns_fallbacks: AtomicU64::default(),
             n_answered: AtomicU64::default(),
             n_timeouts: AtomicU64::default(),
             n_refusals: AtomicU64::default(),
@@ -119,6 +135,34 @@ impl Upstream {
         self.failed_at_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
+    pub fn may_take_edns(&self) -> bool {
+        !self.refused_edns.is_fresh(self.now_ms())
+    }
+
+    pub fn is_known_to_take_edns(&self) -> bool {
+        self.took_edns.is_fresh(self.now_ms())
+    }
+
+    pub fn took_edns(&self) {
+        self.took_edns.remember(self.now_ms());
+        self.n_edns_silences.store(0, Ordering::Relaxed);
+    }
+
+    pub fn asked_again_without_edns(&self) {
+        self.n_edns_fallbacks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn refused_edns(&self) {
+        self.refused_edns.remember(self.now_ms());
+    }
+
+    pub fn kept_silent_about_edns(&self) {
+        if self.n_edns_silences.fetch_add(1, Ordering::Relaxed) + 1 >= N_TELLING_SILENCES {
+            self.n_edns_silences.store(0, Ordering::Relaxed);
+            self.refused_edns();
+        }
+    }
+
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -132,6 +176,7 @@ impl Upstream {
             n_timeouts: read(&self.n_timeouts),
             n_refusals: read(&self.n_refusals),
             n_errors: read(&self.n_errors),
+            n_edns_fallbacks: read(&self.n_edns_fallbacks),
             latency_ms: self.latency().as_secs_f64() * 1e3,
             latency_sum_seconds: read(&self.latency_sum_us) as f64 / 1e6,
             n_within: self
@@ -143,6 +188,21 @@ impl Upstream {
                 })
                 .collect(),
         }
+    }
+}
+
+/// Something that an upstream did, until [`EDNS_MEMORY`] later: in milliseconds since it is known, 0 for never.
+#[derive(Debug, Default)]
+struct Remembered(AtomicU64);
+
+impl Remembered {
+    fn remember(&self, now_ms: u64) {
+        self.0.store(now_ms.max(1), Ordering::Relaxed);
+    }
+
+    fn is_fresh(&self, now_ms: u64) -> bool {
+        let at_ms = self.0.load(Ordering::Relaxed);
+        at_ms > 0 && now_ms.saturating_sub(at_ms) < EDNS_MEMORY.as_millis() as u64
     }
 }
 
@@ -165,5 +225,23 @@ mod tests {
         let statistics = upstream.statistics();
         assert_eq!((statistics.n_answered, statistics.n_refusals), (2, 2));
         assert_eq!(statistics.n_within, [0, 0, 2, 2, 2, 2, 2, 2, 2]);
+    }
+    #[test]
+    fn edns_is_given_up_for_a_while_and_for_a_reason() {
+        let upstream = Upstream::new(([127, 0, 0, 1], 53).into());
+        for _ in 1..N_TELLING_SILENCES {
+            upstream.kept_silent_about_edns();
+        }
+        assert!(upstream.may_take_edns() && !upstream.is_known_to_take_edns());
+        upstream.took_edns();
+        upstream.kept_silent_about_edns();
+        assert!(upstream.may_take_edns() && upstream.is_known_to_take_edns());
+        for _ in 1..N_TELLING_SILENCES {
+            upstream.kept_silent_about_edns();
+        }
+        assert!(!upstream.may_take_edns());
+        let forgotten = EDNS_MEMORY.as_millis() as u64 + 1;
+        assert!(upstream.refused_edns.is_fresh(forgotten - 1));
+        assert!(!upstream.refused_edns.is_fresh(upstream.now_ms() + forgotten));
     }
 }

@@ -32,6 +32,8 @@ use crate::zone::{BeforeSync, Found, Zone};
 /// A UDP answer is at most so many times its query, so that nobody is worth abusing us against (BCP 140).
 const MAX_AMPLIFICATION: usize = 24;
 
+const CLASS_IN: u16 = 1;
+
 /// What is to become of a packet.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -336,6 +338,9 @@ fn is_lasting(query: &Query<'_>, found: Option<&Found<'_>>) -> bool {
 fn is_answerable(query: &Query<'_>) -> Result<(), ResponseCode> {
     if query.edns.is_some_and(|edns| edns.version > 0) {
         return Err(ResponseCode::BADVERS);
+    }
+    if query.class != CLASS_IN {
+        return Err(ResponseCode::Refused);
     }
     match query.record_type {
         RecordType::AXFR | RecordType::IXFR => Err(ResponseCode::Refused),

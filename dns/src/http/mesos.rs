@@ -60,9 +60,9 @@ fn config(api: &Api) -> Value {
     })
 }
 
-/// The name as Mesos-DNS writes it, and what is known of it.
+/// The name as Mesos-DNS writes it (without `.*`, which stands for nothing), and what is known of it.
 fn find<'z>(zone: &'z Zone, name: &str) -> Option<(String, &'z Node)> {
-    let name = WireName::parse(name)?;
+    let name = WireName::parse(&name.replace(".*", ""))?;
     Some((name.to_string(), zone.find(name.as_bytes())?.node?))
 }
 

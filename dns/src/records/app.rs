@@ -2,8 +2,9 @@
 //!
 //! They exist as long as the app does; what they lead to are its running instances. Where Mesos-DNS takes the first
 //! address of a configured source, `.mesos` names lead to where the app's ports are: the agent when any port is a
-//! host port, the container's own addresses otherwise, so that an address and a port of one SRV answer always belong
-//! together. It knows neither VIPs nor the cluster.
+//! host port, the container's own addresses otherwise. Where a container has ports of both kinds, SRV records of its own
+//! ports lead to a name of its own, so that an address and a port of one SRV answer always belong together. It knows
+//! neither VIPs nor the cluster.
 
 use std::net::IpAddr;
 
@@ -56,6 +57,8 @@ struct AppNames {
     both: [Option<WireName>; 4],
     /// By agent, by container, by whichever the ports are at.
     kinds: [Option<WireName>; 3],
+    /// What single containers are named under.
+    containers: Option<WireName>,
     /// Ports on agents, over TCP and UDP.
     on_agents: [Option<WireName>; 2],
     /// By port index.
@@ -76,8 +79,10 @@ impl AppNames {
             WireName::parse(&format!("{framework}.slave.{MESOS}"))?,
         ];
         let both = in_both(&task, raw.as_deref(), &places);
-        let kinds = ["agentip", "containerip", "autoip"]
-            .map(|kind| WireName::parse(&format!("{task}.{framework}.{kind}.{DCOS}")));
+        let of_kinds = ["agentip", "containerip", "autoip"]
+            .map(|kind| WireName::parse(&format!("{framework}.{kind}.{DCOS}")));
+        let kinds = of_kinds.each_ref().map(|of_kind| WireName::under(&task, of_kind.as_ref()?));
+        let [_, containers, _] = of_kinds;
         let on_agents = [Protocol::Tcp, Protocol::Udp]
             .map(|protocol| WireName::under(&format!("_{task}._{protocol}"), &places[1]));
         let services = app.services.iter().map(|service| {
@@ -89,7 +94,7 @@ impl AppNames {
             protocols(service).flat_map(of_protocol).map(|name| WireName::under(&name, &places[0])).collect()
         });
         let services = services.collect();
-        Some(Self { task, raw, places, both, kinds, on_agents, services })
+        Some(Self { task, raw, places, both, kinds, containers, on_agents, services })
     }
 
     fn instance(&self, instance: &Instance, compat: Compat, facts: &mut Facts) {
@@ -114,6 +119,11 @@ impl AppNames {
         }
 
         let [Some(target), Some(agent_target), ..] = &singles else { return };
+        let is_apart = |ip: IpAddr| !reached_at.contains(&ip) && own.contains(&ip);
+        let has_ports_apart = instance.endpoints.iter().any(|e| is_apart(e.address.ip()));
+        let container = self.containers.as_ref().filter(|_| has_ports_apart);
+        let container = container.and_then(|containers| WireName::under(&single, containers));
+        facts.addresses(container.as_ref(), tier, own);
         for endpoint in &instance.endpoints {
             let port = endpoint.address.port();
             if on_agent(endpoint.address.ip()) {
@@ -121,6 +131,7 @@ impl AppNames {
                     facts.service(name, tier, port, agent_target);
                 }
             }
+            let target = container.as_ref().filter(|_| is_apart(endpoint.address.ip())).unwrap_or(target);
             for name in self.services.get(endpoint.port_index).into_iter().flatten().flatten() {
                 facts.service(name, tier, port, target);
             }

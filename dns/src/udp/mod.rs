@@ -18,10 +18,13 @@ use crate::handler::{Outcome, Responder};
 use crate::server::Context;
 use crate::stats::{Silence, Transport};
 
-/// Between two waits. The other tasks of the worker have their turn then.
-const BATCHES_IN_A_ROW: usize = 4;
+/// Packets, and looks that bring none, between two turns of the worker's other tasks.
+const TURN: usize = 4 * BATCH;
 /// Who sends so many at once sends more before they are answered.
 const WORTH_ANOTHER_LOOK: usize = 4;
+/// Looks that bring fewer, before the next wait: to be woken costs more than they do, the one who sends even more than
+/// the one who is woken.
+const PATIENCE: usize = 16;
 
 /// A socket of which the runtime hears only that something has arrived. Were it to hear of room for replies too, every
 /// reply that its reader takes would wake this worker once more.
@@ -56,20 +59,27 @@ pub(crate) async fn serve(socket: StdUdpSocket, context: Rc<Context>) {
                 }
             }
         };
-        // While it answers so many, more may have come, which is found out for less than waiting costs.
-        let mut n = BATCH;
-        for _ in 0..BATCHES_IN_A_ROW {
-            n = server.answer_what_arrived().await;
-            if n < WORTH_ANOTHER_LOOK {
-                break;
+        let (mut turn, mut patience) = (TURN, 0);
+        let has_more = loop {
+            let n = server.answer_what_arrived().await;
+            if n >= WORTH_ANOTHER_LOOK {
+                patience = PATIENCE;
+            } else if patience == 0 {
+                break false;
+            } else {
+                patience -= 1;
             }
-        }
-        if n < BATCH {
+            turn = turn.saturating_sub(n.max(1));
+            if turn == 0 {
+                break true;
+            }
+        };
+        if has_more {
+            // The connections that share this worker come first.
+            tokio::task::yield_now().await;
+        } else {
             // It is empty now: no need for the call that would find it so.
             readable.clear_ready();
-        } else {
-            // There is probably more; the connections that share this worker come first.
-            tokio::task::yield_now().await;
         }
     }
     // What has arrived by now was sent to a server that served.

@@ -10,7 +10,6 @@ use super::edns::Edns;
 use crate::names::MAX_NAME;
 use crate::stats::Silence;
 
-const CLASS_IN: u16 = 1;
 const CHUNK: usize = 16;
 
 /// Room for a name in whole chunks.
@@ -24,6 +23,7 @@ pub(crate) struct Query<'p> {
     /// In lower case.
     name: &'p [u8],
     pub record_type: RecordType,
+    pub class: u16,
     pub edns: Option<Edns>,
 }
 
@@ -69,10 +69,7 @@ impl<'p> Query<'p> {
             0 => None,
             n => reader.records(n).ok_or(MALFORMED)?,
         };
-        if class != CLASS_IN {
-            return Err(Rejected::With(ResponseCode::Refused));
-        }
-        Ok(Self { packet, name, record_type, edns })
+        Ok(Self { packet, name, record_type, class, edns })
     }
 
     /// The name asked for, in lower case.

@@ -11,7 +11,8 @@ use event_watcher::catalog::{AppUpdate, Catalog, CatalogConfig};
 use event_watcher::publish::channel;
 use tokio_util::sync::CancellationToken;
 
-use crate::peers::{Server, free_address, ip, query};
+use crate::name_of;
+use crate::peers::{Server, a_query, free_address, ip};
 use crate::support::{LOAD_CORE, app, median, pin};
 
 /// Each app has eleven records or more.
@@ -62,7 +63,7 @@ pub fn ask(n: u32) -> anyhow::Result<()> {
     for first in (0..n).step_by(WINDOW as usize) {
         let window = first..n.min(first + WINDOW);
         for i in window.clone() {
-            socket.send(&query(&format!("app{}.marathon.mesos", i % crate::N_NAMES)))?;
+            socket.send(&a_query(&name_of(i % crate::N_NAMES)))?;
         }
         for _ in window {
             socket.recv(&mut reply).context("a query was not answered")?;
@@ -127,7 +128,7 @@ pub fn change() -> anyhow::Result<()> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(address)?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let query = query("app7.marathon.mesos");
+    let query = a_query(&name_of(7));
     let mut times = Vec::new();
     for turn in 0..N_CHANGES {
         let new = ip(1_000_000 + turn);
@@ -189,7 +190,7 @@ fn flood_with_random_names(address: SocketAddr) -> anyhow::Result<u32> {
     while began.elapsed() < FLOOD {
         let due = (began.elapsed().as_secs_f64() * f64::from(FLOOD_PER_SEC)) as u32;
         while n < due {
-            let _ = socket.send(&query(&format!("r{n}x{}.example.com", std::process::id())));
+            let _ = socket.send(&a_query(&format!("r{n}x{}.example.com", std::process::id())));
             n += 1;
         }
         while socket.recv(&mut reply).is_ok() {}
@@ -203,7 +204,7 @@ fn local_p99(address: SocketAddr, time: Duration) -> anyhow::Result<f64> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(address)?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let query = query("app7.marathon.mesos");
+    let query = a_query(&name_of(7));
     let began = Instant::now();
     let mut times = Vec::new();
     let mut reply = [0; 512];

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::N_NAMES;
 use crate::support::Pinned;
+use crate::{A, N_NAMES, name_of};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -165,7 +165,7 @@ impl Server {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         socket.connect(self.address)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-        let query = query(&format!("app{}.marathon.mesos", N_NAMES - 1));
+        let query = a_query(&name_of(N_NAMES - 1));
         let deadline = Instant::now() + READY_WITHIN;
         while Instant::now() < deadline {
             // Before it listens, the system says so.
@@ -225,13 +225,18 @@ impl Drop for Server {
     }
 }
 
-pub fn query(name: &str) -> Vec<u8> {
+pub fn a_query(name: &str) -> Vec<u8> {
+    query(name, A.1)
+}
+
+pub fn query(name: &str, record_type: u16) -> Vec<u8> {
     let mut query = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.').chain([""]) {
         query.push(label.len() as u8);
         query.extend_from_slice(label.as_bytes());
     }
-    query.extend_from_slice(&[0, 1, 0, 1]);
+    query.extend_from_slice(&record_type.to_be_bytes());
+    query.extend_from_slice(&[0, 1]);
     query
 }
 

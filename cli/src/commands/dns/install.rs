@@ -4,7 +4,7 @@
 //! behind by a crash.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -19,7 +19,7 @@ use crate::config::DCOS_RESOLVERS;
 use crate::failure::Failure;
 use crate::{output, runtime, shutdown};
 
-/// What systemd-resolved is to send here.
+/// What every Waymark answers for.
 const ZONES: [&str; 5] = ["mesos", "thisdcos.directory", "thisdcos.global", "spartan", "zk"];
 
 pub fn run(args: &InstallArgs) -> Result<ExitCode, Failure> {
@@ -49,11 +49,17 @@ fn plan(host: &Host, args: &InstallArgs) -> Result<Plan, Failure> {
         Some(ResolverStyle::ResolvConf) => Style::ResolvConf,
         None => host.style(),
     };
-    let servers = match &args.address[..] {
-        [] => runtime::single_threaded("command")?.block_on(learn_servers(args)),
-        named => named.to_vec(),
-    };
-    host.plan(style, &servers, &ZONES.map(str::to_owned)).map_err(|e| failure("plan the installation", &e))
+    let (mut servers, mut zones) = (args.address.clone(), args.zone.clone());
+    if servers.is_empty() || (zones.is_empty() && style == Style::SystemdResolved) {
+        let learnt = runtime::single_threaded("command")?.block_on(learn(args));
+        if servers.is_empty() {
+            servers = learnt.0;
+        }
+        if zones.is_empty() {
+            zones = learnt.1;
+        }
+    }
+    host.plan(style, &servers, &zones).map_err(|e| failure("plan the installation", &e))
 }
 
 fn apply(host: &Host, plan: &Plan, root: &Path) -> Result<(), Failure> {
@@ -114,15 +120,19 @@ fn tell(host: &Host, outcome: Outcome, root: &Path) -> Result<(), Failure> {
     host.told().map_err(|e| failure("finish", &e))
 }
 
-/// The addresses of the running Waymark that have port 53; DC/OS's own when none can be asked.
-async fn learn_servers(args: &InstallArgs) -> Vec<IpAddr> {
-    let asked = async {
-        let status = StatsClient::new(&args.stats).ok()?.get("api/status").await.ok()?;
-        let addresses = status["addresses"]["dns"].as_array()?.iter();
-        let parsed = addresses.filter_map(|a| a.as_str()?.parse::<std::net::SocketAddr>().ok());
-        Some(parsed.filter(|a| a.port() == 53).map(|a| a.ip()).collect::<Vec<_>>())
-    };
-    asked.await.filter(|found| !found.is_empty()).unwrap_or_else(|| DCOS_RESOLVERS.to_vec())
+/// The addresses of the running Waymark that have port 53, and its zones; DC/OS's own when none can be asked.
+async fn learn(args: &InstallArgs) -> (Vec<IpAddr>, Vec<String>) {
+    let status = async { StatsClient::new(&args.stats).ok()?.get("api/status").await.ok() };
+    let status = status.await.unwrap_or_default();
+    let list =
+        |key: &str| status["addresses"][key].as_array().into_iter().flatten().filter_map(|v| v.as_str());
+    let bound = list("dns").filter_map(|address| address.parse::<SocketAddr>().ok());
+    let servers: Vec<IpAddr> = bound.filter(|address| address.port() == 53).map(|a| a.ip()).collect();
+    let zones: Vec<String> = list("dns_zones").map(str::to_owned).collect();
+    (
+        if servers.is_empty() { DCOS_RESOLVERS.to_vec() } else { servers },
+        if zones.is_empty() { ZONES.map(str::to_owned).into() } else { zones },
+    )
 }
 
 /// Installs, and waits until the process has ended or this one is told to stop.

@@ -72,7 +72,7 @@ fn text(explanation: &Value) -> String {
     line("generation", &words(&explanation["generation"]));
     for origin in list("origins") {
         let said = |key: &str| origin[key].as_str().map(|value| format!("{key} {value}"));
-        let who: Vec<String> = ["vip", "app", "instance"].into_iter().filter_map(said).collect();
+        let who: Vec<String> = ["vip", "app", "instance", "cluster"].into_iter().filter_map(said).collect();
         let data: Vec<String> = origin["data"].as_array().into_iter().flatten().map(words).collect();
         let data = if data.is_empty() { String::new() } else { format!("{}: ", data.join(", ")) };
         line("from", &format!("{}: {data}{}", who.join(", "), words(&origin["state"])));
