@@ -57,9 +57,9 @@ pub struct KernelCounters {
     pub n_packets: u64,
     /// Connects that the backend refused, did not answer, or that the client gave up.
     pub n_connect_failures: u64,
-    /// From clients to the backend, of connections that have ended.
+    /// From clients to the backend. What is counted, and when, is the plane's: see the guide.
     pub bytes_in: u64,
-    /// From the backend to clients, of the same.
+    /// From the backend to clients.
     pub bytes_out: u64,
 }
 

@@ -37,7 +37,8 @@ use batch::{Batch, Rejected, TABLE};
 use contents::Contents;
 use edits::Edits;
 use elements::read_frontend;
-use entry::{Entries, Entry, compile};
+use entry::{Entries, Entry, compile, departed};
+use expression::Count;
 use family::{Family, SetKind};
 use flows::Members;
 use monitor::Monitor;
@@ -254,8 +255,9 @@ impl Nft {
     }
 
     /// Counts are for people: a change does not fail for want of them.
-    fn keep_counts(&mut self, edits: &Edits) {
-        if let Err(error) = self.tallies.keep(&mut self.socket, &edits.left) {
+    fn keep_counts(&mut self, edits: &mut Edits) {
+        let kept = self.tallies.keep(&mut self.socket, &edits.left);
+        if let Err(error) = kept.and_then(|()| tallies::carry(&mut self.socket, edits)) {
             tracing::warn!(%error, "what some backends were given so far is not counted any more");
         }
     }
@@ -293,7 +295,7 @@ impl KernelPlane for Nft {
     }
 
     fn counts(&self, _: Protocol) -> Counts {
-        Counts::NONE
+        Counts { bytes: true, connect_failures: false }
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
@@ -324,8 +326,8 @@ impl KernelPlane for Nft {
         for frontend in &removed {
             edits.change(*frontend, self.held.get(frontend), None);
         }
+        self.keep_counts(&mut edits);
         edits.write(&mut batch);
-        self.keep_counts(&edits);
         self.commit(batch)?;
         self.tallies.forget(|frontend| match last.get(frontend) {
             None => Now::Unchanged,
@@ -378,7 +380,7 @@ impl KernelPlane for Nft {
     fn count(&mut self) -> Result<Counted, ApplyError> {
         let mut counters: HashMap<Frontend, KernelCounters> = HashMap::with_capacity(self.held.len());
         for family in Family::ALL {
-            let mut read = |kind, note: fn(&mut KernelCounters, u64)| {
+            let mut read = |kind, note: fn(&mut KernelCounters, Count)| {
                 contents::counts(&mut self.socket, family.set(kind), |key, _, count| {
                     if let Some(frontend) = read_frontend(family, key) {
                         note(counters.entry(frontend).or_default(), count);
@@ -386,14 +388,24 @@ impl KernelPlane for Nft {
                 })
                 .map_err(counting)
             };
-            read(SetKind::Connections, |counters, count| counters.n_connections = count)?;
+            read(SetKind::Connections, |counters, count| counters.n_connections = count.n_packets)?;
             // What was refused had asked first.
             read(SetKind::Refusals, |counters, count| {
-                counters.n_refused = count;
-                counters.n_connections = counters.n_connections.saturating_sub(count);
+                counters.n_refused = count.n_packets;
+                counters.n_connections = counters.n_connections.saturating_sub(count.n_packets);
             })?;
         }
-        let backends = self.tallies.read(&mut self.socket).map_err(counting)?;
+        let by_backend = self.tallies.read(&mut self.socket).map_err(counting)?;
+        let mut backends = Vec::with_capacity(by_backend.len());
+        for ((frontend, backend), counted) in by_backend {
+            if let Some(of_all) = counters.get_mut(&frontend) {
+                of_all.bytes_in += counted.bytes_in;
+                of_all.bytes_out += counted.bytes_out;
+            }
+            if backend != departed(frontend) {
+                backends.push((frontend, backend, counted));
+            }
+        }
         Ok(Counted { frontends: counters.into_iter().collect(), backends })
     }
 
@@ -462,8 +474,8 @@ impl Nft {
             n_different += 1;
             edits.change(*frontend, Some(entry), None);
         }
+        self.keep_counts(&mut edits);
         edits.write(&mut batch);
-        self.keep_counts(&edits);
         for (family, pick) in self.picks.difference(&used) {
             ruleset::delete_pick(&mut batch, *family, *pick);
         }
