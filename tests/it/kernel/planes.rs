@@ -276,7 +276,7 @@ fn auto_goes_on_to_nft_and_flushing_leaves_nothing() -> anyhow::Result<()> {
             serde_json::from_str(&waymark.ok(&["vip", "show", "web", "--json"]).await?)?;
         assert!(shown[0]["backends"][0]["bytes_in"].as_u64() >= Some(4), "{shown}");
         let listed = waymark.ok(&["vip", "list"]).await?;
-        assert!(listed.contains("not ebpf: "), "{listed}");
+        assert!(listed.contains("not ebpf: ") && listed.contains("BYTES IN"), "{listed}");
         waymark.stop().await?;
         assert!(TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err(), "nothing is left");
         Ok(())

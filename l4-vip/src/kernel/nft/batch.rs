@@ -1,4 +1,4 @@
-//! One transaction of the table `waymark`: what it makes, adds and removes, taken by the kernel as a whole or not at all.
+//! One transaction of the table `waymark`: what it makes, adds and removes, taken by the kernel whole or not at all.
 //!
 //! It does not know what the rules mean.
 

@@ -2,8 +2,9 @@
 //! translates the rest of it. No process is in the path, and none has to run for VIPs to work.
 //!
 //! Reading order: `ruleset` (what happens to a packet), `pick`, `entry` and `edits` (a service as elements of sets),
-//! `batch` (one transaction), `contents` (reading it back), `flows` (connections to backends that are gone), `routes`, and
-//! [`Nft`], which puts them together. All of it speaks netlink; nothing is written as text, and nft(8) is not needed.
+//! `weigh` (counting bytes), `batch` (one transaction), `contents` (reading it back), `tallies` (what was counted),
+//! `flows` (connections to backends that are gone), `routes`, and [`Nft`], which puts them together. All of it speaks
+//! netlink; nothing is written as text, and nft(8) is not needed.
 //!
 //! It follows no snapshot and chooses no addresses. What a container needs beside it, forwarding and hairpin mode on
 //! its bridge, belongs to the container runtime.
@@ -22,6 +23,7 @@ mod routes;
 mod ruleset;
 mod sweeper;
 mod tallies;
+mod weigh;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -30,16 +32,14 @@ use std::time::Duration;
 
 use event_watcher::catalog::{Protocol, VipPool};
 
-use super::{ApplyError, Change, Counted, Frontend, KernelCounters, KernelPlane, OpenError, Service};
+use super::{ApplyError, Change, Counted, Frontend, KernelPlane, OpenError, Service};
 use crate::netlink::Socket;
 use crate::stats::{Counts, PlaneKind};
 use batch::{Batch, Rejected, TABLE};
 use contents::Contents;
 use edits::Edits;
-use elements::read_frontend;
-use entry::{Entries, Entry, compile, departed};
-use expression::Count;
-use family::{Family, SetKind};
+use entry::{Entries, Entry, compile};
+use family::Family;
 use flows::Members;
 use monitor::Monitor;
 use pick::{Lifetime, Pick};
@@ -378,35 +378,9 @@ impl KernelPlane for Nft {
     }
 
     fn count(&mut self) -> Result<Counted, ApplyError> {
-        let mut counters: HashMap<Frontend, KernelCounters> = HashMap::with_capacity(self.held.len());
-        for family in Family::ALL {
-            let mut read = |kind, note: fn(&mut KernelCounters, Count)| {
-                contents::counts(&mut self.socket, family.set(kind), |key, _, count| {
-                    if let Some(frontend) = read_frontend(family, key) {
-                        note(counters.entry(frontend).or_default(), count);
-                    }
-                })
-                .map_err(counting)
-            };
-            read(SetKind::Connections, |counters, count| counters.n_connections = count.n_packets)?;
-            // What was refused had asked first.
-            read(SetKind::Refusals, |counters, count| {
-                counters.n_refused = count.n_packets;
-                counters.n_connections = counters.n_connections.saturating_sub(count.n_packets);
-            })?;
-        }
-        let by_backend = self.tallies.read(&mut self.socket).map_err(counting)?;
-        let mut backends = Vec::with_capacity(by_backend.len());
-        for ((frontend, backend), counted) in by_backend {
-            if let Some(of_all) = counters.get_mut(&frontend) {
-                of_all.bytes_in += counted.bytes_in;
-                of_all.bytes_out += counted.bytes_out;
-            }
-            if backend != departed(frontend) {
-                backends.push((frontend, backend, counted));
-            }
-        }
-        Ok(Counted { frontends: counters.into_iter().collect(), backends })
+        self.tallies
+            .read(&mut self.socket)
+            .map_err(|error| ApplyError::kernel(format!("read the counters of the nft table {TABLE}"), error))
     }
 
     /// The hooks, the rules that translate and the routes stay, because established connections need them.
@@ -438,10 +412,6 @@ impl KernelPlane for Nft {
         self.picks.clear();
         self.routes.flush().map_err(|error| ApplyError::kernel("remove the routes to the pools", error))
     }
-}
-
-fn counting(error: io::Error) -> ApplyError {
-    ApplyError::kernel(format!("read the counters of the nft table {TABLE}"), error)
 }
 
 const ROUTING: &str = "make the addresses of the pools local to this host";

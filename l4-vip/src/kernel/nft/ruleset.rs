@@ -2,8 +2,8 @@
 //!
 //! A new connection's address, protocol and port give the number of slots of its frontend, a random slot gives the
 //! backend. Only a connection's first packet comes here; connection tracking translates the rest. Frontends and
-//! backends are elements of sets and none of this module's business, so that a change of them changes no rule. All
-//! packets of a translated connection are weighed: one look-up that counts their bytes.
+//! backends are elements of sets and none of this module's business, so that a change of them changes no rule. What
+//! counts the bytes of all packets stands in `weigh`.
 //!
 //! The hooks and a rule that translates stay when the last VIP goes: without any the kernel would stop translating,
 //! and what is established would break.
@@ -13,13 +13,14 @@ use std::time::Duration;
 use event_watcher::catalog::VipPool;
 
 use super::batch::{Batch, CHAIN_NAME, Value};
+use super::edits::WEIGHING;
 use super::elements::octets;
 use super::expression::{
-    Again, Expression as E, FROM_CLIENT, Header, OBJECT_CT_TIMEOUT, Register as R, TO_CLIENT, Tracked,
-    write_counter,
+    Again, Expression as E, Header, OBJECT_CT_TIMEOUT, Register as R, Tracked, write_counter,
 };
 use super::family::{Family, SetKind};
 use super::pick::Pick;
+use super::weigh;
 
 /// Before the usual priority of destination NAT (-100), where container runtimes translate the ports they publish: a
 /// VIP's port may equal one of them.
@@ -66,14 +67,14 @@ pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
     set(batch, "links", &[Type::Interface; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
     for family in Family::ALL {
         sets(batch, family);
-        for name in ["arrive", "serve", "refuse", STRAY, WEIGH] {
+        for name in ["arrive", "serve", "refuse", STRAY] {
             batch.chain(&chain(name, family));
         }
     }
     base_chain(batch, "prerouting", "nat", libc::NF_INET_PRE_ROUTING, DESTINATION_PRIORITY);
     base_chain(batch, "output", "nat", libc::NF_INET_LOCAL_OUT, DESTINATION_PRIORITY);
     base_chain(batch, "postrouting", "nat", libc::NF_INET_POST_ROUTING, SOURCE_PRIORITY);
-    weigh(batch);
+    weigh::hook(batch);
     for family in Family::ALL {
         batch.rule("prerouting", &to_family(family, &chain("arrive", family)));
         batch.rule("output", &to_family(family, &chain("serve", family)));
@@ -82,7 +83,6 @@ pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
         refuse(batch, family);
         depart(batch, family, pools);
         stray(batch, family, pools);
-        weigh_family(batch, family);
         write_way(batch, family, Pick::Refuse);
     }
 }
@@ -98,7 +98,7 @@ pub(super) fn disown_pools(batch: &mut Batch) {
 pub(super) fn write_pick(batch: &mut Batch, family: Family, pick: Pick) {
     let rules = match pick {
         Pick::Refuse => return,
-        // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second one does not.
+        // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second does not.
         Pick::Random(n_slots) => vec![random(family, n_slots), random(family, n_slots)],
         Pick::ByClient(n_slots, lifetime) => by_client(family, n_slots, lifetime.duration()).into(),
     };
@@ -175,11 +175,11 @@ pub(super) fn delete_pick(batch: &mut Batch, family: Family, pick: Pick) {
 }
 
 /// The type of the interface `lo`.
-const LOOPBACK: [u8; 2] = libc::ARPHRD_LOOPBACK.to_ne_bytes();
+pub(super) const LOOPBACK: [u8; 2] = libc::ARPHRD_LOOPBACK.to_ne_bytes();
 const TCP: [u8; 1] = [libc::IPPROTO_TCP as u8];
 const UDP: [u8; 1] = [libc::IPPROTO_UDP as u8];
 
-fn chain(name: &str, family: Family) -> String {
+pub(super) fn chain(name: &str, family: Family) -> String {
     format!("{name}{}", family.digit())
 }
 
@@ -264,7 +264,7 @@ fn stray(batch: &mut Batch, family: Family, pools: &[VipPool]) {
 }
 
 /// Nobody listens on port 1.
-const NOBODY: [u8; 2] = [0, 1];
+pub(super) const NOBODY: [u8; 2] = [0, 1];
 
 /// The host itself answers that the port is unreachable. What a rule rejects on its
 /// way out fails as "not permitted" instead of "refused", and a rule on its way in would look at every datagram.
@@ -309,72 +309,7 @@ fn depart(batch: &mut Batch, family: Family, pools: &[VipPool]) {
     }
 }
 
-/// IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
-const TRANSLATED: [u8; 4] = (1_u32 << 5).to_ne_bytes();
-/// The names of the chains that count bytes.
-const WEIGH: &str = "weigh";
-
-/// Every packet of a translated connection is counted once: what leaves by any link as it leaves, what came by a link
-/// for this host itself as it arrives. What this host sends to itself passes both. At this priority both ends of the
-/// packet are the client's and the backend's: destinations are translated before, sources after it.
-fn weigh(batch: &mut Batch) {
-    base_chain(batch, "input", "filter", libc::NF_INET_LOCAL_IN, libc::NF_IP_PRI_FILTER);
-    base_chain(batch, "leave", "filter", libc::NF_INET_POST_ROUTING, libc::NF_IP_PRI_FILTER);
-    let is_own = [
-        E::Meta { key: libc::NFT_META_IIFTYPE, to: R(0) },
-        E::Equal { register: R(0), value: &LOOPBACK },
-        E::Return,
-    ];
-    batch.rule("input", &is_own);
-    for name in ["input", "leave"] {
-        let is_untranslated = [
-            E::Tracked { what: Tracked::Status, to: R(0) },
-            E::Mask { register: R(0), mask: &TRANSLATED },
-            E::Differs { register: R(0), value: &TRANSLATED },
-            E::Return,
-        ];
-        batch.rule(name, &is_untranslated);
-        for family in Family::ALL {
-            let [load, equal] = is_family(family);
-            batch.rule(name, &[load, equal, E::Goto { chain: &chain(WEIGH, family) }]);
-        }
-    }
-}
-
-/// For its backend, or with those that the frontend has no more. What connection tracking is asked for costs several
-/// times as much as what stands in the packet.
-fn weigh_family(batch: &mut Batch, family: Family) {
-    let name = chain(WEIGH, family);
-    let frontend_port = R(family.after_address(R(0)).0 + 1);
-    let backend = R(frontend_port.0 + 1);
-    let backend_port = family.after_address(backend);
-    let zero = [0; 16];
-    let departed = [
-        E::Differs { register: backend_port, value: &NOBODY },
-        E::Constant { value: &zero[..family.address_bytes() as usize], to: backend },
-        E::Constant { value: &zero[..2], to: backend_port },
-    ];
-    for stand_in in [&[][..], &departed] {
-        for (direction, kind, address, offset) in [
-            (&FROM_CLIENT, SetKind::BytesIn, family.destination(backend), 2),
-            (&TO_CLIENT, SetKind::BytesOut, family.source(backend), 0),
-        ] {
-            let key = [
-                E::Tracked { what: Tracked::Direction, to: R(0) },
-                E::Equal { register: R(0), value: direction },
-                family.original_destination(R(0)),
-                protocol(family.after_address(R(0))),
-                E::Tracked { what: Tracked::FrontendPort, to: frontend_port },
-                address,
-                E::Packet { header: Header::Transport, offset, bytes: 2, to: backend_port },
-            ];
-            let count = [E::Find { set: family.set(kind), key: R(0) }, E::Return];
-            batch.rule(&name, &[&key[..], stand_in, &count].concat());
-        }
-    }
-}
-
-fn is_family(family: Family) -> [E<'static>; 2] {
+pub(super) fn is_family(family: Family) -> [E<'static>; 2] {
     let value = match family {
         Family::V4 => &[libc::NFPROTO_IPV4 as u8],
         Family::V6 => &[libc::NFPROTO_IPV6 as u8],
@@ -387,7 +322,7 @@ fn to_family<'a>(family: Family, chain: &'a str) -> [E<'a>; 3] {
     [load, equal, E::Jump { chain }]
 }
 
-fn protocol(to: R) -> E<'static> {
+pub(super) fn protocol(to: R) -> E<'static> {
     E::Meta { key: libc::NFT_META_L4PROTO, to }
 }
 
@@ -452,7 +387,7 @@ fn sets(batch: &mut Batch, family: Family) {
     set(batch, name(SetKind::Sessions), &of_client, &[Type::Mark; 2], Options::Remembers(SESSION_LIFETIME));
     set(batch, name(SetKind::Connections), &frontend, &[], Options::Counts);
     set(batch, name(SetKind::Refusals), &frontend, &[], Options::Counts);
-    for kind in [SetKind::BytesIn, SetKind::BytesOut] {
+    for kind in WEIGHING {
         set(batch, name(kind), &[&frontend[..], &[address, Type::Port]].concat(), &[], Options::Counts);
     }
     set(batch, name(SetKind::Clients), &[address; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
@@ -504,7 +439,7 @@ fn type_number(types: &[Type]) -> u32 {
     types.iter().fold(0, |number, kind| number << 6 | *kind as u32)
 }
 
-fn base_chain(batch: &mut Batch, name: &str, kind: &str, hook: libc::c_int, priority: i32) {
+pub(super) fn base_chain(batch: &mut Batch, name: &str, kind: &str, hook: libc::c_int, priority: i32) {
     batch.create("create a chain at a hook", libc::NFT_MSG_NEWCHAIN, |w| {
         w.string(CHAIN_NAME, name);
         w.nest(4, |w| {

@@ -11,15 +11,14 @@ use std::net::SocketAddr;
 use super::batch::Value;
 use super::contents;
 use super::edits::{Edits, Inherited, Left, WEIGHING};
-use super::elements::{read_backend, read_member, read_slot};
+use super::elements::{read_backend, read_frontend, read_member, read_slot};
+use super::entry::departed;
 use super::expression::Count;
 use super::family::{Family, SetKind};
-use crate::kernel::{Frontend, KernelCounters, Service};
+use crate::kernel::{Counted, Frontend, KernelCounters, Service};
 use crate::netlink::Socket;
 
-pub(super) type ByBackend = HashMap<(Frontend, SocketAddr), KernelCounters, foldhash::fast::RandomState>;
-
-type Counts = HashMap<(Frontend, SocketAddr), u64, foldhash::fast::RandomState>;
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Elements that are asked for at a time: their answers must fit into the socket's buffer.
 const N_ASKED: usize = 64;
@@ -32,7 +31,7 @@ pub(super) enum Now<'a> {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Tallies(Counts);
+pub(super) struct Tallies(Map<(Frontend, SocketAddr), u64>);
 
 /// Reads what elements that go have counted, for those that go on counting for them.
 pub(super) fn carry(socket: &mut Socket, edits: &mut Edits) -> io::Result<()> {
@@ -83,10 +82,25 @@ impl Tallies {
         });
     }
 
-    /// Of every backend, those that drain included, and of those that have left together.
-    pub(super) fn read(&self, socket: &mut Socket) -> io::Result<ByBackend> {
+    /// Of every frontend, and of every backend, those that drain included.
+    pub(super) fn read(&self, socket: &mut Socket) -> io::Result<Counted> {
+        let mut frontends = read_frontends(socket)?;
+        let mut backends = Vec::new();
+        for ((frontend, backend), counted) in self.read_backends(socket)? {
+            if let Some(of_all) = frontends.get_mut(&frontend) {
+                of_all.bytes_in += counted.bytes_in;
+                of_all.bytes_out += counted.bytes_out;
+            }
+            if backend != departed(frontend) {
+                backends.push((frontend, backend, counted));
+            }
+        }
+        Ok(Counted { frontends: frontends.into_iter().collect(), backends })
+    }
+
+    fn read_backends(&self, socket: &mut Socket) -> io::Result<Map<(Frontend, SocketAddr), KernelCounters>> {
         let connections = |n: &u64| KernelCounters { n_connections: *n, ..KernelCounters::default() };
-        let mut counters: ByBackend = self.0.iter().map(|(key, n)| (*key, connections(n))).collect();
+        let mut counters: Map<_, _> = self.0.iter().map(|(key, n)| (*key, connections(n))).collect();
         for family in Family::ALL {
             contents::counts(socket, family.set(SetKind::Slots), |key, value, count| {
                 let backend = value.and_then(|value| read_backend(family, value));
@@ -107,4 +121,25 @@ impl Tallies {
         }
         Ok(counters)
     }
+}
+
+/// Connections and refusals.
+fn read_frontends(socket: &mut Socket) -> io::Result<Map<Frontend, KernelCounters>> {
+    let mut counters: Map<Frontend, KernelCounters> = Map::default();
+    for family in Family::ALL {
+        let mut read = |kind, note: fn(&mut KernelCounters, u64)| {
+            contents::counts(socket, family.set(kind), |key, _, count| {
+                if let Some(frontend) = read_frontend(family, key) {
+                    note(counters.entry(frontend).or_default(), count.n_packets);
+                }
+            })
+        };
+        read(SetKind::Connections, |counters, n| counters.n_connections = n)?;
+        // What was refused had asked first.
+        read(SetKind::Refusals, |counters, n| {
+            counters.n_refused = n;
+            counters.n_connections = counters.n_connections.saturating_sub(n);
+        })?;
+    }
+    Ok(counters)
 }
