@@ -4,8 +4,9 @@
 // The assembled programs copy a service and a backend before they use them and look whose they are, because the kernel
 // may give an element to another key while a program looks at it; that is left out here.
 //
-// Only connect4, getpeername4 and sock_ops are spelt out: the IPv6 programs differ in the width of the address, sendmsg in that
-// it looks for a known flow first and remembers the pick; recvmsg looks up a map that both fill for UDP sockets.
+// Only connect4, getpeername4 and sock_ops are spelt out: the IPv6 programs differ in the width of the address, sendmsg
+// in that it looks first at what the socket keeps of its last pick, and then for a known flow; recvmsg turns that round.
+// Both are for UDP sockets, and what connect4 keeps of those is left out, too.
 
 #include <linux/bpf.h>
 #include <linux/errno.h>
@@ -19,7 +20,7 @@ struct service { __u32 version, n_slots, id, padding; __u64 affinity_ns; struct 
 struct slot_key { __u32 version, index; };
 struct slot { __u32 first, second, threshold; };
 struct backend { __u32 address[4]; __u32 port, weight, service; };
-struct counters { __u64 n_connections, n_packets, n_refused, n_failed, bytes_in, bytes_out; };
+struct counters { __u64 n_connections, n_refused, n_failed, bytes_in, bytes_out; };
 struct peer { __u64 cookie; struct frontend vip; __u32 address[4]; __u32 port, backend, service; };
 struct client { __u64 namespace; __u32 address[4]; __u32 service, padding; };
 struct last { __u64 ns; __u32 backend, padding; };

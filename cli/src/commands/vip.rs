@@ -25,6 +25,9 @@ pub async fn run(command: VipCommand) -> Result<(), Failure> {
                 "BACKENDS",
                 "CONNECTIONS",
                 "REFUSED",
+                "BYTES IN",
+                "BYTES OUT",
+                "FAILED",
                 "APPS",
             ]);
             for vip in vips["vips"].as_array().into_iter().flatten() {
@@ -36,6 +39,9 @@ pub async fn run(command: VipCommand) -> Result<(), Failure> {
                     vip["backends"].as_array().map_or(0, Vec::len).to_string(),
                     text(vip, "n_connections"),
                     text(vip, "n_no_endpoint"),
+                    text(vip, "bytes_in"),
+                    text(vip, "bytes_out"),
+                    text(vip, "n_connect_failures"),
                     list(&vip["apps"]),
                 ]);
             }

@@ -16,7 +16,8 @@ use super::{ApplyError, Change, Frontend, KernelCounters, KernelPlane, Service};
 const LOOK: Duration = Duration::from_millis(500);
 /// Everything is read back and compared this often, for what a look does not see.
 const COMPARE: Duration = Duration::from_secs(30);
-const COUNT: Duration = Duration::from_secs(1);
+/// Whoever asks what was counted sees it as soon after the fact as a person can ask.
+const COUNT: Duration = Duration::from_millis(250);
 /// Of many VIPs that takes long: counting has a rest of this many times as long as it took.
 const COUNT_REST: u32 = 50;
 /// A call that failed is tried again after this, then after twice as long, up to the longest.

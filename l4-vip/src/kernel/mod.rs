@@ -54,12 +54,11 @@ pub enum Change {
 pub struct KernelCounters {
     pub n_connections: u64,
     pub n_refused: u64,
-    pub n_packets: u64,
     /// Connects that the backend refused, did not answer, or that the client gave up.
     pub n_connect_failures: u64,
-    /// From clients to the backend, of connections that have ended.
+    /// From clients to the backend. What is counted, and when, is the plane's: see the guide.
     pub bytes_in: u64,
-    /// From the backend to clients, of the same.
+    /// From the backend to clients.
     pub bytes_out: u64,
 }
 
@@ -75,7 +74,6 @@ impl std::ops::AddAssign for KernelCounters {
     fn add_assign(&mut self, more: Self) {
         self.n_connections += more.n_connections;
         self.n_refused += more.n_refused;
-        self.n_packets += more.n_packets;
         self.n_connect_failures += more.n_connect_failures;
         self.bytes_in += more.bytes_in;
         self.bytes_out += more.bytes_out;

@@ -1,20 +1,36 @@
-//! What the kernel planes count of each backend: connections, and with eBPF bytes and connects that failed.
+//! What the kernel planes count of each backend: connections, bytes, and with eBPF connects that failed.
 //!
 //! What people see of it is tested with the program as a whole, in `planes`.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use event_watcher::catalog::Protocol::Tcp;
-use l4_vip::kernel::{KernelCounters, KernelPlane};
-use tests::netns::is_root;
+use event_watcher::catalog::Protocol::{Tcp, Udp};
+use l4_vip::kernel::{Change, Frontend, KernelCounters, KernelPlane};
+use tests::netns::{Netns, is_root};
 
 use super::host::{EBPF, Host, NFT};
-use super::peers::{Connection, VIP, eventually, frontend, set, tcp_backend};
+use super::nft::open;
+use super::peers::{
+    Cluster, Connection, VIP, eventually, frontend, service, set, tcp_backend, udp_backend, udp_client,
+};
 
 fn counted(plane: &mut dyn KernelPlane, backend: SocketAddr) -> anyhow::Result<KernelCounters> {
+    counted_of(plane, frontend(Tcp, VIP), backend)
+}
+
+fn counted_of(
+    plane: &mut dyn KernelPlane,
+    frontend: Frontend,
+    backend: SocketAddr,
+) -> anyhow::Result<KernelCounters> {
     let of_all = plane.count()?.backends;
-    let own = of_all.into_iter().find(|(vip, address, _)| *vip == frontend(Tcp, VIP) && *address == backend);
+    let own = of_all.into_iter().find(|(vip, address, _)| *vip == frontend && *address == backend);
     Ok(own.map(|(_, _, counters)| counters).unwrap_or_default())
+}
+
+fn total(plane: &mut dyn KernelPlane, frontend: Frontend) -> anyhow::Result<KernelCounters> {
+    let of_all = plane.count()?.frontends;
+    Ok(of_all.into_iter().find(|(vip, _)| *vip == frontend).map(|(_, total)| total).unwrap_or_default())
 }
 
 #[test]
@@ -94,5 +110,135 @@ fn ebpf_counts_bytes_when_a_connection_ends_and_connects_that_fail() -> anyhow::
         assert_eq!((failed.n_connections, failed.n_connect_failures, failed.bytes_in), (n, n, 0));
     }
     host.run(|| plane.flush())?;
+    Ok(())
+}
+
+const N_QUESTIONS: u64 = 10;
+const QUESTION: &[u8] = &[b'q'; 32];
+/// The backend puts its name and port before it.
+const ANSWER_BYTES: u64 = QUESTION.len() as u64 + 3;
+
+fn ask_all(client: &UdpSocket) -> anyhow::Result<()> {
+    client.set_read_timeout(Some(tests::client::DEADLINE))?;
+    for _ in 0..N_QUESTIONS {
+        client.send(QUESTION)?;
+        client.recv(&mut [0; 64])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nft_counts_the_bytes_of_each_packet_once_wherever_clients_and_backends_are() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let Cluster { host, containers: [one, two], other } = Cluster::new()?;
+    let mut nft = open(&host)?;
+    // Headers of IP and UDP.
+    for (vip, headers, addresses) in [
+        ("11.1.2.3:53", 20 + 8, ["127.0.0.1", "10.1.0.1", "10.1.0.2", "172.30.0.2", "172.30.0.3"]),
+        ("[fd01:c::5]:53", 40 + 8, ["[::1]", "[fd02::1]", "[fd02::2]", "[fd03::2]", "[fd03::3]"]),
+    ] {
+        let [_, of_host, of_other, of_one, of_two] = addresses;
+        let local = if headers > 28 { of_host } else { addresses[0] };
+        for (client, backend, address, what) in [
+            (&host, &host, local, "a host and itself"),
+            (&host, &other, of_other, "a host and another"),
+            (&host, &one, of_one, "a host and its container"),
+            (&one, &other, of_other, "a container and another host"),
+            (&one, &host, of_host, "a container and its host"),
+            (&one, &two, of_two, "two containers of a bridge"),
+            (&one, &one, of_one, "a container and itself"),
+        ] {
+            let backend = udp_backend(backend, &format!("{address}:0"), b'u')?;
+            nft.apply(&[set(Udp, vip, &[(backend, 1)])])?;
+            let before = total(&mut nft, frontend(Udp, vip))?;
+            ask_all(&udp_client(client, vip)?)?;
+            let counted = counted_of(&mut nft, frontend(Udp, vip), backend)?;
+            let expect = [headers + QUESTION.len() as u64, headers + ANSWER_BYTES].map(|n| N_QUESTIONS * n);
+            assert_eq!([counted.bytes_in, counted.bytes_out], expect, "{vip}: {what}");
+            let now = total(&mut nft, frontend(Udp, vip))?;
+            let grown = [now.bytes_in - before.bytes_in, now.bytes_out - before.bytes_out];
+            assert_eq!(grown, expect, "{vip}: {what}, with those that have left");
+        }
+    }
+    Ok(())
+}
+
+/// Bytes from clients and to them, as connection tracking itself has counted them.
+fn tracked(host: &Netns, words: &str) -> anyhow::Result<[u64; 2]> {
+    let entries = host.output("conntrack", &format!("-L {words}"))?;
+    let numbers = entries.split_whitespace().filter_map(|word| word.strip_prefix("bytes="));
+    let numbers: Vec<u64> = numbers.map(str::parse).collect::<Result<_, _>>()?;
+    Ok([numbers.iter().step_by(2).sum(), numbers.iter().skip(1).step_by(2).sum()])
+}
+
+#[test]
+fn nft_counts_bytes_of_tcp_as_connection_tracking_does_whatever_becomes_of_backend_and_agent()
+-> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let host = Netns::new("host")?;
+    host.set_variable("net/netfilter/nf_conntrack_acct", "1")?;
+    let [a, b] = [tcp_backend(&host, "127.0.0.1:0", b'a')?, tcp_backend(&host, "127.0.0.1:0", b'b')?];
+    let mut nft = open(&host)?;
+    let bytes = |counters: KernelCounters| [counters.bytes_in, counters.bytes_out];
+    let agree = |nft: &mut dyn KernelPlane| {
+        eventually(|| {
+            let all = tracked(&host, "-p tcp --orig-dst 11.1.2.3")?;
+            Ok(all == bytes(total(nft, frontend(Tcp, VIP))?))
+        })
+    };
+    nft.apply(&[set(Tcp, VIP, &[(a, 1)])])?;
+    let mut to_a = Connection::open(&host, VIP)?;
+    (0..100).try_for_each(|_| to_a.ping())?;
+    agree(&mut nft)?;
+    let [bytes_in, bytes_out] = bytes(counted(&mut nft, a)?);
+    assert!(bytes_in > 100 * 44 && bytes_out > 100 * 44, "{bytes_in} {bytes_out}");
+    nft.apply(&[set(Tcp, VIP, &[(a, 0), (b, 1)])])?;
+    let mut to_b = Connection::open(&host, VIP)?;
+    (0..10).try_for_each(|_| to_b.ping())?;
+    agree(&mut nft)?;
+    assert_eq!(bytes(counted(&mut nft, a)?), [bytes_in, bytes_out], "it stays while it drains");
+
+    // Another agent takes over, twice, and one of the backends leaves before its connection ends.
+    let all = [service(frontend(Tcp, VIP), &[(b, 1)])];
+    nft.apply(&[Change::Set(all[0].clone())])?;
+    drop(nft);
+    let mut nft = open(&host)?;
+    assert_eq!(nft.reconcile(&all)?, 0, "nothing is left to be done");
+    let [of_b, _] = bytes(counted(&mut nft, b)?);
+    assert!(of_b > 10 * 44);
+    to_a.ping()?;
+    to_b.ping()?;
+    agree(&mut nft)?;
+    nft.reconcile(&[service(frontend(Tcp, VIP), &[(a, 1)])])?;
+    to_a.ping()?;
+    to_b.ping()?;
+    agree(&mut nft)?;
+    let [again, _] = bytes(counted(&mut nft, a)?);
+    assert!((1..bytes_in).contains(&again), "who was away comes back as a stranger: {again}");
+    Ok(())
+}
+
+#[test]
+fn nft_counts_no_bytes_of_datagrams_that_are_refused() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let host = Netns::new("host")?;
+    let u = udp_backend(&host, "127.0.0.1:0", b'u')?;
+    let mut nft = open(&host)?;
+    nft.apply(&[set(Udp, VIP, &[(u, 1)])])?;
+    ask_all(&udp_client(&host, VIP)?)?;
+    nft.apply(&[set(Udp, VIP, &[])])?;
+    let before = total(&mut nft, frontend(Udp, VIP))?;
+    assert_eq!(before.bytes_in, N_QUESTIONS * (28 + QUESTION.len() as u64), "of who has left");
+    let refused = udp_client(&host, VIP)?;
+    refused.send(QUESTION)?;
+    assert!(refused.recv(&mut [0; 64]).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused));
+    let after = total(&mut nft, frontend(Udp, VIP))?;
+    assert_eq!((after.bytes_in, after.n_refused), (before.bytes_in, 1));
     Ok(())
 }

@@ -64,7 +64,7 @@ fn what_others_took_away_comes_back() -> anyhow::Result<()> {
     let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(cgroup.path())?);
     let pins = std::path::PathBuf::from(format!("/sys/fs/bpf/waymark/{id}"));
     std::fs::remove_file(pins.join("link_connect4"))?;
-    std::fs::remove_file(pins.join("services_3"))?;
+    std::fs::remove_file(pins.join("services_4"))?;
     assert!(plane.was_changed_by_others()?);
     assert!(plane.reconcile(&all)? > 0);
     assert!(!plane.was_changed_by_others()?);

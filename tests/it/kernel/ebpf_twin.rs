@@ -60,7 +60,7 @@ fn the_c_twin_agrees() -> anyhow::Result<()> {
     let maps = ["services", "slots", "backends", "counters", "peers", "affinity"];
     let maps: Vec<[String; 5]> = maps
         .iter()
-        .map(|map| ["map", "name", map, "pinned", &format!("{pins}/{map}_3")].map(str::to_owned))
+        .map(|map| ["map", "name", map, "pinned", &format!("{pins}/{map}_4")].map(str::to_owned))
         .collect();
     let load = ["prog", "loadall", &object, &programs];
     run("bpftool", &load.into_iter().chain(maps.iter().flatten().map(String::as_str)).collect::<Vec<_>>())?;

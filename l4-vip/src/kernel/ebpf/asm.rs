@@ -67,6 +67,8 @@ pub enum Helper {
     Random = 7,
     SocketCookie = 46,
     SetSockOpsFlags = 59,
+    SkStorageGet = 107,
+    SkStorageDelete = 108,
     NetnsCookie = 122,
     SetRetval = 187,
 }

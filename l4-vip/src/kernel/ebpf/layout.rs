@@ -12,7 +12,7 @@ use event_watcher::catalog::Protocol;
 use super::super::Frontend;
 
 /// Part of the pinned maps' names: a newer layout takes nothing from an older one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 pub const TCP: u32 = 6;
 pub const UDP: u32 = 17;
@@ -178,14 +178,13 @@ impl BackendValue {
 /// Per CPU, of a service or a backend.
 pub mod counters {
     pub const N_CONNECTIONS: i16 = 0;
-    pub const N_PACKETS: i16 = 8;
-    pub const N_REFUSED: i16 = 16;
+    pub const N_REFUSED: i16 = 8;
     /// Connects that nobody answered, or that were given up.
-    pub const N_FAILED: i16 = 24;
+    pub const N_FAILED: i16 = 16;
     /// Of connections that have ended.
-    pub const BYTES_IN: i16 = 32;
-    pub const BYTES_OUT: i16 = 40;
-    pub const BYTES: usize = 48;
+    pub const BYTES_IN: i16 = 24;
+    pub const BYTES_OUT: i16 = 32;
+    pub const BYTES: usize = 40;
     /// Set in the key under which a service keeps the sums of its removed backends, so that totals only grow.
     pub const REMOVED: u32 = 1 << 31;
 }
@@ -201,6 +200,16 @@ pub mod peer {
     pub const BACKEND_ID: i16 = 48;
     pub const SERVICE_ID: i16 = 52;
     pub const BYTES: usize = 56;
+}
+
+/// The first VIP that a UDP socket has spoken to, and where its datagrams go: most sockets speak to no other. It stands
+/// with the socket itself, and is never changed, only replaced by another, so whoever reads it reads a whole one.
+pub mod talk {
+    pub const VIP: i16 = 0;
+    pub const BACKEND: i16 = 20;
+    pub const BACKEND_PORT: i16 = 36;
+    pub const BACKEND_ID: i16 = 40;
+    pub const BYTES: usize = 44;
 }
 
 /// Which backend a UDP socket's datagrams to one VIP go to. Key: the socket's cookie, the VIP.

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::super::Frontend;
-use super::layout::{self, affinity, backend, counters, flow, peer, reverse, service, slot};
+use super::layout::{self, affinity, backend, counters, flow, peer, reverse, service, slot, talk};
 use super::sys::{self, Map, MapKind, MapShape};
 
 /// How much the maps take. The kernel wants to know it when a map is made.
@@ -40,6 +40,8 @@ pub struct Maps {
     pub counters: Map,
     /// TCP socket → VIP and backend.
     pub peers: Map,
+    /// UDP socket → its first VIP and backend.
+    pub talks: Map,
     /// UDP socket and VIP → backend.
     pub flows: Map,
     /// UDP socket and backend → VIP.
@@ -76,9 +78,10 @@ impl Maps {
             backends: open(NAMES[2], MapKind::Hash, 4, backend::BYTES, n_backends)?,
             counters: open(NAMES[3], MapKind::PerCpuHash, 4, counters::BYTES, n_counters)?,
             peers: open(NAMES[4], MapKind::Array, 4, peer::BYTES, n_peers)?,
-            flows: open(NAMES[5], MapKind::LruHash, flow::KEY_BYTES, flow::BYTES, n_flows)?,
-            reverse: open(NAMES[6], MapKind::LruHash, reverse::KEY_BYTES, layout::FRONTEND_BYTES, n_flows)?,
-            affinity: open(NAMES[7], MapKind::LruHash, affinity::KEY_BYTES, affinity::BYTES, n_flows)?,
+            talks: open(NAMES[5], MapKind::SocketStorage, 4, talk::BYTES, 0)?,
+            flows: open(NAMES[6], MapKind::LruHash, flow::KEY_BYTES, flow::BYTES, n_flows)?,
+            reverse: open(NAMES[7], MapKind::LruHash, reverse::KEY_BYTES, layout::FRONTEND_BYTES, n_flows)?,
+            affinity: open(NAMES[8], MapKind::LruHash, affinity::KEY_BYTES, affinity::BYTES, n_flows)?,
         })
     }
 
@@ -95,6 +98,7 @@ impl Maps {
             &self.backends,
             &self.counters,
             &self.peers,
+            &self.talks,
             &self.flows,
             &self.reverse,
             &self.affinity,
@@ -120,8 +124,8 @@ const SERVICES: MapShape = MapShape {
 };
 
 /// In the order of the fields.
-const NAMES: [&str; 8] =
-    ["services", "slots", "backends", "counters", "peers", "flows", "reverse", "affinity"];
+const NAMES: [&str; 9] =
+    ["services", "slots", "backends", "counters", "peers", "talks", "flows", "reverse", "affinity"];
 
 fn pin_name(map: &str) -> String {
     format!("{map}_{}", layout::VERSION)

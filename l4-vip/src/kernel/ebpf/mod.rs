@@ -8,6 +8,7 @@
 //! they are read back), [`links`].
 
 mod asm;
+mod btf;
 mod held;
 mod inventory;
 mod layout;

@@ -7,7 +7,7 @@
 use event_watcher::catalog::VipPool;
 
 use super::asm::{Asm, Helper, If, Label, Op, Reg::*, Width::*};
-use super::layout::{self, affinity, backend, counters, peer, service, slot};
+use super::layout::{self, affinity, backend, counters, peer, service, slot, talk};
 use super::maps::Maps;
 use super::steps::{ANY, Family, Program, context, event, stack};
 use super::sys::ProgramType;
@@ -96,6 +96,9 @@ impl Program<'_> {
         self.asm.op(Op::Or, R1, R2);
         self.asm.store(Word, R10, stack::VIP + 16, R1);
         self.store_context_address(stack::VIP);
+        if call == Call::SendMsg {
+            self.go_on_talking();
+        }
         self.asm.mov_imm(R9, 0);
 
         self.asm.place(again);
@@ -128,12 +131,9 @@ impl Program<'_> {
 
         self.asm.place(found);
         if call == Call::SendMsg {
-            self.count(counters::N_PACKETS);
+            self.remember_talk();
         }
-        self.write_context(R8, backend::ADDRESS);
-        self.asm.load(Word, R1, R8, backend::PORT);
-        self.asm.store(Word, R6, context::PORT, R1);
-        self.asm.exit(PASS);
+        self.address_to(backend::ADDRESS, backend::PORT);
 
         self.asm.place(next_attempt);
         self.asm.op_imm(Op::Add, R9, 1);
@@ -155,6 +155,29 @@ impl Program<'_> {
         self.asm.place(pass);
         self.asm.exit(PASS);
         self.asm.finish()
+    }
+
+    /// Most datagrams follow another one to the same VIP: all that can have changed is that the backend is gone.
+    fn go_on_talking(&mut self) {
+        let (anew, gone) = (self.asm.label(), self.asm.label());
+        self.find_talk(anew);
+        self.asm.mov(R8, R0);
+        self.jump_unless_on_stack(R8, talk::VIP, stack::VIP, layout::FRONTEND_BYTES as i16, anew);
+        self.asm.load(Word, R1, R8, talk::BACKEND_ID);
+        self.asm.store(Word, R10, stack::ID, R1);
+        self.lookup(self.maps.backends.fd(), stack::ID, gone);
+        self.address_to(talk::BACKEND, talk::BACKEND_PORT);
+        self.asm.place(gone);
+        self.forget_talk();
+        self.asm.place(anew);
+    }
+
+    /// Ends the program with the address and port in R8 as those of the call.
+    fn address_to(&mut self, address: i16, port: i16) {
+        self.write_context(R8, address);
+        self.asm.load(Word, R1, R8, port);
+        self.asm.store(Word, R6, context::PORT, R1);
+        self.asm.exit(PASS);
     }
 
     /// Leaves the backend in R8 and its number on the stack, and jumps to `picked`.

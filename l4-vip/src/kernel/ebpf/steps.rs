@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use event_watcher::catalog::VipPool;
 
 use super::asm::{Asm, Helper, If, Label, Op, Reg, Reg::*, Width::*};
-use super::layout::{self, affinity, backend, counters, peer, service};
+use super::layout::{self, affinity, backend, counters, peer, service, talk};
 use super::maps::Maps;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +58,15 @@ pub mod stack {
     pub const BACKEND: i16 = -232;
     pub const PEER_KEY: i16 = -240;
     pub const SERVICE_ID: i16 = -248;
-    pub const COUNTERS: i16 = -296;
+    pub const COUNTERS: i16 = -288;
+    pub const TALK: i16 = -336;
 }
 
 /// Flags of an update: `BPF_ANY` and `BPF_NOEXIST`. Maps that forget their oldest element take any.
 pub const ANY: i32 = 0;
 const NEW: i32 = 1;
+/// `BPF_LOCAL_STORAGE_GET_F_CREATE`
+const CREATE: i32 = 1;
 
 /// R6: the context of the call, R7: the service, R8: the backend, as far as they are known; R9: attempts, and then a cookie.
 pub struct Program<'a> {
@@ -105,11 +108,8 @@ impl Program<'_> {
             self.asm.store(Double, R10, stack::SERVICE + at, R1);
         }
         self.stack_address(R7, stack::SERVICE);
-        for at in (0..layout::FRONTEND_BYTES as i16).step_by(4) {
-            self.asm.load(Word, R1, R0, service::FRONTEND + at);
-            self.asm.load(Word, R2, R10, stack::VIP + at);
-            self.asm.jump_if_reg(R1, If::NotEq, R2, lost);
-        }
+        let n_bytes = layout::FRONTEND_BYTES as i16;
+        self.jump_unless_on_stack(R0, service::FRONTEND, stack::VIP, n_bytes, lost);
     }
 
     /// Makes R8 a copy of the backend in R0; jumps if it is not, or no more, one of the service's.
@@ -184,6 +184,47 @@ impl Program<'_> {
         }
     }
 
+    /// R0 = what the socket keeps of its first conversation; jumps when it keeps none.
+    pub fn find_talk(&mut self, none: Label) {
+        self.asm.mov_imm(R3, 0);
+        self.asm.mov_imm(R4, 0);
+        self.call_of_socket(Helper::SkStorageGet);
+        self.asm.jump_if(R0, If::Eq, 0, none);
+    }
+
+    pub fn forget_talk(&mut self) {
+        self.call_of_socket(Helper::SkStorageDelete);
+    }
+
+    /// What the socket keeps already stays. Without memory for it answers show the backend.
+    pub fn remember_talk(&mut self) {
+        self.copy_vip(stack::TALK + talk::VIP);
+        for offset in (0..=backend::PORT).step_by(4) {
+            self.asm.load(Word, R1, R8, backend::ADDRESS + offset);
+            self.asm.store(Word, R10, stack::TALK + talk::BACKEND + offset, R1);
+        }
+        self.asm.load(Word, R1, R10, stack::ID);
+        self.asm.store(Word, R10, stack::TALK + talk::BACKEND_ID, R1);
+        self.stack_address(R3, stack::TALK);
+        self.asm.mov_imm(R4, CREATE);
+        self.call_of_socket(Helper::SkStorageGet);
+    }
+
+    fn call_of_socket(&mut self, helper: Helper) {
+        self.asm.load_map(R1, self.maps.talks.fd());
+        self.asm.load(Double, R2, R6, context::SOCKET);
+        self.asm.call(helper);
+    }
+
+    /// Jumps if the words at `at` behind `left` differ from those on the stack.
+    pub fn jump_unless_on_stack(&mut self, left: Reg, at: i16, on_stack: i16, n_bytes: i16, differ: Label) {
+        for offset in (0..n_bytes).step_by(4) {
+            self.asm.load(Word, R1, left, at + offset);
+            self.asm.load(Word, R2, R10, on_stack + offset);
+            self.asm.jump_if_reg(R1, If::NotEq, R2, differ);
+        }
+    }
+
     pub fn store_flow_key(&mut self) {
         self.asm.mov(R1, R6);
         self.asm.call(Helper::SocketCookie);
@@ -255,14 +296,24 @@ impl Program<'_> {
 
     /// R0 = the VIP that the call's address stands for; jumps when it is no backend of this UDP socket.
     pub fn lookup_reverse(&mut self, none: Label) {
-        self.asm.mov(R1, R6);
-        self.asm.call(Helper::SocketCookie);
-        self.asm.store(Double, R10, stack::REVERSE_KEY, R0);
+        let (another, found) = (self.asm.label(), self.asm.label());
+        // A socket that keeps no conversation has never spoken to a VIP.
+        self.find_talk(none);
+        self.asm.mov(R8, R0);
         self.store_context_address(stack::REVERSE_KEY + 8);
         self.asm.load(Word, R1, R6, context::PORT);
         self.asm.store(Word, R10, stack::REVERSE_KEY + 24, R1);
+        self.jump_unless_on_stack(R8, talk::BACKEND, stack::REVERSE_KEY + 8, 20, another);
+        self.asm.mov(R0, R8);
+        self.asm.jump(found);
+
+        self.asm.place(another);
+        self.asm.mov(R1, R6);
+        self.asm.call(Helper::SocketCookie);
+        self.asm.store(Double, R10, stack::REVERSE_KEY, R0);
         self.asm.store_imm(Word, R10, stack::REVERSE_KEY + 28, 0);
         self.lookup(self.maps.reverse.fd(), stack::REVERSE_KEY, none);
+        self.asm.place(found);
     }
 
     /// R0 = the place of this TCP socket, R9 = its cookie.
@@ -328,6 +379,9 @@ impl Program<'_> {
         self.store_flow_key();
         self.update(self.maps.flows.fd(), stack::FLOW_KEY, stack::ID, ANY);
         self.remember_reverse();
+        // The socket may have been connected to another VIP before.
+        self.forget_talk();
+        self.remember_talk();
         self.asm.jump(done);
         self.asm.place(is_tcp);
         self.remember_peer(done);

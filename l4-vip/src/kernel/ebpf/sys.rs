@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::btf;
+
 const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
@@ -17,6 +19,7 @@ const PROG_LOAD: u32 = 5;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_INFO: u32 = 15;
+const BTF_LOAD: u32 = 18;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
@@ -34,6 +37,8 @@ pub enum MapKind {
     Array = 2,
     PerCpuHash = 5,
     LruHash = 9,
+    /// An element for a socket, kept with it and gone with it.
+    SocketStorage = 24,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +55,7 @@ const NO_PREALLOC: u32 = 1;
 impl MapShape {
     fn flags(self) -> u32 {
         match self.kind {
-            MapKind::Hash | MapKind::PerCpuHash => NO_PREALLOC,
+            MapKind::Hash | MapKind::PerCpuHash | MapKind::SocketStorage => NO_PREALLOC,
             // The kernel insists on preallocation for LRU maps: they must never fail to take an entry.
             MapKind::Array | MapKind::LruHash => 0,
         }
@@ -123,6 +128,13 @@ impl Map {
             .u32(12, shape.max_entries)
             .u32(16, shape.flags())
             .name(28, name);
+        let types = match shape.kind {
+            MapKind::SocketStorage => Some(btf::of_words(shape.value_bytes)?),
+            _ => None,
+        };
+        if let Some(types) = &types {
+            attr = attr.fd(48, types.as_fd()).u32(52, btf::KEY).u32(56, btf::VALUE);
+        }
         // SAFETY: the attribute has no pointers.
         Ok(Self { fd: unsafe { attr.open(MAP_CREATE) }?, shape })
     }
@@ -272,6 +284,13 @@ fn n_possible_cpus() -> usize {
         last.map_or_else(configured, |last| last + 1)
     });
     *N
+}
+
+/// Descriptions of types, as [`btf`] codes them.
+pub fn load_types(blob: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = Attr::new().pointer(0, blob.as_ptr()).u32(16, blob.len() as u32);
+    // SAFETY: the bytes outlive the call and are as many as it says.
+    unsafe { attr.open(BTF_LOAD) }
 }
 
 /// `enum bpf_prog_type`

@@ -41,15 +41,14 @@ pub fn keep(map: &Map, service: u32, gone: impl Iterator<Item = u32>) -> io::Res
     for id in gone {
         removed += of(id)?;
     }
-    if removed.n_connections + removed.n_packets == 0 {
+    if removed.n_connections == 0 {
         return Ok(());
     }
     let sum_id = service | counters::REMOVED;
     removed += of(sum_id)?;
-    let KernelCounters { n_connections, n_refused, n_packets, n_connect_failures, bytes_in, bytes_out } =
-        removed;
+    let KernelCounters { n_connections, n_refused, n_connect_failures, bytes_in, bytes_out } = removed;
     // In the order of the layout.
-    let first = [n_connections, n_packets, n_refused, n_connect_failures, bytes_in, bytes_out];
+    let first = [n_connections, n_refused, n_connect_failures, bytes_in, bytes_out];
     map.update_first_cpu(&sum_id.to_ne_bytes(), &first)
 }
 
@@ -59,7 +58,6 @@ fn sum_of_cpus(value: &[u8]) -> KernelCounters {
         let of = |counter: i16| layout::double(cpu, counter as usize);
         sum += KernelCounters {
             n_connections: of(counters::N_CONNECTIONS),
-            n_packets: of(counters::N_PACKETS),
             n_refused: of(counters::N_REFUSED),
             n_connect_failures: of(counters::N_FAILED),
             bytes_in: of(counters::BYTES_IN),

@@ -1,11 +1,11 @@
-//! One transaction of the table `waymark`: what it makes, adds and removes, taken by the kernel as a whole or not at all.
+//! One transaction of the table `waymark`: what it makes, adds and removes, taken by the kernel whole or not at all.
 //!
 //! It does not know what the rules mean.
 
 use std::fmt;
 use std::io;
 
-use super::expression::{Expression, write_goto};
+use super::expression::{Count, Expression, write_counted, write_goto};
 use crate::netlink::Writer;
 use crate::netlink::{Socket, netfilter_header};
 
@@ -22,6 +22,7 @@ const ELEMENTS: u16 = 3;
 pub(super) const LIST_ELEM: u16 = 1;
 pub(super) const ELEMENT_KEY: u16 = 1;
 pub(super) const ELEMENT_DATA: u16 = 2;
+pub(super) const ELEMENT_EXPRESSION: u16 = 7;
 pub(super) const DATA_VALUE: u16 = 1;
 
 const ADD_RULE: &str = "add a rule";
@@ -31,6 +32,8 @@ const ADD_RULE: &str = "add a rule";
 pub(super) enum Value {
     None,
     Bytes(Vec<u8>),
+    /// None either; the set counts, and goes on from here.
+    Counted(Count),
     /// Go on in this chain.
     Goto(String),
 }
@@ -135,6 +138,7 @@ impl Batch {
             write_key(w, key);
             match value {
                 Value::None => {}
+                Value::Counted(count) => write_counted(w, ELEMENT_EXPRESSION, *count),
                 Value::Bytes(bytes) => w.nest(ELEMENT_DATA, |w| w.attribute(DATA_VALUE, bytes)),
                 Value::Goto(chain) => w.nest(ELEMENT_DATA, |w| write_goto(w, chain)),
             }

@@ -2,8 +2,9 @@
 //! translates the rest of it. No process is in the path, and none has to run for VIPs to work.
 //!
 //! Reading order: `ruleset` (what happens to a packet), `pick`, `entry` and `edits` (a service as elements of sets),
-//! `batch` (one transaction), `contents` (reading it back), `flows` (connections to backends that are gone), `routes`, and
-//! [`Nft`], which puts them together. All of it speaks netlink; nothing is written as text, and nft(8) is not needed.
+//! `weigh` (counting bytes), `batch` (one transaction), `contents` (reading it back), `tallies` (what was counted),
+//! `flows` (connections to backends that are gone), `routes`, and [`Nft`], which puts them together. All of it speaks
+//! netlink; nothing is written as text, and nft(8) is not needed.
 //!
 //! It follows no snapshot and chooses no addresses. What a container needs beside it, forwarding and hairpin mode on
 //! its bridge, belongs to the container runtime.
@@ -22,6 +23,7 @@ mod routes;
 mod ruleset;
 mod sweeper;
 mod tallies;
+mod weigh;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -30,15 +32,14 @@ use std::time::Duration;
 
 use event_watcher::catalog::{Protocol, VipPool};
 
-use super::{ApplyError, Change, Counted, Frontend, KernelCounters, KernelPlane, OpenError, Service};
+use super::{ApplyError, Change, Counted, Frontend, KernelPlane, OpenError, Service};
 use crate::netlink::Socket;
 use crate::stats::{Counts, PlaneKind};
 use batch::{Batch, Rejected, TABLE};
 use contents::Contents;
 use edits::Edits;
-use elements::read_frontend;
 use entry::{Entries, Entry, compile};
-use family::{Family, SetKind};
+use family::Family;
 use flows::Members;
 use monitor::Monitor;
 use pick::{Lifetime, Pick};
@@ -254,8 +255,9 @@ impl Nft {
     }
 
     /// Counts are for people: a change does not fail for want of them.
-    fn keep_counts(&mut self, edits: &Edits) {
-        if let Err(error) = self.tallies.keep(&mut self.socket, &edits.left) {
+    fn keep_counts(&mut self, edits: &mut Edits) {
+        let kept = self.tallies.keep(&mut self.socket, &edits.left);
+        if let Err(error) = kept.and_then(|()| tallies::carry(&mut self.socket, edits)) {
             tracing::warn!(%error, "what some backends were given so far is not counted any more");
         }
     }
@@ -293,7 +295,7 @@ impl KernelPlane for Nft {
     }
 
     fn counts(&self, _: Protocol) -> Counts {
-        Counts::NONE
+        Counts { bytes: true, connect_failures: false }
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
@@ -324,8 +326,8 @@ impl KernelPlane for Nft {
         for frontend in &removed {
             edits.change(*frontend, self.held.get(frontend), None);
         }
+        self.keep_counts(&mut edits);
         edits.write(&mut batch);
-        self.keep_counts(&edits);
         self.commit(batch)?;
         self.tallies.forget(|frontend| match last.get(frontend) {
             None => Now::Unchanged,
@@ -376,25 +378,9 @@ impl KernelPlane for Nft {
     }
 
     fn count(&mut self) -> Result<Counted, ApplyError> {
-        let mut counters: HashMap<Frontend, KernelCounters> = HashMap::with_capacity(self.held.len());
-        for family in Family::ALL {
-            let mut read = |kind, note: fn(&mut KernelCounters, u64)| {
-                contents::counts(&mut self.socket, family.set(kind), |key, _, count| {
-                    if let Some(frontend) = read_frontend(family, key) {
-                        note(counters.entry(frontend).or_default(), count);
-                    }
-                })
-                .map_err(counting)
-            };
-            read(SetKind::Connections, |counters, count| counters.n_connections = count)?;
-            // What was refused had asked first.
-            read(SetKind::Refusals, |counters, count| {
-                counters.n_refused = count;
-                counters.n_connections = counters.n_connections.saturating_sub(count);
-            })?;
-        }
-        let backends = self.tallies.read(&mut self.socket).map_err(counting)?;
-        Ok(Counted { frontends: counters.into_iter().collect(), backends })
+        self.tallies
+            .read(&mut self.socket)
+            .map_err(|error| ApplyError::kernel(format!("read the counters of the nft table {TABLE}"), error))
     }
 
     /// The hooks, the rules that translate and the routes stay, because established connections need them.
@@ -428,10 +414,6 @@ impl KernelPlane for Nft {
     }
 }
 
-fn counting(error: io::Error) -> ApplyError {
-    ApplyError::kernel(format!("read the counters of the nft table {TABLE}"), error)
-}
-
 const ROUTING: &str = "make the addresses of the pools local to this host";
 
 impl Nft {
@@ -462,8 +444,8 @@ impl Nft {
             n_different += 1;
             edits.change(*frontend, Some(entry), None);
         }
+        self.keep_counts(&mut edits);
         edits.write(&mut batch);
-        self.keep_counts(&edits);
         for (family, pick) in self.picks.difference(&used) {
             ruleset::delete_pick(&mut batch, *family, *pick);
         }
