@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::http1::buffer::{Buffer, Spare};
 use crate::http1::side::{Side, some};
-use crate::http1::socket;
+use crate::http1::socket::{self, Departure};
 use crate::stats::{Series, Shard};
 use crate::table::{Backend, Server};
 use crate::tls::{ServerTls, ToServer};
@@ -262,7 +262,7 @@ impl Side for Upstream {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(match &mut self.stream {
-            Stream::Plain(stream) => socket::poll_send(cx, stream, bytes),
+            Stream::Plain(stream) => socket::poll_send(cx, stream, bytes, Departure::AtOnce),
             Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
         })?;
         self.n_written += n as u64;

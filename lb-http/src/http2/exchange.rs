@@ -163,7 +163,7 @@ impl Stream {
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
         let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, waited: Cell::default() };
         let sent = attempt.send(&backend, &mut front).await;
-        let flow = front.flow;
+        let mut flow = front.flow;
         match sent {
             Ok(exchange) => self.deliver(exchange, flow, &about).await,
             Err(error) => {

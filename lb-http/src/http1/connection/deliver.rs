@@ -12,7 +12,8 @@ use crate::http1::flow::{Coding, Flow, FlowError};
 use crate::http1::request::Version;
 use crate::http1::response::BadResponse;
 use crate::http1::serialize::{self, Delivery};
-use crate::http1::side::ClientStream;
+use crate::http1::side::{ClientStream, Side};
+use crate::http1::socket::Departure;
 use crate::http1::tunnel;
 use crate::proxy::{self, Then};
 use crate::wait::Phase;
@@ -29,7 +30,7 @@ impl<S: ClientStream> Connection<S> {
     pub(super) async fn deliver(
         &mut self,
         mut exchange: Exchange,
-        mut up: Flow,
+        up: &mut Flow,
         about: &About,
         out: Vec<u8>,
     ) -> Then {
@@ -71,6 +72,9 @@ impl<S: ClientStream> Connection<S> {
         self.responds(exchange.response.status);
         let Self { local, registered, side, .. } = self;
         let (wait, means) = (registered.wait(), &local.means);
+        if then == Then::Close && down.has_source_ended() && side.is_plain() {
+            side.departure = Departure::WithEnd;
+        }
         let limit = exchange.backend.labels.timeouts.server.unwrap_or(local.timeouts.server_body_idle);
         wait.enter(Phase::ResponseBody, limit);
         let mut is_taken = true;
@@ -110,6 +114,9 @@ impl<S: ClientStream> Connection<S> {
             End::Whole => {
                 if !is_read || !self.side.input.is_empty() {
                     Box::pin(self.farewell()).await;
+                } else if self.side.departure == Departure::WithEnd {
+                    // What has not departed would be lost, should the close find that the client has sent more.
+                    let _ = poll_fn(|cx| self.side.poll_end(cx)).await;
                 }
                 Then::Close
             }
