@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::http1::buffer::{Buffer, Spare};
+use crate::http1::response::Response;
 use crate::http1::side::{Side, some};
 use crate::http1::socket::{self, Departure};
 use crate::stats::{Series, Shard};
@@ -64,6 +65,8 @@ pub(crate) enum Certainty {
 pub(crate) struct Upstream {
     stream: Stream,
     pub(crate) input: Buffer,
+    /// To the present request, once it is answered. It has its place here, because this is boxed and it is large.
+    pub(crate) response: Response,
     worker: usize,
     backend: Arc<Series>,
     server: Arc<Series>,
@@ -138,6 +141,7 @@ impl Upstreams {
         Ok(Box::new(Upstream {
             stream,
             input: Buffer::default(),
+            response: Response::default(),
             worker: self.worker,
             backend: Arc::clone(&backend.series),
             server: Arc::clone(&server.series),

@@ -56,8 +56,9 @@ pub enum Version {
 }
 
 /// Whether the client wants another exchange on its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Persistence {
+    #[default]
     Close,
     Keep,
 }

@@ -30,7 +30,7 @@ pub enum BadResponse {
 }
 
 /// A response that may be passed on. Offsets of `fields` are into the head's bytes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Response {
     pub status: u16,
     pub framing: Framing,

@@ -203,8 +203,8 @@ fn copy(
     }
 }
 
-/// Inlined, because its name mostly is a constant.
-#[inline]
+/// Always inlined, because its name mostly is a constant.
+#[inline(always)]
 pub(crate) fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
@@ -212,7 +212,7 @@ pub(crate) fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn number_line(out: &mut Vec<u8>, name: &[u8], number: u64) {
     let mut digits = [0; 20];
     let mut start = digits.len();

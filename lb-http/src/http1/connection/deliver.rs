@@ -38,8 +38,8 @@ impl<S: ClientStream> Connection<S> {
         if let Some(record) = &mut self.record {
             record.server = Some(exchange.server().name.to_string());
         }
-        if exchange.response.status == 101 {
-            if !about.wants_websocket || !exchange.response.switches_to_websocket() {
+        if exchange.response().status == 101 {
+            if !about.wants_websocket || !exchange.response().switches_to_websocket() {
                 let error = ProxyError::BadResponse(BadResponse::Switch);
                 exchange.bad_response();
                 let then = self.then(about);
@@ -50,7 +50,7 @@ impl<S: ClientStream> Connection<S> {
         }
         let is_read = up.has_source_ended();
         let mut is_sent = up.is_written();
-        let framing = exchange.response.framing;
+        let framing = exchange.response().framing;
         let is_11 = about.version == Version::Http11;
         let ends_with_connection = !is_11 && matches!(framing, Framing::Chunked | Framing::UntilClose);
         let then = if is_read && !ends_with_connection { self.then(about) } else { Then::Close };
@@ -69,7 +69,7 @@ impl<S: ClientStream> Connection<S> {
             return Box::pin(self.fail(error, about, then, Vec::new())).await;
         }
         exchange.responded(took);
-        self.responds(exchange.response.status);
+        self.responds(exchange.response().status);
         let Self { local, registered, side, .. } = self;
         let (wait, means) = (registered.wait(), &local.means);
         if then == Then::Close && down.has_source_ended() && side.is_plain() {
@@ -131,15 +131,15 @@ impl<S: ClientStream> Connection<S> {
 
     async fn tunnel(&mut self, exchange: Exchange, mut out: Vec<u8>) -> Then {
         let origin = &self.client.origin.connection;
-        let edits = proxy::response_edits(&exchange.backend, &exchange.response, exchange.head(), origin);
+        let edits = proxy::response_edits(&exchange.backend, exchange.response(), exchange.head(), origin);
         let delivery = Delivery {
             coding: Coding::Plain,
             connection: b"Connection: upgrade\r\nUpgrade: websocket\r\n",
             lines: &[],
             edits: &edits,
         };
-        serialize::response(&mut out, &exchange.response, exchange.head(), &delivery);
-        self.responds(exchange.response.status);
+        serialize::response(&mut out, exchange.response(), exchange.head(), &delivery);
+        self.responds(exchange.response().status);
         let wait = self.registered.wait();
         wait.limit_all(None);
         let limit = exchange.backend.labels.timeouts.tunnel.unwrap_or(self.local.timeouts.tunnel_idle);

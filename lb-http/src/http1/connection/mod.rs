@@ -190,13 +190,14 @@ impl<S: ClientStream> Connection<S> {
         let mut head = HeadReader::default();
         poll_fn(|cx| {
             loop {
-                if reading == Reading::Anything && !side.input.is_empty() {
-                    return Poll::Ready(Arrival::Bytes);
-                }
-                match head.look(&mut side.input, &limits) {
-                    Ok(Some(n)) => return Poll::Ready(Arrival::Head(n)),
-                    Ok(None) => {}
-                    Err(refusal) => return Poll::Ready(Arrival::Refused(refusal)),
+                match reading {
+                    Reading::Anything if side.input.is_empty() => {}
+                    Reading::Anything => return Poll::Ready(Arrival::Bytes),
+                    Reading::Lines => match head.look(&mut side.input, &limits) {
+                        Ok(Some(n)) => return Poll::Ready(Arrival::Head(n)),
+                        Ok(None) => {}
+                        Err(refusal) => return Poll::Ready(Arrival::Refused(refusal)),
+                    },
                 }
                 if side.input.is_full() {
                     side.input.grow(limits.head_bytes(), &local.means.spare);
