@@ -107,7 +107,7 @@ impl Flow {
 
     /// Takes along with the head what has come of the body already.
     pub(crate) fn take_along(&mut self, input: &mut Buffer) -> Result<(), FlowError> {
-        while self.pump(input)? {}
+        while !self.has_source_ended() && self.pump(input)? {}
         Ok(())
     }
 
