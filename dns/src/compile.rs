@@ -62,6 +62,8 @@ pub(crate) struct Compiler {
     /// The agents of each app's instances, and how many apps each agent has.
     agents_of: HashMap<AppId, BTreeSet<IpAddr>, FixedState>,
     agents: BTreeMap<IpAddr, usize>,
+    /// Since their names were made.
+    agents_changed: bool,
     vips: BTreeMap<VipName, VipFacts>,
     /// Those that are not in the zone yet as the snapshot has them.
     new_vips: BTreeSet<VipName>,
@@ -81,6 +83,7 @@ impl Compiler {
             unmerged: BTreeSet::new(),
             agents_of: HashMap::default(),
             agents: BTreeMap::new(),
+            agents_changed: false,
             vips: BTreeMap::new(),
             new_vips: BTreeSet::new(),
             snapshot: Snapshot::default(),
@@ -93,32 +96,39 @@ impl Compiler {
 
     /// Takes over everything of `snapshot` but its new and moved VIPs.
     pub fn apply_without_new_vips(&mut self, snapshot: &Snapshot) -> NewVips {
+        for app in self.begin(snapshot) {
+            self.apply_app(snapshot, &app);
+        }
+        self.end(snapshot)
+    }
+
+    /// The same in pieces: first what is gone. Returns the apps that are to be applied, each by itself, before the end.
+    pub fn begin(&mut self, snapshot: &Snapshot) -> Vec<Arc<App>> {
         let delta = Delta::between(&self.snapshot, snapshot);
-        let mut agents_changed = false;
         for id in &delta.removed {
             self.set(Source::App(id.clone()), Facts::default());
-            agents_changed |= self.set_agents(id, BTreeSet::new());
+            self.set_agents(id, BTreeSet::new());
         }
         let renamed = self.snapshot.framework != snapshot.framework;
         if renamed || self.snapshot.leaders != snapshot.leaders {
             let facts = self.of_cluster(&snapshot.framework, snapshot.leaders);
             self.set(Source::Cluster, facts);
         }
-        let apps: Vec<&Arc<App>> =
-            if renamed { snapshot.apps.values().collect() } else { delta.changed.iter().collect() };
-        for app in apps {
-            self.set(
-                Source::App(app.id.clone()),
-                of_app(app, snapshot.framework_of(&app.id), self.config.compat),
-            );
-            let agents = app.instances.iter().filter_map(|i| i.host_address).collect();
-            agents_changed |= self.set_agents(&app.id, agents);
-        }
-        if agents_changed {
+        if renamed { snapshot.apps.values().cloned().collect() } else { delta.changed }
+    }
+
+    pub fn apply_app(&mut self, snapshot: &Snapshot, app: &App) {
+        let facts = of_app(app, snapshot.framework_of(&app.id), self.config.compat);
+        self.set(Source::App(app.id.clone()), facts);
+        self.set_agents(&app.id, app.instances.iter().filter_map(|i| i.host_address).collect());
+    }
+
+    /// Last what concerns several apps.
+    pub fn end(&mut self, snapshot: &Snapshot) -> NewVips {
+        if std::mem::take(&mut self.agents_changed) {
             let agents: Vec<IpAddr> = self.agents.keys().copied().collect();
             self.set(Source::Agents, of_agents(&agents));
         }
-
         let mut names = std::mem::take(&mut self.new_vips);
         names.extend(snapshot.vips.changed_since(&self.snapshot.vips).filter_map(|key| match &key.target {
             VipTarget::Named(name) => Some(name.clone()),
@@ -347,13 +357,11 @@ impl Compiler {
         }
     }
 
-    /// Tells whether the set of all agents changed.
-    fn set_agents(&mut self, app: &AppId, agents: BTreeSet<IpAddr>) -> bool {
+    fn set_agents(&mut self, app: &AppId, agents: BTreeSet<IpAddr>) {
         let before = self.agents_of.remove(app).unwrap_or_default();
-        let mut changed = false;
         for agent in agents.difference(&before) {
             let n_apps = self.agents.entry(*agent).or_default();
-            changed |= *n_apps == 0;
+            self.agents_changed |= *n_apps == 0;
             *n_apps += 1;
         }
         for agent in before.difference(&agents) {
@@ -361,14 +369,13 @@ impl Compiler {
                 *n_apps -= 1;
                 if *n_apps == 0 {
                     self.agents.remove(agent);
-                    changed = true;
+                    self.agents_changed = true;
                 }
             }
         }
         if !agents.is_empty() {
             self.agents_of.insert(app.clone(), agents);
         }
-        changed
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use event_watcher::catalog::{Generation, Snapshot};
-use event_watcher::publish::{Applied, AppliedMark, Retired, StillHeld, Subscriber};
+use event_watcher::publish::{Applied, AppliedMark, Pauses, Retired, StillHeld, Subscriber};
 use tokio::time::timeout;
 
 use crate::compile::{Compiler, NewVips};
@@ -50,7 +50,12 @@ impl Follow {
     }
 
     async fn apply(&mut self, snapshot: &Snapshot) {
-        if self.compiler.apply_without_new_vips(snapshot) == NewVips::Yes {
+        let mut pauses = Pauses::default();
+        for app in self.compiler.begin(snapshot) {
+            self.compiler.apply_app(snapshot, &app);
+            pauses.if_due().await;
+        }
+        if self.compiler.end(snapshot) == NewVips::Yes {
             if self.zone.load().is_synced() {
                 self.publish();
             }
@@ -76,5 +81,67 @@ impl Follow {
                 tracing::warn!(%generation, "the VIP plane is behind; new VIP names are answered all the same");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use event_watcher::catalog::{
+        App, AppId, AppUpdate, Catalog, CatalogConfig, Health, Instance, InstanceId, InstanceState, Readiness,
+    };
+    use event_watcher::publish::applied;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn app(number: usize) -> App {
+        let host: IpAddr = [10, 0, (number >> 8) as u8, number as u8].into();
+        let instance = Instance {
+            id: InstanceId::new(&format!("{number}.1")),
+            host: host.to_string().into(),
+            host_address: Some(host),
+            agent: Some("x-S1".into()),
+            version: "v".into(),
+            state: InstanceState::Running,
+            health: Health::Healthy,
+            readiness: Readiness::Unchecked,
+            started_at: None,
+            addresses: vec![host],
+            endpoints: vec![],
+        };
+        App {
+            id: AppId::new(&format!("/group/app{number}")),
+            version: "v".into(),
+            labels: [].into(),
+            n_instances_wanted: 1,
+            services: vec![],
+            health_checks: vec![],
+            instances: vec![Arc::new(instance)],
+            deployments: vec![],
+        }
+    }
+
+    #[tokio::test]
+    async fn other_tasks_go_on_while_a_large_cluster_is_compiled() {
+        let mut catalog = Catalog::new(CatalogConfig { framework: "marathon".into(), vip_pools: vec![] });
+        (0..2_000).for_each(|n| catalog.replace(AppUpdate { app: app(n), problems: vec![] }));
+        let snapshot = catalog.snapshot().unwrap();
+        let mut compiler = Compiler::new(&Config::default());
+        let (mark, applied) = applied();
+        let mut follow = Follow {
+            zone: Arc::new(ArcSwap::from_pointee(compiler.zone())),
+            compiler,
+            mark,
+            vips_applied: None,
+            vip_wait: Duration::ZERO,
+            n_vip_waits_expired: Arc::default(),
+            retired: Retired::default(),
+        };
+        let other = tokio::spawn(async {});
+        follow.apply(&snapshot).await;
+        assert_eq!(applied.generation(), snapshot.generation);
+        assert!(other.is_finished());
     }
 }

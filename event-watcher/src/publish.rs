@@ -4,7 +4,7 @@
 //! ("at least this one"), so it cannot miss what happened before it began.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -145,6 +145,31 @@ impl<T> Retired<T> {
 pub enum StillHeld {
     No,
     Yes,
+}
+
+/// How long the control thread calculates before it looks after everything else that it serves, such as health checks.
+const LONGEST_TURN: Duration = Duration::from_millis(2);
+
+/// Lets the control thread's other tasks in while much is compiled.
+#[derive(Debug)]
+pub struct Pauses {
+    since: Instant,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { since: Instant::now() }
+    }
+}
+
+impl Pauses {
+    /// Between two pieces of work.
+    pub async fn if_due(&mut self) {
+        if self.since.elapsed() > LONGEST_TURN {
+            tokio::task::yield_now().await;
+            self.since = Instant::now();
+        }
+    }
 }
 
 /// A plane's end of its "applied" mark: which generation its traffic follows now.

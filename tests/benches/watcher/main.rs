@@ -7,10 +7,11 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+mod notice;
+#[path = "../support/mod.rs"]
+mod support;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -25,11 +26,6 @@ const N_CHANGES: usize = 200;
 /// An app that changes all the time is read less often; changes go around among this many.
 const N_TURNS: usize = 50;
 const N_STORM: usize = 20_000;
-/// Full syncs during which clients of the HTTP plane are watched.
-const N_SYNCS: usize = 5;
-/// Between two requests of the client that measures.
-const PACE: Duration = Duration::from_micros(500);
-const PROBE_PORT: u16 = 9_999;
 
 struct Usage {
     cpu: Duration,
@@ -47,36 +43,6 @@ fn usage(pid: u32) -> anyhow::Result<Usage> {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     let kib: u64 = peak.trim().trim_end_matches(" kB").parse()?;
     Ok(Usage { cpu: Duration::from_nanos(nanoseconds), resident_mib: kib >> 10 })
-}
-
-/// How often the workers were given a core, and how long they had waited for it.
-#[derive(Clone, Copy)]
-struct Turns {
-    waited: Duration,
-    n: u64,
-}
-
-impl Turns {
-    fn of_workers(pid: u32) -> anyhow::Result<Self> {
-        let mut turns = Self { waited: Duration::ZERO, n: 0 };
-        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            let path = thread?.path();
-            if !std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("worker-")) {
-                continue;
-            }
-            // On a core, waiting for one (both in nanoseconds), turns.
-            let account = std::fs::read_to_string(path.join("schedstat"))?;
-            let mut numbers = account.split_whitespace().skip(1).map(str::parse::<u64>);
-            turns.waited += Duration::from_nanos(numbers.next().context("an odd schedstat")??);
-            turns.n += numbers.next().context("an odd schedstat")??;
-        }
-        Ok(turns)
-    }
-
-    /// Microseconds of waiting for each turn since `before`.
-    fn micros_each(self, before: Self) -> f64 {
-        (self.waited - before.waited).as_secs_f64() * 1e6 / (self.n - before.n).max(1) as f64
-    }
 }
 
 fn instances(app: usize, n: usize) -> Vec<ScriptedInstance> {
@@ -169,125 +135,8 @@ async fn measure(n_apps: usize) -> anyhow::Result<()> {
         N_STORM as f64 / elapsed,
         cpu / elapsed * 100.0
     );
-    notice_of_syncs(&scheduler, &waymark, n_apps).await?;
+    notice::of_syncs(&scheduler, &waymark, n_apps).await?;
     waymark.stop().await?;
-    Ok(())
-}
-
-/// Answers requests for as long as the process lives.
-fn backend() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let port = listener.local_addr()?.port();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            std::thread::spawn(move || {
-                let mut request = [0; 4096];
-                while stream.read(&mut request).is_ok_and(|n| n > 0) {
-                    if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    Ok(port)
-}
-
-/// Asks at a steady pace until told to stop; when each request began and how long it took.
-fn probe(address: SocketAddr, stop: &AtomicBool) -> anyhow::Result<Vec<(Instant, Duration)>> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(client::DEADLINE))?;
-    let (mut taken, mut due, mut response) = (Vec::new(), Instant::now(), [0; 4096]);
-    while !stop.load(Relaxed) {
-        std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
-        // A request that could not begin in time because the one before was slow counts from when it was due.
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: probe\r\n\r\n")?;
-        let mut n_read = 0;
-        while !response[..n_read].ends_with(b"\r\n\r\nok") {
-            let n = stream.read(&mut response[n_read..])?;
-            anyhow::ensure!(n > 0, "closed by the plane");
-            n_read += n;
-        }
-        anyhow::ensure!(response.starts_with(b"HTTP/1.1 200"), "not served");
-        taken.push((due, due.elapsed()));
-        due += PACE;
-    }
-    Ok(taken)
-}
-
-fn p99(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() * 99 / 100).copied().unwrap_or_default()
-}
-
-async fn sync_and_wait(
-    scheduler: &ScriptedScheduler,
-    waymark: &Waymark,
-    list: &Arc<[u8]>,
-) -> anyhow::Result<()> {
-    let before = generation(waymark).await?;
-    scheduler.answer_list(Some(Arc::clone(list)));
-    scheduler.event("group_change_success", &json!({"eventType": "group_change_success", "groupId": "/"}))?;
-    let target = format!("/api/status?after={before}&wait=30s");
-    let status: serde_json::Value =
-        serde_json::from_str(&client::get(waymark.address("stats"), &target).await?.text())?;
-    let applied = status["applied"].as_u64().context("no generation")?;
-    anyhow::ensure!(applied > before, "not applied: {applied} after {before}");
-    Ok(())
-}
-
-/// What a client of the HTTP plane sees while all apps change at once, again and again.
-async fn notice_of_syncs(
-    scheduler: &ScriptedScheduler,
-    waymark: &Waymark,
-    n_apps: usize,
-) -> anyhow::Result<()> {
-    let endpoint = [ScriptedInstance { task_id: "probe.1".to_owned(), port: backend()? }];
-    scheduler.set_app("/probe", PROBE_PORT, json!({"HAPROXY_0_MODE": "http"}), &endpoint);
-    let lists: Vec<Arc<[u8]>> = [N_INSTANCES, N_INSTANCES - 1]
-        .map(|n_instances| {
-            (0..n_apps).for_each(|app| set(scheduler, app, n_instances));
-            scheduler.list()
-        })
-        .into();
-    sync_and_wait(scheduler, waymark, &lists[0]).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let (address, stopped) = (waymark.service(PROBE_PORT), Arc::clone(&stop));
-    let probing = std::thread::spawn(move || probe(address, &stopped));
-    let pid = waymark.pid().context("it runs")?;
-    let at_first = Turns::of_workers(pid)?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let at_begin = Turns::of_workers(pid)?;
-    let mut syncs = Vec::new();
-    for n in 1..=N_SYNCS {
-        let began = Instant::now();
-        sync_and_wait(scheduler, waymark, &lists[n % 2]).await?;
-        syncs.push(began..Instant::now());
-    }
-    let at_end = Turns::of_workers(pid)?;
-    stop.store(true, Relaxed);
-    let taken = probing.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
-    let times = |meets: &dyn Fn(Instant) -> bool| {
-        p99(taken.iter().filter(|(at, _)| meets(*at)).map(|(_, time)| *time).collect())
-    };
-    let before = times(&|at| at < syncs[0].start);
-    let during = times(&|at| syncs.iter().any(|sync| sync.contains(&at)));
-    let length: Duration = syncs.iter().map(|sync| sync.end - sync.start).sum();
-    println!(
-        "{n_apps:>6} apps  HTTP p99: {:.3} ms before, {:.3} ms during full syncs of {:.0} ms each",
-        before.as_secs_f64() * 1e3,
-        during.as_secs_f64() * 1e3,
-        length.as_secs_f64() / N_SYNCS as f64 * 1e3
-    );
-    // On a machine that others use, too, this tells what the syncs alone cost a request.
-    println!(
-        "{n_apps:>6} apps  a worker waits for its core: {:.1} us a turn before, {:.1} us during; peak RSS {} MiB",
-        at_begin.micros_each(at_first),
-        at_end.micros_each(at_begin),
-        usage(pid)?.resident_mib
-    );
-    scheduler.answer_list(None);
     Ok(())
 }
 
