@@ -5,8 +5,7 @@
 use std::io;
 use std::thread::JoinHandle;
 
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::LocalSet;
+use tokio::runtime::{Builder, LocalRuntime, Runtime};
 
 use crate::failure::Failure;
 
@@ -59,13 +58,25 @@ fn take_short_turns() {
 
 /// Starts a thread that runs what `work` makes, with `spawn_local` available. `work` itself runs on the thread, so
 /// the future need not be `Send`. The result says when it has ended; it is an error when it panicked.
+///
+/// A `LocalRuntime` and not a `LocalSet`, which is a scheduler within a scheduler: it costs every request two more queues,
+/// and a look at what the worker itself waits for.
 pub fn spawn_worker<F>(name: String, work: impl FnOnce() -> F + Send + 'static) -> io::Result<JoinHandle<()>>
 where
     F: Future<Output = ()> + 'static,
 {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name(name).spawn(move || {
+    let (started, is_started) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
         take_short_turns();
-        LocalSet::new().block_on(&runtime, work());
-    })
+        // Whoever starts the thread waits for what comes of it.
+        match LocalRuntime::new() {
+            Ok(runtime) => {
+                let _ = started.send(Ok(()));
+                runtime.block_on(work());
+            }
+            Err(error) => drop(started.send(Err(error))),
+        }
+    })?;
+    is_started.recv().map_err(io::Error::other)??;
+    Ok(thread)
 }

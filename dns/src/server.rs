@@ -215,7 +215,7 @@ pub struct Worker {
 impl Worker {
     /// Serves until cancelled, finishes what is in flight (for `drain_timeout` at most), and returns.
     ///
-    /// To be run on a [`tokio::task::LocalSet`]: it spawns tasks that stay on this thread.
+    /// To be run in a [`tokio::runtime::LocalRuntime`]: it spawns tasks that stay on this thread.
     pub async fn run(self) {
         let drain_timeout = self.config.drain_timeout;
         let (cancel, tasks) = (self.cancel.clone(), TaskTracker::new());

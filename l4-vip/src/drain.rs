@@ -18,7 +18,7 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// Runs `task` on the ambient `LocalSet`.
+    /// Runs `task` on the ambient `LocalRuntime`.
     pub(crate) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         let key = self.next.get();
         self.next.set(key + 1);

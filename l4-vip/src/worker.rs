@@ -73,7 +73,7 @@ pub(crate) struct Listen {
     pub(crate) stop: CancellationToken,
 }
 
-/// Runs on a thread of its own, with a current-thread runtime inside a `LocalSet`.
+/// Runs on a thread of its own, in a `LocalRuntime`.
 #[derive(Debug)]
 pub struct Worker {
     pub(crate) listeners: mpsc::Receiver<Listen>,

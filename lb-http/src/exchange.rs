@@ -74,7 +74,7 @@ impl From<BadResponse> for Failure {
     }
 }
 
-/// Sends a request and reads the head of its response.
+/// Sends a request and reads the head of its response, which is then the connection's.
 pub(crate) struct Call<'a, F> {
     pub(crate) front: &'a mut F,
     pub(crate) upstream: &'a mut Upstream,
@@ -88,7 +88,7 @@ pub(crate) struct Call<'a, F> {
 }
 
 impl<F: Front> Call<'_, F> {
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Failure>> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         if !self.is_sent {
             self.poll_send(cx)?;
         }
@@ -126,13 +126,14 @@ impl<F: Front> Call<'_, F> {
         Ok(())
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Failure>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         // As for requests: what is longer is not understood.
         let limits = self.local.limits.head();
         loop {
             if let Some(response) = self.head(&limits)? {
                 if !response.is_interim() {
-                    return Poll::Ready(Ok(response));
+                    self.upstream.response = response;
+                    return Poll::Ready(Ok(()));
                 }
                 self.n_interim += 1;
                 if self.n_interim > MOST_INTERIM {
@@ -207,7 +208,6 @@ pub(crate) struct Exchange {
     /// Before the request was sent: for room and for a connection.
     pub(crate) waited: Duration,
     pub(crate) upstream: Box<Upstream>,
-    pub(crate) response: Response,
     pub(crate) cookie: CookieDue,
 }
 
@@ -223,9 +223,13 @@ impl Exchange {
         &self.backend.servers[self.server]
     }
 
+    pub(crate) fn response(&self) -> &Response {
+        &self.upstream.response
+    }
+
     /// The bytes of the response's head, before they are consumed.
     pub(crate) fn head(&self) -> &[u8] {
-        &self.upstream.input.filled()[..self.response.head_bytes]
+        &self.upstream.input.filled()[..self.response().head_bytes]
     }
 
     /// Writes the head as a client gets it. `connection`: what it is told about its connection.
@@ -237,7 +241,7 @@ impl Exchange {
         connection: &[u8],
         origin: &edits::Connection,
     ) {
-        let (response, head) = (&self.response, self.head());
+        let (response, head) = (self.response(), self.head());
         let mut lines: [&[u8]; 4] = [b""; 4];
         if let Some(cookie) = self.server().cookie.as_ref().filter(|_| self.cookie == CookieDue::Yes) {
             lines[..3].copy_from_slice(&[b"Set-Cookie: ", cookie.set.as_bytes(), b"\r\n"]);
@@ -252,8 +256,9 @@ impl Exchange {
 
     /// The head has been used: what follows is the body.
     pub(crate) fn consume_head(&mut self) {
-        self.upstream.input.consume(self.response.head_bytes);
-        self.local.fields.set(std::mem::take(&mut self.response.fields));
+        let Upstream { input, response, .. } = &mut *self.upstream;
+        input.consume(response.head_bytes);
+        self.local.fields.set(std::mem::take(&mut response.fields));
     }
 
     fn each_shard(&self, count: impl Fn(&Shard)) {
@@ -262,7 +267,7 @@ impl Exchange {
     }
 
     pub(crate) fn responded(&self, took: Duration) {
-        let class = ResponseClass::of_number(self.response.status);
+        let class = ResponseClass::of_number(self.response().status);
         self.each_shard(|shard| {
             shard.responded(class);
             shard.took(took, self.waited);
@@ -283,7 +288,7 @@ impl Exchange {
 
     /// Request and response have ended as they should.
     pub(crate) fn ended(self) {
-        if self.response.persistence == Persistence::Keep {
+        if self.response().persistence == Persistence::Keep {
             let endpoint = self.place.endpoint();
             self.local.upstreams.give_back(endpoint, self.upstream, &self.local.means.spare);
         }

@@ -15,7 +15,6 @@ use l4_vip::proxy_protocol;
 
 use crate::error::ProxyError;
 use crate::exchange::{Call, CookieDue, Exchange, Failure, Front};
-use crate::http1::response::Response;
 use crate::http1::scan::Scan;
 use crate::labels::WhenFull;
 use crate::queue::{Full, Place};
@@ -214,8 +213,8 @@ impl Attempt<'_> {
             }
             // After one idle connection turned out to be dead others may be, too.
             let which = if again || failures.first.is_some() { Use::New } else { Use::IdleOrNew };
-            match self.try_server(backend, index, place, front, which).await {
-                Ok((response, place, upstream)) => {
+            match self.try_server(backend, index, front, which).await {
+                Ok(upstream) => {
                     let due = backend.is_sticky() && wanted != Some(index);
                     return Ok(Exchange {
                         local: Rc::clone(self.local),
@@ -225,7 +224,6 @@ impl Attempt<'_> {
                         waited: self.waited.get(),
                         _session: session.take().unwrap_or_else(|| backend.series.begin()),
                         upstream,
-                        response,
                         cookie: if due { CookieDue::Yes } else { CookieDue::No },
                     });
                 }
@@ -314,10 +312,9 @@ impl Attempt<'_> {
         &self,
         backend: &Backend,
         index: usize,
-        place: Place,
         front: &mut impl Front,
         which: Use,
-    ) -> Result<(Response, Place, Box<Upstream>), Failed> {
+    ) -> Result<Box<Upstream>, Failed> {
         let server = &backend.servers[index];
         server.series.saw_current(server.endpoint.n_in_flight());
         let shards = Shards::of(backend, server, self.local.index);
@@ -357,9 +354,9 @@ impl Attempt<'_> {
             n_interim: 0,
         };
         let failure = match poll_fn(|cx| call.poll(cx)).await {
-            Ok(response) => {
+            Ok(()) => {
                 shards.server.n_requests.increment();
-                return Ok((response, place, upstream));
+                return Ok(upstream);
             }
             Err(failure) => failure,
         };
@@ -499,7 +496,7 @@ impl Failures {
     }
 
     fn is_too_late(&self, local: &Local) -> bool {
-        self.elapsed() > local.timeouts.connect * MOST_CONNECT_TIMEOUTS
+        self.began.is_some_and(|began| began.elapsed() > local.timeouts.connect * MOST_CONNECT_TIMEOUTS)
     }
 
     /// Since the first of them.

@@ -12,6 +12,7 @@ use crate::http1::fields::Name;
 use crate::http1::request::Request;
 use crate::http1::serialize::{self, Edits, Forwarding, Proto};
 use crate::proxy::{self, Answer, Entry, Origin, Protection, Stop};
+use crate::request_id::RequestId;
 use crate::stats::Shard;
 use crate::sticky::{self, Cookie};
 use crate::table::Backend;
@@ -88,7 +89,7 @@ impl Client {
         local: &Local,
         backend: Arc<Backend>,
         request: &Request<'_>,
-        request_id: &[u8],
+        request_id: &RequestId,
     ) -> Outbound {
         let mut cookies = local.scratch.take();
         cookies.clear();

@@ -20,8 +20,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::http1::buffer::{Buffer, Spare};
+use crate::http1::response::Response;
 use crate::http1::side::{Side, some};
-use crate::http1::socket;
+use crate::http1::socket::{self, Departure};
 use crate::stats::{Series, Shard};
 use crate::table::{Backend, Server};
 use crate::tls::{ServerTls, ToServer};
@@ -64,6 +65,8 @@ pub(crate) enum Certainty {
 pub(crate) struct Upstream {
     stream: Stream,
     pub(crate) input: Buffer,
+    /// To the present request, once it is answered. It has its place here, because this is boxed and it is large.
+    pub(crate) response: Response,
     worker: usize,
     backend: Arc<Series>,
     server: Arc<Series>,
@@ -138,6 +141,7 @@ impl Upstreams {
         Ok(Box::new(Upstream {
             stream,
             input: Buffer::default(),
+            response: Response::default(),
             worker: self.worker,
             backend: Arc::clone(&backend.series),
             server: Arc::clone(&server.series),
@@ -262,7 +266,7 @@ impl Side for Upstream {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(match &mut self.stream {
-            Stream::Plain(stream) => socket::poll_send(cx, stream, bytes),
+            Stream::Plain(stream) => socket::poll_send(cx, stream, bytes, Departure::AtOnce),
             Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
         })?;
         self.n_written += n as u64;

@@ -63,7 +63,7 @@ pub(crate) struct Listener {
     pub(crate) n_connections: Arc<AtomicU32>,
 }
 
-/// Serves on one thread: `run` wants a `LocalSet` of a current-thread runtime around it.
+/// Serves on one thread: `run` wants a `LocalRuntime` around it.
 #[derive(Debug)]
 pub struct Worker {
     pub(crate) index: usize,
@@ -315,7 +315,13 @@ impl From {
         if !is_tcp && !is_tls && local.http2 != Http2::WithPriorKnowledge {
             let accepted = Accepted { stream, client, local_port, entry, protection, session, permit };
             let registered = local.waits.register(&local.clock);
-            local.tasks.spawn_local(connection::serve(Rc::clone(local), accepted, registered));
+            // Not by the tracker, whose own future would be between the runtime and this one at every poll.
+            let served = connection::serve(Rc::clone(local), accepted, registered);
+            let token = local.tasks.token();
+            tokio::task::spawn_local(async move {
+                served.await;
+                drop(token);
+            });
             return;
         }
         let Some(stream) = watched(stream) else { return };

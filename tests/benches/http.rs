@@ -123,7 +123,8 @@ fn main() -> anyhow::Result<()> {
         return hold();
     }
     if args.get(1).is_some_and(|a| a == "requests") {
-        return serve_so_many(args[2].parse()?);
+        let shape = SHAPES.iter().find(|shape| args.get(3).is_some_and(|name| name == shape.name));
+        return serve_so_many(args[2].parse()?, shape.unwrap_or(&SHAPES[0]));
     }
     let wanted = |shape: &&Shape| {
         let mut names = args.iter().skip(1).filter(|a| !a.starts_with("--")).peekable();
@@ -187,8 +188,8 @@ fn hold() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets the balancer serve `n` requests and end, under callgrind if a file for its output is named.
-fn serve_so_many(n: u64) -> anyhow::Result<()> {
+/// Lets the balancer serve `n` requests of a shape and end, under callgrind if a file for its output is named.
+fn serve_so_many(n: u64, shape: &Shape) -> anyhow::Result<()> {
     let endpoint = spawn_endpoint()?;
     let mut waymark = Proxy::waymark(endpoint)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -196,7 +197,7 @@ fn serve_so_many(n: u64) -> anyhow::Result<()> {
         let done = Rc::new(std::cell::Cell::new(0));
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..8 {
-            clients.spawn_local(client(waymark.address, SHAPES[0], Rc::clone(&done)));
+            clients.spawn_local(client(waymark.address, *shape, Rc::clone(&done)));
         }
         while done.get() < n {
             tokio::select! {

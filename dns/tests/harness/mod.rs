@@ -15,7 +15,7 @@ use event_watcher::catalog::{
 use event_watcher::publish::{Applied, Publisher, channel};
 use hickory_server::proto::op::Message;
 use hickory_server::proto::rr::RData;
-use tokio::task::LocalSet;
+use tokio::runtime::LocalRuntime;
 use tokio_util::sync::CancellationToken;
 
 /// Everything a test waits for happens within this.
@@ -116,7 +116,7 @@ impl Server {
         let (started, is_started) = std::sync::mpsc::channel();
         let until = cancel.clone();
         let worker = std::thread::spawn(move || {
-            LocalSet::new().block_on(&runtime(), async {
+            LocalRuntime::new().unwrap().block_on(async {
                 let (plane, workers) = dns::start(config, subscriber, vips_applied, 1, until).await.unwrap();
                 started.send(plane).unwrap();
                 for worker in workers {

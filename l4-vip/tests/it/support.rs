@@ -46,8 +46,7 @@ impl Rig {
             .into_iter()
             .map(|worker| {
                 std::thread::spawn(move || {
-                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                    tokio::task::LocalSet::new().block_on(&runtime, worker.run());
+                    tokio::runtime::LocalRuntime::new().unwrap().block_on(worker.run());
                 })
             })
             .collect();

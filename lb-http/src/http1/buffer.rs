@@ -62,6 +62,8 @@ pub(crate) struct Buffer {
     memory: Box<[u8]>,
     start: usize,
     end: usize,
+    /// The last read took all that there was room for: there is more, perhaps without end.
+    is_flooded: bool,
 }
 
 impl Buffer {
@@ -121,21 +123,30 @@ impl Buffer {
         socket: &TcpStream,
         spare: &Spare,
     ) -> Poll<io::Result<usize>> {
+        // A task is woken because there is something, so it is tried before it is waited for. Of what floods it the
+        // runtime must be asked, which sees to it that others have their turn.
+        let mut is_asked = std::mem::take(&mut self.is_flooded);
         loop {
-            match socket.poll_read_ready(cx) {
-                Poll::Ready(readiness) => readiness?,
-                Poll::Pending => {
-                    self.shrink(spare);
-                    return Poll::Pending;
+            if is_asked {
+                match socket.poll_read_ready(cx) {
+                    Poll::Ready(readiness) => readiness?,
+                    Poll::Pending => {
+                        self.shrink(spare);
+                        return Poll::Pending;
+                    }
                 }
             }
-            self.make_room(spare);
-            match socket::receive(socket, &mut self.memory[self.end..]) {
+            let received = socket::receive(socket, || {
+                self.make_room(spare);
+                &mut self.memory[self.end..]
+            });
+            match received {
                 Ok(n @ 1..) => {
                     self.end += n;
+                    self.is_flooded = self.end == self.memory.len();
                     return Poll::Ready(Ok(n));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => is_asked = true,
                 ended => {
                     self.shrink(spare);
                     return Poll::Ready(ended);
@@ -168,7 +179,9 @@ impl Buffer {
         if self.end < self.memory.len() {
             return;
         }
-        if self.memory.len() < BUFFER_BYTES {
+        if self.memory.is_empty() {
+            self.memory = spare.input();
+        } else if self.memory.len() < BUFFER_BYTES {
             let memory = spare.input();
             self.move_to(memory, spare);
         } else if self.start > 0 {

@@ -2,7 +2,7 @@
 //!
 //! A field is four offsets, not text: a head is forwarded as ranges of the buffer that it came in.
 
-use super::grammar;
+use super::grammar::{self, TokenKind};
 
 /// One header line of a head; offsets count from the head's first byte.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +26,8 @@ impl Field {
     /// The line of `head` that begins at `start`, and where the next one does. `None`: it is malformed.
     pub(super) fn parse(head: &[u8], start: usize) -> Option<(Self, usize)> {
         let line = &head[start..];
-        let colon = grammar::token_len(line);
-        if colon == 0 || line.get(colon) != Some(&b':') {
-            return None;
-        }
+        let colon = grammar::find(line, b':')?;
+        let name = Name::of(&line[..colon])?;
         let mut value_start = colon + 1;
         let mut value_end = value_start + grammar::value_len(&line[value_start..]);
         if !line[value_end..].starts_with(b"\r\n") {
@@ -43,7 +41,7 @@ impl Field {
             value_end -= 1;
         }
         let field = Self {
-            name: Name::of(&line[..colon]),
+            name,
             start: start as u32,
             name_end: (start + colon) as u32,
             value_start: (start + value_start) as u32,
@@ -67,26 +65,24 @@ macro_rules! names {
         }
 
         impl Name {
-            /// `name` is a token.
-            pub fn of(name: &[u8]) -> Self {
+            /// `None`: it is no token.
+            pub fn of(name: &[u8]) -> Option<Self> {
                 #[allow(non_upper_case_globals, reason = "they are called as the names are")]
                 mod keys {
                     $(pub(super) const $name: u32 = super::key($text);)*
                 }
                 const SHORTEST: usize = 2;
                 const LONGEST: usize = 19;
-                let known = match name.len() {
-                    SHORTEST..=LONGEST => match key(name) {
-                        $(keys::$name if is(name, $text) => Some(Self::$name),)*
-                        _ => None,
-                    },
-                    _ => None,
-                };
-                match known {
-                    Some(known) => known,
-                    None if name.contains(&b'_') => Self::Underscored,
-                    None => Self::Other,
+                if let SHORTEST..=LONGEST = name.len() {
+                    match key(name) {
+                        $(keys::$name if is(name, $text) => return Some(Self::$name),)*
+                        _ => {}
+                    }
                 }
+                grammar::token_kind(name).map(|kind| match kind {
+                    TokenKind::Plain => Self::Other,
+                    TokenKind::Underscored => Self::Underscored,
+                })
             }
         }
     };
@@ -99,10 +95,12 @@ const fn key(name: &[u8]) -> u32 {
     n as u32 | letters | 0x2020_2000
 }
 
-/// `text` is in lower case. That bit makes letters of a token lower case, and nothing else in it a letter or a hyphen.
+/// `text` is in lower case, and so are letters with that bit. What is no letter must be the same without it.
 fn is<const N: usize>(name: &[u8], text: &[u8; N]) -> bool {
-    name.first_chunk::<N>()
-        .is_some_and(|name| name.iter().zip(text).fold(0, |differ, (a, b)| differ | ((a | 0x20) ^ b)) == 0)
+    let case = |b: u8| if b.is_ascii_lowercase() { 0x20 } else { 0 };
+    name.first_chunk::<N>().is_some_and(|name| {
+        name.iter().zip(text).fold(0, |differ, (a, b)| differ | ((a | case(*b)) ^ b)) == 0
+    })
 }
 
 names! {
@@ -189,7 +187,10 @@ mod tests {
             ("x", Name::Other),
             ("a-very-long-name-that-nobody-knows", Name::Other),
         ] {
-            assert_eq!(Name::of(text.as_bytes()), expect, "{text}");
+            assert_eq!(Name::of(text.as_bytes()), Some(expect), "{text}");
+        }
+        for text in ["", "a b", "content\rlength", "hos\x14", "x\u{e9}"] {
+            assert_eq!(Name::of(text.as_bytes()), None, "{text:?}");
         }
     }
 

@@ -107,7 +107,7 @@ impl Flow {
 
     /// Takes along with the head what has come of the body already.
     pub(crate) fn take_along(&mut self, input: &mut Buffer) -> Result<(), FlowError> {
-        while self.pump(input)? {}
+        while !self.has_source_ended() && self.pump(input)? {}
         Ok(())
     }
 
@@ -321,8 +321,10 @@ impl Flow {
     }
 
     /// Gives memory back for the next.
-    pub(crate) fn release(self, means: &Means) {
-        means.spare.put_output(self.out);
-        self.pipe.into_iter().for_each(|pipe| means.pipes.put(*pipe));
+    pub(crate) fn release(&mut self, means: &Means) {
+        means.spare.put_output(std::mem::take(&mut self.out));
+        if let Some(pipe) = self.pipe.take() {
+            means.pipes.put(*pipe);
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::wait::Wait;
 
 pub(super) struct Http1Front<'a, S> {
     side: &'a mut ClientSide<S>,
-    flow: Flow,
+    flow: &'a mut Flow,
     method: Method,
     wait: &'a Wait,
     means: &'a Means,
@@ -30,7 +30,7 @@ pub(super) struct Http1Front<'a, S> {
 impl<'a, S: ClientStream> Http1Front<'a, S> {
     pub(super) fn new(
         side: &'a mut ClientSide<S>,
-        flow: Flow,
+        flow: &'a mut Flow,
         method: Method,
         wait: &'a Wait,
         means: &'a Means,
@@ -48,10 +48,10 @@ impl<'a, S: ClientStream> Http1Front<'a, S> {
         }
     }
 
-    /// What is left of the request, and of interim responses that the client has not got yet.
-    pub(super) fn into_parts(mut self) -> (Flow, Vec<u8>) {
+    /// What is left of interim responses: the client has not got it yet.
+    pub(super) fn into_interim(mut self) -> Vec<u8> {
         self.interim.drain(..self.n_written);
-        (self.flow, self.interim)
+        self.interim
     }
 }
 

@@ -10,6 +10,7 @@ const TARGET: u8 = 1 << 2;
 const REG_NAME: u8 = 1 << 3;
 /// In a target: what makes a second look necessary.
 const TARGET_SIGN: u8 = 1 << 4;
+const UNDERSCORE: u8 = 1 << 5;
 
 const ONES: u64 = u64::MAX / 255;
 const HIGHS: u64 = ONES << 7;
@@ -33,6 +34,7 @@ const CLASSES: [u8; 256] = {
         }
         byte += 1;
     }
+    table[b'_' as usize] |= UNDERSCORE;
     table[b'%' as usize] |= TARGET_SIGN;
     table[b'?' as usize] |= TARGET_SIGN;
     let others = b"!#$%&'*+-.^_`|~";
@@ -51,21 +53,33 @@ const CLASSES: [u8; 256] = {
     table
 };
 
-fn are_all(bytes: &[u8], class: u8) -> bool {
-    bytes.iter().all(|b| CLASSES[usize::from(*b)] & class != 0)
-}
-
 pub(super) fn is_token_byte(byte: u8) -> bool {
     CLASSES[usize::from(byte)] & TOKEN != 0
 }
 
 pub fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && are_all(bytes, TOKEN)
+    token_kind(bytes).is_some()
 }
 
-/// How many bytes from the begin on are a token's.
-pub(super) fn token_len(bytes: &[u8]) -> usize {
-    bytes.iter().position(|b| !is_token_byte(*b)).unwrap_or(bytes.len())
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenKind {
+    Plain,
+    Underscored,
+}
+
+/// `None`: it is no token.
+pub(super) fn token_kind(bytes: &[u8]) -> Option<TokenKind> {
+    let (all, any) = classes_of(bytes, TOKEN);
+    let is_token = !bytes.is_empty() && all != 0;
+    is_token.then_some(if any & UNDERSCORE == 0 { TokenKind::Plain } else { TokenKind::Underscored })
+}
+
+/// Which of `wanted` all bytes are in, and what any of them is in.
+fn classes_of(bytes: &[u8], wanted: u8) -> (u8, u8) {
+    bytes.iter().fold((wanted, 0), |(all, any), b| {
+        let class = CLASSES[usize::from(*b)];
+        (all & class, any | class)
+    })
 }
 
 /// Anything but control characters; may be empty.
@@ -94,20 +108,20 @@ pub(super) fn value_len(bytes: &[u8]) -> usize {
     at + rest.iter().position(|b| CLASSES[usize::from(*b)] & VALUE == 0).unwrap_or(rest.len())
 }
 
-/// Where the first line feed is.
-pub(super) fn line_feed(bytes: &[u8]) -> Option<usize> {
+/// Where that byte is for the first time.
+pub(super) fn find(bytes: &[u8], byte: u8) -> Option<usize> {
     let mut at = 0;
     while let Some(word) = word_at(bytes, at) {
-        let feeds = zeros_in(word ^ (ONES * u64::from(b'\n')));
-        if feeds != 0 {
-            return Some(at + feeds.trailing_zeros() as usize / 8);
+        let found = zeros_in(word ^ (ONES * u64::from(byte)));
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
         }
         at += 8;
         if at == SHORT_LINE {
-            return memchr::memchr(b'\n', &bytes[at..]).map(|n| at + n);
+            return memchr::memchr(byte, &bytes[at..]).map(|n| at + n);
         }
     }
-    bytes[at..].iter().position(|b| *b == b'\n').map(|n| at + n)
+    bytes[at..].iter().position(|b| *b == byte).map(|n| at + n)
 }
 
 fn word_at(bytes: &[u8], at: usize) -> Option<u64> {
@@ -139,10 +153,7 @@ pub(super) enum TargetKind {
 
 /// `None`: it is no target.
 pub(super) fn target_kind(bytes: &[u8]) -> Option<TargetKind> {
-    let (all, any) = bytes.iter().fold((TARGET, 0), |(all, any), b| {
-        let class = CLASSES[usize::from(*b)];
-        (all & class, any | class)
-    });
+    let (all, any) = classes_of(bytes, TARGET);
     let is_target = !bytes.is_empty() && all != 0;
     is_target.then_some(if any & TARGET_SIGN == 0 { TargetKind::Plain } else { TargetKind::Signs })
 }
@@ -166,9 +177,9 @@ pub fn is_host(host: &[u8]) -> bool {
         let address = std::str::from_utf8(&rest[..end]).ok().and_then(|a| a.parse::<Ipv6Addr>().ok());
         return address.is_some() && is_port(&rest[end + 1..]);
     }
-    let end = host.iter().position(|b| *b == b':').unwrap_or(host.len());
+    let end = host.iter().position(|b| CLASSES[usize::from(*b)] & REG_NAME == 0).unwrap_or(host.len());
     let (name, port) = host.split_at(end);
-    if name.is_empty() || !are_all(name, REG_NAME) || !is_port(port) {
+    if name.is_empty() || !is_port(port) {
         return false;
     }
     // All digits and dots is an address or nothing (WHATWG URL, host parsing).
@@ -244,8 +255,8 @@ mod tests {
                 assert_eq!(value_len(all.as_bytes()), text.len(), "{all:?}");
             }
             let all = format!("{text}\n\n{text}");
-            assert_eq!(line_feed(all.as_bytes()), Some(text.len()), "{all:?}");
-            assert_eq!(line_feed(text.as_bytes()), None, "{text:?}");
+            assert_eq!(find(all.as_bytes(), b'\n'), Some(text.len()), "{all:?}");
+            assert_eq!(find(text.as_bytes(), b'\n'), None, "{text:?}");
         }
     }
 

@@ -26,9 +26,10 @@ mod splice;
 mod tunnel;
 
 /// How a message says where its body ends. There is exactly one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Framing {
     /// There is no body.
+    #[default]
     None,
     Length(u64),
     Chunked,

@@ -56,8 +56,9 @@ pub enum Version {
 }
 
 /// Whether the client wants another exchange on its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Persistence {
+    #[default]
     Close,
     Keep,
 }
@@ -113,7 +114,7 @@ impl<'b> Request<'b> {
     /// after it is not looked at.
     pub fn parse(bytes: &'b [u8], fields: &'b mut Vec<Field>) -> Result<Self, Refusal> {
         let line_end =
-            grammar::line_feed(bytes).and_then(|feed| feed.checked_sub(1)).ok_or(Refusal::RequestLine)?;
+            grammar::find(bytes, b'\n').and_then(|feed| feed.checked_sub(1)).ok_or(Refusal::RequestLine)?;
         if bytes[line_end] != b'\r' {
             return Err(Refusal::LineEnd);
         }
@@ -150,6 +151,13 @@ impl<'b> Request<'b> {
 
     pub fn version(&self) -> Version {
         self.line.version
+    }
+
+    /// How long the first line is, without its end, when an endpoint gets it as it came.
+    pub(super) fn plain_line(&self) -> Option<usize> {
+        let RequestLine { end, method_end, target, version, .. } = &self.line;
+        let is_path = target.path.start == method_end + 1 && !target.path.is_empty();
+        (is_path && *version == Version::Http11).then_some(*end)
     }
 
     /// Path and query; `*` for the server as a whole. `None` for the path of a URI that has none.
@@ -237,12 +245,17 @@ pub fn check_first_line(line: &[u8]) -> Result<(), Refusal> {
 
 fn request_line(head: &[u8], end: usize) -> Result<RequestLine, Refusal> {
     let line = &head[..end];
-    let method_end = line.iter().position(|b| *b == b' ').ok_or(Refusal::RequestLine)?;
-    let target_end = line.iter().rposition(|b| *b == b' ').ok_or(Refusal::RequestLine)?;
+    let method_end = grammar::find(line, b' ').ok_or(Refusal::RequestLine)?;
     if !grammar::is_token(&line[..method_end]) {
         return Err(Refusal::RequestLine);
     }
-    let version = version(&line[target_end + 1..])?;
+    let (target_end, version) = match line.strip_suffix(b" HTTP/1.1") {
+        Some(before) => (before.len(), Version::Http11),
+        None => {
+            let last = line.iter().rposition(|b| *b == b' ').ok_or(Refusal::RequestLine)?;
+            (last, version(&line[last + 1..])?)
+        }
+    };
     let Some(target) = line.get(method_end + 1..target_end) else { return Err(Refusal::RequestLine) };
     if method_end > LONGEST_METHOD {
         return Err(Refusal::MethodLength);

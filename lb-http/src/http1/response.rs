@@ -30,7 +30,7 @@ pub enum BadResponse {
 }
 
 /// A response that may be passed on. Offsets of `fields` are into the head's bytes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Response {
     pub status: u16,
     pub framing: Framing,
@@ -42,6 +42,7 @@ pub struct Response {
     seen: Seen,
     /// Where the first line ends, without its CR LF.
     line_end: usize,
+    is_11: bool,
     switches_to_websocket: bool,
     names_fields: bool,
 }
@@ -78,6 +79,7 @@ impl Response {
             fields,
             seen: found.seen,
             line_end,
+            is_11,
             switches_to_websocket: status == 101 && is_11 && found.upgrade && found.is_websocket,
             names_fields: found.names_fields,
         })
@@ -104,6 +106,11 @@ impl Response {
     /// The values of all lines of that name in the response's own `head`.
     pub fn values<'b>(&'b self, head: &'b [u8], name: Name) -> impl Iterator<Item = &'b [u8]> {
         self.fields.iter().filter(move |field| field.name == name).map(move |field| field.value_in(head))
+    }
+
+    /// How long the first line is, without its end, when a client gets it as it came.
+    pub(super) fn plain_line(&self) -> Option<usize> {
+        (self.is_11 && self.line_end > b"HTTP/1.1 200".len()).then_some(self.line_end)
     }
 
     /// Status and reason as they came.

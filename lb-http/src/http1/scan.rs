@@ -99,7 +99,7 @@ impl Scan {
 
     /// Goes on over `bytes`, which begin at the head's first byte and are at least those of the last call.
     pub fn advance(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Scanned, ScanError> {
-        while let Some(at) = grammar::line_feed(&bytes[self.searched as usize..]) {
+        while let Some(at) = grammar::find(&bytes[self.searched as usize..], b'\n') {
             let end = self.searched as usize + at + 1;
             let line = &bytes[self.line_start as usize..end];
             if !line.ends_with(b"\r\n") || line.ends_with(b"\r\r\n") {

@@ -7,6 +7,7 @@ use super::fields::{Field, Name};
 use super::flow::Coding;
 use super::request::{Options, Request, Version};
 use super::response::Response;
+use crate::request_id::RequestId;
 
 /// What a service wants changed in a head. To set a field is to remove it and to add it.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +33,7 @@ pub(crate) struct Forwarding<'a> {
     pub(crate) lines: &'a [u8],
     pub(crate) proto: Proto,
     /// For a request that has none.
-    pub(crate) request_id: &'a [u8],
+    pub(crate) request_id: &'a RequestId,
     /// The Cookie lines without the balancer's own cookie. `None`: as they came.
     pub(crate) cookies: Option<&'a [u8]>,
     /// Path and query instead of those that came.
@@ -64,22 +65,12 @@ fn is_ours_in_requests(name: Name) -> bool {
 
 /// Writes the head of `request` as an endpoint gets it.
 pub(crate) fn request(out: &mut Vec<u8>, request: &Request<'_>, forwarding: &Forwarding<'_>) {
-    out.extend_from_slice(request.method_name());
-    out.push(b' ');
-    match forwarding.target {
-        Some(target) => out.extend_from_slice(target),
-        None => {
-            let (begin, rest) = request.path_and_query();
-            out.extend(begin);
-            out.extend_from_slice(rest);
-        }
-    }
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    if !request.has(Name::Host) {
-        line(out, b"Host", if request.has_host() { request.host() } else { b"" });
+    let first_line = request.plain_line().filter(|_| forwarding.target.is_none() && request.has(Name::Host));
+    if first_line.is_none() {
+        request_line(out, request, forwarding.target);
     }
     let options = request.options();
-    copy(out, request.head(), request.fields(), |field| {
+    copy(out, request.head(), first_line, request.fields(), |field| {
         is_ours_in_requests(field.name)
             || (field.name == Name::Cookie && forwarding.cookies.is_some())
             || (field.name == Name::XForwardedProto && forwarding.proto == Proto::Ours)
@@ -119,6 +110,23 @@ pub(crate) fn request(out: &mut Vec<u8>, request: &Request<'_>, forwarding: &For
     out.extend_from_slice(b"\r\n");
 }
 
+fn request_line(out: &mut Vec<u8>, request: &Request<'_>, target: Option<&[u8]>) {
+    out.extend_from_slice(request.method_name());
+    out.push(b' ');
+    match target {
+        Some(target) => out.extend_from_slice(target),
+        None => {
+            let (begin, rest) = request.path_and_query();
+            out.extend(begin);
+            out.extend_from_slice(rest);
+        }
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    if !request.has(Name::Host) {
+        line(out, b"Host", if request.has_host() { request.host() } else { b"" });
+    }
+}
+
 /// How a client gets a response.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Delivery<'a> {
@@ -132,16 +140,19 @@ pub(crate) struct Delivery<'a> {
 
 /// Writes the head of `response`, whose bytes are `head`, as a client gets it.
 pub(crate) fn response(out: &mut Vec<u8>, response: &Response, head: &[u8], delivery: &Delivery<'_>) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    let status = response.status_and_reason(head);
-    out.extend_from_slice(status);
-    // The space before an empty reason is no option (RFC 9112 section 4).
-    out.extend_from_slice(if status.len() == 3 { b" \r\n" } else { b"\r\n" });
+    let first_line = response.plain_line();
+    if first_line.is_none() {
+        out.extend_from_slice(b"HTTP/1.1 ");
+        let status = response.status_and_reason(head);
+        out.extend_from_slice(status);
+        // The space before an empty reason is no option (RFC 9112 section 4).
+        out.extend_from_slice(if status.len() == 3 { b" \r\n" } else { b"\r\n" });
+    }
     let options: Option<Options<'_>> = response.options(head);
     // To HEAD and with a 304 a length says what there would be; it frames nothing.
     let keeps_length = response.framing == Framing::None && response.status >= 200 && response.status != 204;
     let mut has_length = false;
-    copy(out, head, &response.fields, |field| {
+    copy(out, head, first_line, &response.fields, |field| {
         let is_length = field.name == Name::ContentLength;
         let is_kept_length = is_length && keeps_length && !std::mem::replace(&mut has_length, true);
         field.name.is_hop_by_hop()
@@ -162,9 +173,15 @@ pub(crate) fn response(out: &mut Vec<u8>, response: &Response, head: &[u8], deli
     out.extend_from_slice(b"\r\n");
 }
 
-/// Copies the lines that are not left out, as few runs as there are.
-fn copy(out: &mut Vec<u8>, head: &[u8], fields: &[Field], mut is_left_out: impl FnMut(&Field) -> bool) {
-    let mut run = 0..0;
+/// Copies the lines that are not left out, as few runs as there are; the first line, too, if its length is given.
+fn copy(
+    out: &mut Vec<u8>,
+    head: &[u8],
+    first_line: Option<usize>,
+    fields: &[Field],
+    mut is_left_out: impl FnMut(&Field) -> bool,
+) {
+    let mut run = 0..first_line.unwrap_or(0);
     for field in fields {
         if is_left_out(field) {
             continue;
@@ -186,6 +203,8 @@ fn copy(out: &mut Vec<u8>, head: &[u8], fields: &[Field], mut is_left_out: impl 
     }
 }
 
+/// Always inlined, because its name mostly is a constant.
+#[inline(always)]
 pub(crate) fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
@@ -193,6 +212,7 @@ pub(crate) fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+#[inline(always)]
 pub(crate) fn number_line(out: &mut Vec<u8>, name: &[u8], number: u64) {
     let mut digits = [0; 20];
     let mut start = digits.len();

@@ -20,13 +20,18 @@ fn lines(out: Vec<u8>) -> Vec<String> {
 const PLAIN: Forwarding<'_> = Forwarding {
     proto: Proto::OfClient,
     lines: b"X-Ours: 1\r\n",
-    request_id: b"id",
+    request_id: b"0123456789abcdef0123456789abcdef",
     cookies: None,
     target: None,
     edits: Edits::NONE,
 };
 /// What every request of HTTP/1.1 gets.
-const OURS: [&str; 4] = ["X-Ours: 1", "Via: 1.1 waymark", "X-Forwarded-Proto: http", "X-Request-Id: id"];
+const OURS: [&str; 4] = [
+    "X-Ours: 1",
+    "Via: 1.1 waymark",
+    "X-Forwarded-Proto: http",
+    "X-Request-Id: 0123456789abcdef0123456789abcdef",
+];
 
 #[test]
 fn requests() {
@@ -74,7 +79,12 @@ fn requests_whose_last_lines_are_ours() {
     assert!(old.contains(&"Via: 1.0 waymark".to_owned()));
     let kept = "GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: theirs\r\nX-Forwarded-Proto: https\r\n\r\n";
     let kept = forwarded(kept, &PLAIN);
-    assert!(!kept.iter().any(|l| l == "X-Request-Id: id" || l == "X-Forwarded-Proto: http"), "{kept:?}");
+    assert!(
+        !kept
+            .iter()
+            .any(|l| l == "X-Request-Id: 0123456789abcdef0123456789abcdef" || l == "X-Forwarded-Proto: http"),
+        "{kept:?}"
+    );
     let edits = Edits { remove: vec![b"x-gone"[..].into()], add: b"X-New: 1\r\n".to_vec() };
     let edited = Forwarding { cookies: Some(b"Cookie: b=2\r\n"), edits: &edits, ..PLAIN };
     let lines = forwarded("GET / HTTP/1.1\r\nHost: a\r\nX-Gone: 1\r\nCookie: a=1\r\n\r\n", &edited);

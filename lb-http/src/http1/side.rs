@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::buffer::{Buffer, Spare};
-use super::socket;
+use super::socket::{self, Departure};
 use crate::stats::{Series, Shard};
 
 /// What a client's connection is made of.
@@ -90,6 +90,8 @@ pub(crate) struct ClientSide<S> {
     /// It has said that it will send nothing more.
     pub(crate) has_ended: bool,
     pub(crate) n_written: Cell<u64>,
+    /// Of what is written from now on.
+    pub(crate) departure: Departure,
 }
 
 impl<S> ClientSide<S> {
@@ -134,11 +136,11 @@ impl<S: ClientStream> Side for ClientSide<S> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let at_once = self.stream.unwatched().and_then(|fd| socket::send(fd, bytes));
+        let at_once = self.stream.unwatched().and_then(|fd| socket::send(fd, bytes, self.departure));
         let n = match at_once {
             Some(n) => n?,
             None => ready!(match self.stream.plain() {
-                Some(socket) => socket::poll_send(cx, socket, bytes),
+                Some(socket) => socket::poll_send(cx, socket, bytes, self.departure),
                 None => Pin::new(&mut self.stream).poll_write(cx, bytes),
             })?,
         };
@@ -151,7 +153,10 @@ impl<S: ClientStream> Side for ClientSide<S> {
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match self.stream.unwatched() {
+            Some(fd) => Poll::Ready(socket::end(fd)),
+            None => Pin::new(&mut self.stream).poll_shutdown(cx),
+        }
     }
 
     fn is_plain(&self) -> bool {

@@ -163,7 +163,7 @@ impl Stream {
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
         let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, waited: Cell::default() };
         let sent = attempt.send(&backend, &mut front).await;
-        let flow = front.flow;
+        let mut flow = front.flow;
         match sent {
             Ok(exchange) => self.deliver(exchange, flow, &about).await,
             Err(error) => {
@@ -214,12 +214,12 @@ impl Stream {
         exchange.write_head(&mut text, about.method, Coding::Plain, b"", origin);
         let n_bytes = text.len();
         // HTTP/2 switches to nothing (RFC 9113 section 8.6).
-        let head = match exchange.response.status {
+        let head = match exchange.response().status {
             101 => Err(BadResponse::Switch),
             status => head::response(status, &Bytes::from(text)),
         };
         exchange.consume_head();
-        let mut down = Flow::new(exchange.response.framing, Coding::Plain, means.spare.output());
+        let mut down = Flow::new(exchange.response().framing, Coding::Plain, means.spare.output());
         let along = down.take_along(&mut exchange.upstream.input).map_err(|_| BadResponse::Chunk);
         let (head, _) = match head.and_then(|head| along.map(|()| head)) {
             Ok(head) => head,
@@ -229,7 +229,7 @@ impl Stream {
             }
         };
         exchange.responded(took);
-        self.responds(exchange.response.status);
+        self.responds(exchange.response().status);
         let wait = Rc::clone(self.wait());
         let limit = exchange.backend.labels.timeouts.server.unwrap_or(local.timeouts.server_body_idle);
         wait.enter(Phase::ResponseBody, limit);

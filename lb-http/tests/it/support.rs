@@ -52,8 +52,7 @@ impl Cluster {
         let (plane, workers) = lb_http::start(config, subscriber, 2, cancel.clone()).await.unwrap();
         let run = |worker: lb_http::Worker| {
             std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                tokio::task::LocalSet::new().block_on(&runtime, worker.run());
+                tokio::runtime::LocalRuntime::new().unwrap().block_on(worker.run());
             })
         };
         let workers = workers.into_iter().map(run).collect();

@@ -82,8 +82,7 @@ pub fn serve<W: Send + 'static, F: Future<Output = ()> + 'static>(
 ) -> anyhow::Result<()> {
     for worker in workers {
         thread::spawn(move || -> io::Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            tokio::task::LocalSet::new().block_on(&runtime, run(worker));
+            tokio::runtime::LocalRuntime::new()?.block_on(run(worker));
             Ok(())
         });
     }

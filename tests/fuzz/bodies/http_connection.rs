@@ -65,9 +65,8 @@ fn start() -> SocketAddr {
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).expect("a free port").port();
     let (ready, is_ready) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async move {
+        let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
+        runtime.block_on(async move {
             let mut config =
                 lb_http::Config { http_listen: None, appid_listen: None, ..lb_http::Config::default() };
             config.timeouts.client_keepalive = Duration::from_millis(100);

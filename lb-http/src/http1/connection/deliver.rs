@@ -12,7 +12,8 @@ use crate::http1::flow::{Coding, Flow, FlowError};
 use crate::http1::request::Version;
 use crate::http1::response::BadResponse;
 use crate::http1::serialize::{self, Delivery};
-use crate::http1::side::ClientStream;
+use crate::http1::side::{ClientStream, Side};
+use crate::http1::socket::Departure;
 use crate::http1::tunnel;
 use crate::proxy::{self, Then};
 use crate::wait::Phase;
@@ -29,7 +30,7 @@ impl<S: ClientStream> Connection<S> {
     pub(super) async fn deliver(
         &mut self,
         mut exchange: Exchange,
-        mut up: Flow,
+        up: &mut Flow,
         about: &About,
         out: Vec<u8>,
     ) -> Then {
@@ -37,8 +38,8 @@ impl<S: ClientStream> Connection<S> {
         if let Some(record) = &mut self.record {
             record.server = Some(exchange.server().name.to_string());
         }
-        if exchange.response.status == 101 {
-            if !about.wants_websocket || !exchange.response.switches_to_websocket() {
+        if exchange.response().status == 101 {
+            if !about.wants_websocket || !exchange.response().switches_to_websocket() {
                 let error = ProxyError::BadResponse(BadResponse::Switch);
                 exchange.bad_response();
                 let then = self.then(about);
@@ -49,7 +50,7 @@ impl<S: ClientStream> Connection<S> {
         }
         let is_read = up.has_source_ended();
         let mut is_sent = up.is_written();
-        let framing = exchange.response.framing;
+        let framing = exchange.response().framing;
         let is_11 = about.version == Version::Http11;
         let ends_with_connection = !is_11 && matches!(framing, Framing::Chunked | Framing::UntilClose);
         let then = if is_read && !ends_with_connection { self.then(about) } else { Then::Close };
@@ -68,9 +69,12 @@ impl<S: ClientStream> Connection<S> {
             return Box::pin(self.fail(error, about, then, Vec::new())).await;
         }
         exchange.responded(took);
-        self.responds(exchange.response.status);
+        self.responds(exchange.response().status);
         let Self { local, registered, side, .. } = self;
         let (wait, means) = (registered.wait(), &local.means);
+        if then == Then::Close && down.has_source_ended() && side.is_plain() {
+            side.departure = Departure::WithEnd;
+        }
         let limit = exchange.backend.labels.timeouts.server.unwrap_or(local.timeouts.server_body_idle);
         wait.enter(Phase::ResponseBody, limit);
         let mut is_taken = true;
@@ -110,6 +114,9 @@ impl<S: ClientStream> Connection<S> {
             End::Whole => {
                 if !is_read || !self.side.input.is_empty() {
                     Box::pin(self.farewell()).await;
+                } else if self.side.departure == Departure::WithEnd {
+                    // What has not departed would be lost, should the close find that the client has sent more.
+                    let _ = poll_fn(|cx| self.side.poll_end(cx)).await;
                 }
                 Then::Close
             }
@@ -124,15 +131,15 @@ impl<S: ClientStream> Connection<S> {
 
     async fn tunnel(&mut self, exchange: Exchange, mut out: Vec<u8>) -> Then {
         let origin = &self.client.origin.connection;
-        let edits = proxy::response_edits(&exchange.backend, &exchange.response, exchange.head(), origin);
+        let edits = proxy::response_edits(&exchange.backend, exchange.response(), exchange.head(), origin);
         let delivery = Delivery {
             coding: Coding::Plain,
             connection: b"Connection: upgrade\r\nUpgrade: websocket\r\n",
             lines: &[],
             edits: &edits,
         };
-        serialize::response(&mut out, &exchange.response, exchange.head(), &delivery);
-        self.responds(exchange.response.status);
+        serialize::response(&mut out, exchange.response(), exchange.head(), &delivery);
+        self.responds(exchange.response().status);
         let wait = self.registered.wait();
         wait.limit_all(None);
         let limit = exchange.backend.labels.timeouts.tunnel.unwrap_or(self.local.timeouts.tunnel_idle);

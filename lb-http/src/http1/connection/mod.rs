@@ -26,6 +26,7 @@ use super::front::Http1Front;
 use super::refusal::Refusal;
 use super::request::{Persistence, Version};
 use super::side::{ClientSide, ClientStream, Side};
+use super::socket::Departure;
 use crate::access_log::{Outcome, Record};
 use crate::failover::Attempt;
 use crate::outbound::Client;
@@ -92,6 +93,7 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         worker: local.index,
         has_ended: false,
         n_written: Cell::new(0),
+        departure: Departure::AtOnce,
     };
     let client = Client::new(address, local_port, entry, protection);
     let mut connection = Connection { local, registered, side, client, record: None, status: 0 };
@@ -135,12 +137,12 @@ impl<S: ClientStream> Connection<S> {
                 }
                 Arrival::Ended => return None,
             };
-            let prepared = self.prepare(known, None);
-            if let Err(NotPrepared::Unscanned) = prepared {
-                return Some(Reading::Lines);
-            }
             let n_before = self.side.n_written.get();
-            let then = self.exchange(known, prepared).await;
+            let then = match self.prepare(known, None) {
+                Ok(mut prepared) => self.exchange(&mut prepared).await,
+                Err(NotPrepared::Unscanned) => return Some(Reading::Lines),
+                Err(not_prepared) => Box::pin(self.answer_instead(known, not_prepared)).await,
+            };
             self.log(n_before);
             if then == Then::Close {
                 return None;
@@ -188,13 +190,14 @@ impl<S: ClientStream> Connection<S> {
         let mut head = HeadReader::default();
         poll_fn(|cx| {
             loop {
-                if reading == Reading::Anything && !side.input.is_empty() {
-                    return Poll::Ready(Arrival::Bytes);
-                }
-                match head.look(&mut side.input, &limits) {
-                    Ok(Some(n)) => return Poll::Ready(Arrival::Head(n)),
-                    Ok(None) => {}
-                    Err(refusal) => return Poll::Ready(Arrival::Refused(refusal)),
+                match reading {
+                    Reading::Anything if side.input.is_empty() => {}
+                    Reading::Anything => return Poll::Ready(Arrival::Bytes),
+                    Reading::Lines => match head.look(&mut side.input, &limits) {
+                        Ok(Some(n)) => return Poll::Ready(Arrival::Head(n)),
+                        Ok(None) => {}
+                        Err(refusal) => return Poll::Ready(Arrival::Refused(refusal)),
+                    },
                 }
                 if side.input.is_full() {
                     side.input.grow(limits.head_bytes(), &local.means.spare);
@@ -221,41 +224,50 @@ impl<S: ClientStream> Connection<S> {
         .await
     }
 
-    /// One request and its response. `known` is the head's length, if it has been scanned. What is rare is boxed, so
-    /// that the memory for what is not stays small.
-    async fn exchange(&mut self, known: Option<usize>, mut prepared: Result<Prepared, NotPrepared>) -> Then {
-        self.side.shard().n_requests.increment();
-        if let Err(NotPrepared::Unverified(verification)) = prepared {
-            let login = Box::pin(verification.run()).await;
-            prepared = self.prepare(known, Some(login));
+    /// A request that does not go to an endpoint, or not before its login was looked at. `known` is the head's length, if
+    /// it has been scanned.
+    async fn answer_instead(&mut self, known: Option<usize>, mut not_prepared: NotPrepared) -> Then {
+        if let NotPrepared::Unverified(verification) = not_prepared {
+            let login = verification.run().await;
+            not_prepared = match self.prepare(known, Some(login)) {
+                Ok(mut prepared) => return self.exchange(&mut prepared).await,
+                Err(not_prepared) => not_prepared,
+            };
         }
-        let Prepared { backend, flow, cookie, affinity, about } = match prepared {
-            Ok(prepared) => prepared,
+        self.side.shard().n_requests.increment();
+        match not_prepared {
             // A login that was decided on is not asked for again, and a head that was whole still is.
-            Err(NotPrepared::Unverified(_) | NotPrepared::Unscanned) => return Then::Close,
-            Err(NotPrepared::Refused(refusal)) => return Box::pin(self.refuse(refusal)).await,
-            Err(NotPrepared::Answered(answer, about, framing)) => {
+            NotPrepared::Unverified(_) | NotPrepared::Unscanned => Then::Close,
+            NotPrepared::Refused(refusal) => self.refuse(refusal).await,
+            NotPrepared::Answered(answer, about, framing) => {
                 let has_body = !matches!(framing, Framing::None | Framing::Length(0));
                 let then = if has_body { Then::Close } else { self.then(&about) };
-                return Box::pin(self.answer(&answer, &about, then, Vec::new())).await;
+                self.answer(&answer, &about, then, Vec::new()).await
             }
-        };
+        }
+    }
+
+    /// One request and its response. What is rare is boxed, so that the memory for what is not stays small.
+    async fn exchange(&mut self, prepared: &mut Prepared) -> Then {
+        self.side.shard().n_requests.increment();
+        let Prepared { backend, flow, cookie, affinity, about } = prepared;
         let local = Rc::clone(&self.local);
         let wait = Rc::clone(self.wait());
         let mut front = Http1Front::new(&mut self.side, flow, about.method, &wait, &local.means);
         front.passes_interim = about.version == Version::Http11;
         front.expects_continue = about.expects_continue;
         let cookie = cookie.as_ref().map(Cookie::as_bytes);
-        let attempt = Attempt { local: &local, wait: &wait, affinity, cookie, waited: Cell::default() };
-        let sent = attempt.send(&backend, &mut front).await;
-        let (flow, interim) = front.into_parts();
+        let attempt =
+            Attempt { local: &local, wait: &wait, affinity: *affinity, cookie, waited: Cell::default() };
+        let sent = attempt.send(backend, &mut front).await;
+        let interim = front.into_interim();
         match sent {
-            Ok(exchange) => self.deliver(exchange, flow, &about, interim).await,
+            Ok(exchange) => self.deliver(exchange, flow, about, interim).await,
             Err(error) => {
                 let is_read = flow.has_source_ended();
                 flow.release(&local.means);
-                let then = if is_read { self.then(&about) } else { Then::Close };
-                Box::pin(self.fail(error, &about, then, interim)).await
+                let then = if is_read { self.then(about) } else { Then::Close };
+                Box::pin(self.fail(error, about, then, interim)).await
             }
         }
     }

@@ -56,18 +56,17 @@ impl<S: ClientStream> Connection<S> {
         let local = &self.local;
         let mut fields = local.fields.take();
         let bytes = self.side.input.filled();
-        let parsed = match known {
-            Some(n) => Request::parse(&bytes[..n], &mut fields).map_err(NotPrepared::Refused),
-            None => Request::parse(bytes, &mut fields)
-                .ok()
-                .filter(|request| local.limits.head().admit(&request.extent()))
-                .ok_or(NotPrepared::Unscanned),
-        };
-        let request = match parsed {
-            Ok(request) => request,
-            Err(not_prepared) => {
+        let is_admitted =
+            |request: &Request<'_>| known.is_some() || local.limits.head().admit(&request.extent());
+        let request = match Request::parse(known.map_or(bytes, |n| &bytes[..n]), &mut fields) {
+            Ok(request) if is_admitted(&request) => request,
+            Err(refusal) if known.is_some() => {
                 local.fields.set(fields);
-                return Err(not_prepared);
+                return Err(NotPrepared::Refused(refusal));
+            }
+            _ => {
+                local.fields.set(fields);
+                return Err(NotPrepared::Unscanned);
             }
         };
         let n = request.extent().head_bytes;
