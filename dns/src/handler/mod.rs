@@ -322,13 +322,14 @@ fn unix_seconds() -> u32 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as u32)
 }
 
-/// The next who asks the same gets the same reply, as long as the zone is: at most one address, so nothing takes turns,
-/// and no cookie, which is the client's own.
+/// The next who asks the same gets the same reply, as long as the zone is: at most one record, so nothing takes turns
+/// (the addresses of a service's target do not), and no cookie, which is the client's own.
 fn is_lasting(query: &Query<'_>, found: Option<&Found<'_>>) -> bool {
     let Some(node) = found.and_then(|found| found.node) else { return false };
     let n = match query.record_type {
         RecordType::A => node.v4.len(),
         RecordType::AAAA => node.v6.len(),
+        RecordType::SRV => node.services.len(),
         _ => return false,
     };
     n < 2 && query.edns.is_none_or(|edns| edns.cookie.is_none())

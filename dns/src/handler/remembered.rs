@@ -17,10 +17,9 @@ use crate::stats::Source;
 use crate::wire::HEADER;
 use crate::zone::Zone;
 
-/// Of a query behind its id.
-const MAX_QUERY_BYTES: usize = 72;
-/// Of a reply behind its question: an answer, or an SOA record, and OPT.
-const MAX_TAIL_BYTES: usize = 72;
+/// Of a query behind its id, and of its reply behind the question: an address, an SRV record with the target's address,
+/// or an SOA record, and OPT.
+const MAX_BYTES: usize = 144;
 const ID: usize = 2;
 /// Of a message, behind its id.
 const HEAD: usize = HEADER - ID;
@@ -60,8 +59,8 @@ struct Place {
     n_question_bytes: u8,
     n_tail_bytes: u8,
     head: [u8; HEAD],
-    query: [u8; MAX_QUERY_BYTES],
-    tail: [u8; MAX_TAIL_BYTES],
+    /// The query, and behind it the reply's tail.
+    bytes: [u8; MAX_BYTES],
 }
 
 /// What a reply is counted as.
@@ -84,13 +83,16 @@ const EMPTY: Place = Place {
     n_question_bytes: 0,
     n_tail_bytes: 0,
     head: [0; HEAD],
-    query: [0; MAX_QUERY_BYTES],
-    tail: [0; MAX_TAIL_BYTES],
+    bytes: [0; MAX_BYTES],
 };
 
 impl Place {
     fn holds(&self, query: &[u8]) -> bool {
-        self.query[..usize::from(self.n_query_bytes)] == *query
+        self.bytes[..usize::from(self.n_query_bytes)] == *query
+    }
+
+    fn tail(&self) -> &[u8] {
+        &self.bytes[usize::from(self.n_query_bytes)..][..usize::from(self.n_tail_bytes)]
     }
 }
 
@@ -130,7 +132,7 @@ impl Remembered {
         out.extend_from_slice(id);
         out.extend_from_slice(&place.head);
         out.extend_from_slice(&query[HEAD..HEAD + usize::from(place.n_question_bytes)]);
-        out.extend_from_slice(&place.tail[..usize::from(place.n_tail_bytes)]);
+        out.extend_from_slice(place.tail());
         Some(place.given)
     }
 
@@ -138,7 +140,7 @@ impl Remembered {
     /// many packets go on at once.
     pub fn foresee(&self, packet: &[u8]) {
         if let Some(place) = packet.get(ID..).and_then(|query| self.candidates(query).next()) {
-            black_box((place.n_query_bytes, place.tail[0]));
+            black_box((place.n_query_bytes, place.bytes[MAX_BYTES / 2]));
         }
     }
 
@@ -154,7 +156,8 @@ impl Remembered {
     pub fn put(&mut self, packet: &[u8], n_question_bytes: usize, reply: &[u8], given: Given) {
         let (Some(query), Some(head)) = (packet.get(ID..), reply.get(ID..HEADER)) else { return };
         let Some(tail) = reply.get(HEADER + n_question_bytes..) else { return };
-        if query.len() > MAX_QUERY_BYTES || tail.len() > MAX_TAIL_BYTES {
+        let n_bytes = query.len() + tail.len();
+        if n_bytes > MAX_BYTES {
             return;
         }
         if self.sets.is_empty() || (self.n_without_place > self.places.len() && self.sets.len() < MAX_SETS) {
@@ -172,8 +175,8 @@ impl Remembered {
         place.n_question_bytes = n_question_bytes as u8;
         place.n_tail_bytes = tail.len() as u8;
         place.head.copy_from_slice(head);
-        place.query[..query.len()].copy_from_slice(query);
-        place.tail[..tail.len()].copy_from_slice(tail);
+        place.bytes[..query.len()].copy_from_slice(query);
+        place.bytes[query.len()..n_bytes].copy_from_slice(tail);
     }
 
     /// An empty place of a set, or sometimes one that has to make room.
@@ -234,7 +237,7 @@ mod tests {
         assert_eq!(asked(&mut remembered, &zone, b"name"), Some(expect));
         assert_eq!(asked(&mut remembered, &zone, b"Name"), None, "the spelling is a part of it");
         assert_eq!(recall(&mut remembered, &zone, b"\0"), None);
-        put(&mut remembered, b"long", &[0; MAX_TAIL_BYTES + 1]);
+        put(&mut remembered, b"long", &[0; MAX_BYTES]);
         assert_eq!(asked(&mut remembered, &zone, b"long"), None);
     }
 

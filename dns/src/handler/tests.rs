@@ -112,7 +112,9 @@ fn a_question_asked_again_is_answered_as_the_first_time() {
         }
         packet
     };
-    let names: [&[&[u8]]; 5] = [
+    let names: [&[&[u8]]; 7] = [
+        &[b"_leader", b"_tcp", b"mesos"],
+        &[b"_leader", b"_tcp", b"mesos", b"thisdcos", b"global"],
         &[b"leader", b"mesos"],
         &[b"LeaDer", b"mesos"],
         &[b"localhost"],
