@@ -40,8 +40,8 @@ pub struct Config {
     /// For all workers together; at least one for each.
     pub max_udp_flows: usize,
     pub move_overlap: Duration,
-    /// How long a VIP that is gone still takes connections. Its name is not answered any more, so this is how long answers
-    /// of DNS hold, and a little; zero where nobody answers names.
+    /// How long a VIP that is gone still takes connections. Its name is not answered any more, so this is how long
+    /// answers of DNS hold, and a little; zero where nobody answers names.
     pub removal_overlap: Duration,
     pub drain_timeout: Duration,
     /// The pools that named VIPs come from. Only for hints: the addresses themselves come with each snapshot.

@@ -3,9 +3,10 @@
 //! Names go first, addresses later: whoever looked a name up a moment ago finds the VIP as it was. Established
 //! connections are not its affair: they outlive their VIP anyway.
 //!
-//! It is not kept across a restart, although the kernel planes still hold such VIPs then: nothing in the kernel tells one
-//! that was removed a second ago from one that was removed while no agent ran, an hour ago, whose instances' ports are
-//! other apps' by now. Serving that would be worse than refusing whoever looked up a name in those few seconds.
+//! It is not kept across a restart, although the kernel planes still hold such VIPs then: nothing in the kernel tells
+//! one that was removed a second ago from one that was removed while no agent ran, an hour ago, whose instances'
+//! ports are other apps' by now. Serving that would be worse than refusing whoever looked up a name in those few
+//! seconds.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;

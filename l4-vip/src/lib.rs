@@ -7,7 +7,8 @@
 //! open touches no other VIP; a connection, once established, is never cut because of a snapshot.
 //!
 //! Reading order: [`policy`] (how a pool picks), [`pool`] (endpoints with live state), `labels`, `table` (VIP → pool),
-//! `plane` (control side), `worker` (accepts), [`forward`] (moves bytes), [`proxy_protocol`], [`stats`] (what is told about it).
+//! `plane` (control side), `worker` (accepts), [`forward`] (moves bytes), [`proxy_protocol`], [`stats`] (what is told
+//! about it).
 
 pub mod addresses;
 mod config;

@@ -263,7 +263,7 @@ impl Follower {
             {
                 mark.set(generation);
             }
-            let kernel_at = self.serving.next();
+            let (kernel_at, look_at) = (self.serving.next(), self.frontends.look_at);
             tokio::select! {
                 changed = subscriber.changed() => match changed {
                     Ok(snapshot) => newest = Some(snapshot),
@@ -274,7 +274,7 @@ impl Follower {
                     self.serve().await;
                     retry_at = Instant::now() + RETRY;
                 }
-                () = tokio::time::sleep_until(self.frontends.look_at.unwrap_or(retry_at)), if self.frontends.look_at.is_some() => {
+                () = tokio::time::sleep_until(look_at.unwrap_or(retry_at)), if look_at.is_some() => {
                     self.serve().await;
                 }
                 () = tokio::time::sleep_until(kernel_at.unwrap_or(retry_at)), if kernel_at.is_some() => {
@@ -328,8 +328,8 @@ impl Follower {
         self.closed = false;
         let mut problems = Vec::new();
         for (frontend, vip) in self.frontends.served.clone() {
-            // An address that changed hands keeps its sockets: closing one resets what connects at that moment, and ends
-            // flows.
+            // An address that changed hands keeps its sockets: closing one resets what connects at that moment, and
+            // ends flows.
             if let Some(known) = self.state.open.get(&frontend) {
                 known.owner.before.store(self.frontends.before.get(&frontend).cloned());
                 known.owner.now.store(vip);

@@ -1,7 +1,7 @@
 //! Moves bytes between a client and the endpoint that a pool picked for it.
 //!
-//! It opens no addresses. Its TCP side knows no VIPs either: whoever accepts a connection (a VIP here, a service port in
-//! the HTTP balancer's `mode tcp`) hands it over with the pool to pick from.
+//! It opens no addresses. Its TCP side knows no VIPs either: whoever accepts a connection (a VIP here, a service port
+//! in the HTTP balancer's `mode tcp`) hands it over with the pool to pick from.
 
 pub mod descriptors;
 mod direction;

@@ -1,8 +1,8 @@
 //! The TCP forwarder: connects an accepted client to an endpoint of a pool and relays until both sides are done.
 //!
 //! A FIN ends one direction and is passed on; everything else that ends a connection is passed on as RST, so that a
-//! cut stream never looks complete. Unless told otherwise there is no idle time-out: a half-open or silent connection is
-//! the peers' affair.
+//! cut stream never looks complete. Unless told otherwise there is no idle time-out: a half-open or silent connection
+//! is the peers' affair.
 
 use std::cell::Cell;
 use std::future::poll_fn;

@@ -20,6 +20,8 @@ const COMPARE: Duration = Duration::from_secs(30);
 const COUNT: Duration = Duration::from_millis(250);
 /// Of many VIPs that takes long: counting has a rest of this many times as long as it took.
 const COUNT_REST: u32 = 50;
+/// A reading that only waited for its turn must not make the next one late.
+const LONGEST_COUNT_REST: Duration = Duration::from_secs(5);
 /// A call that failed is tried again after this, then after twice as long, up to the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
@@ -252,7 +254,7 @@ impl Driver {
     async fn count(&mut self) {
         let began = Instant::now();
         let counted = self.call(|plane| plane.count()).await;
-        self.count_at = Instant::now() + COUNT.max(COUNT_REST * began.elapsed());
+        self.count_at = Instant::now() + (COUNT_REST * began.elapsed()).clamp(COUNT, LONGEST_COUNT_REST);
         match counted {
             Ok(super::Counted { frontends, backends }) => {
                 self.counted = Arc::new(Counted {

@@ -185,8 +185,9 @@ impl Pool {
     }
 
     /// Proposes every usable endpoint once, best first; those that fail to connect come last, because a bad endpoint
-    /// is better than none. When more than half of them fail, it is rather the path to them that does, and those that are
-    /// left would drown in what the others had: then nobody is passed over. `key` is a hash of whatever should stay together; only [`Policy::is_keyed`] ones heed it.
+    /// is better than none. When more than half of them fail, it is rather the path to them that does, and those that
+    /// are left would drown in what the others had: then nobody is passed over. `key` is a hash of whatever should
+    /// stay together; only [`Policy::is_keyed`] ones heed it.
     pub fn pick(&self, key: Option<u64>) -> Choices<'_> {
         let n = self.usable.len();
         let start = match (self.policy, key) {

@@ -1,4 +1,5 @@
-//! UDP through the userspace plane: who gets a client's datagrams, for how long, and what happens when nobody takes them.
+//! UDP through the userspace plane: who gets a client's datagrams, for how long, and what happens when nobody takes
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;

@@ -1,5 +1,5 @@
-//! 60,000 connections from one address to one VIP of the userspace plane. A kernel that translates addresses has no more
-//! ports for them than one client has (DC/OS: 28,232); here each of the endpoints has as many of its own.
+//! 60,000 connections from one address to one VIP of the userspace plane. A kernel that translates addresses has no
+//! more ports for them than one client has (DC/OS: 28,232); here each of the endpoints has as many of its own.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -67,8 +67,8 @@ fn six_hundred_changes(open: Open) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One backend or two of three, one with twice the weight of the other: the number of slots goes up and down all the time.
-/// There is a new connection for every change.
+/// One backend or two of three, one with twice the weight of the other: the number of slots goes up and down all the
+/// time. There is a new connection for every change.
 fn change(plane: &mut dyn KernelPlane, backends: &[SocketAddr], n_tried: &AtomicUsize) -> anyhow::Result<()> {
     for n in 0..N_CHANGES {
         eventually(|| Ok(n_tried.load(Relaxed) > n))?;

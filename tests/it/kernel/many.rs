@@ -20,13 +20,15 @@ const N_BACKENDS: u16 = 3;
 const N_CLIENTS: usize = 10;
 
 /// The client's TCP sees the backends, so each of them has all its ports: there are fewer ports than connections. (Not
-/// the usual 28,232: Linux takes milliseconds to find a port when more than half of them are taken, and minutes in all.)
+/// the usual 28,232: Linux takes milliseconds to find a port when more than half of them are taken, and minutes in
+/// all.)
 #[test]
 fn sixty_thousand_connections_to_one_vip_by_ebpf() -> anyhow::Result<()> {
     hold_all(EBPF, "16384 65535", |_| TcpStream::connect(VIP))
 }
 
-/// The client's TCP sees the VIP, and needs a port for each connection to it. It names them itself, for the same reason.
+/// The client's TCP sees the VIP, and needs a port for each connection to it. It names them itself, for the same
+/// reason.
 #[test]
 fn sixty_thousand_connections_to_one_vip_by_nft_with_ports_enough() -> anyhow::Result<()> {
     hold_all(NFT, "1024 65535", connect_from)

@@ -1,5 +1,5 @@
-//! Three nodes, each a network namespace with an agent of its own, and one scheduler on a fourth: do they agree on every
-//! address, and does each reach every VIP?
+//! Three nodes, each a network namespace with an agent of its own, and one scheduler on a fourth: do they agree on
+//! every address, and does each reach every VIP?
 //!
 //! The nodes learn of the apps in different orders, in a pool so small that names collide.
 

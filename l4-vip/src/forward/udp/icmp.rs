@@ -1,4 +1,5 @@
-//! Tells a client that nobody takes its datagrams: ICMP "port unreachable", as the kernel would if the port were closed.
+//! Tells a client that nobody takes its datagrams: ICMP "port unreachable", as the kernel would if the port were
+//! closed.
 //!
 //! It takes a raw socket, so CAP_NET_RAW. Without it clients wait for an answer that does not come; their next
 //! datagram goes to another endpoint all the same.

@@ -1,8 +1,8 @@
 //! The UDP forwarder of one worker: gives each client of a VIP a socket of its own to one endpoint, and sends answers
 //! from the address that was asked.
 //!
-//! The table of flows is bounded, and so is the time a silent flow lives. Datagrams are never queued: what a socket does
-//! not take at once is dropped and counted, as the network would.
+//! The table of flows is bounded, and so is the time a silent flow lives. Datagrams are never queued: what a socket
+//! does not take at once is dropped and counted, as the network would.
 
 mod flows;
 mod icmp;

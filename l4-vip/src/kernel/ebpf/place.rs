@@ -123,8 +123,8 @@ pub fn for_each_unheld(mut each: impl FnMut(&Path)) {
     }
 }
 
-/// The same as [`lock`], with patience for a lock that is about to go: a child that is forked while its holder ends has a
-/// copy of it until it runs its own program.
+/// The same as [`lock`], with patience for a lock that is about to go: a child that is forked while its holder ends
+/// has a copy of it until it runs its own program.
 fn lock_soon(directory: &Path) -> io::Result<Option<File>> {
     for _ in 0..N_LOCK_TRIES {
         if let Some(lock) = lock(directory)? {

@@ -252,8 +252,8 @@ impl Program<'_> {
         self.asm.finish()
     }
 
-    /// Asks for the changes of state of sockets that `connect` gave a backend, and counts at the last of them. So nothing
-    /// runs for a packet, and what counts costs the same however long the connection was.
+    /// Asks for the changes of state of sockets that `connect` gave a backend, and counts at the last of them. So
+    /// nothing runs for a packet, and what counts costs the same however long the connection was.
     fn account(mut self) -> Vec<[u8; 8]> {
         let (pass, changed, of_service, add) = self.four_labels();
         let was_open = self.asm.label();

@@ -68,7 +68,8 @@ const NEW: i32 = 1;
 /// `BPF_LOCAL_STORAGE_GET_F_CREATE`
 const CREATE: i32 = 1;
 
-/// R6: the context of the call, R7: the service, R8: the backend, as far as they are known; R9: attempts, and then a cookie.
+/// R6: the context of the call, R7: the service, R8: the backend, as far as they are known; R9: attempts, and then a
+/// cookie.
 pub struct Program<'a> {
     pub asm: Asm,
     pub family: Family,
@@ -333,8 +334,8 @@ impl Program<'_> {
         self.asm.jump_if_reg(R1, If::NotEq, R9, none);
     }
 
-    /// So that a TCP socket that asks for its peer can be shown the VIP. The cookie is taken away first and written last:
-    /// whoever reads meanwhile finds a place that is nobody's.
+    /// So that a TCP socket that asks for its peer can be shown the VIP. The cookie is taken away first and written
+    /// last: whoever reads meanwhile finds a place that is nobody's.
     fn remember_peer(&mut self, done: Label) {
         self.lookup_peer(done);
         self.asm.store_imm(Double, R0, peer::COOKIE, 0);

@@ -228,7 +228,11 @@ impl Nft {
             edits.change(*frontend, None, Some(entry));
         }
         edits.write(&mut batch);
-        self.commit(batch)?;
+        let hearing = |error| ApplyError::kernel("hear of changes to nftables", error);
+        self.monitor.ignore_rules().map_err(hearing)?;
+        let outcome = self.commit(batch);
+        self.monitor.hear_rules().map_err(hearing)?;
+        outcome?;
         self.is_intact = true;
         self.picks = picks;
         self.held = compiled.into_iter().collect();

@@ -14,6 +14,8 @@ pub(super) struct Monitor {
     routes: Socket,
 }
 
+const RULES: u32 = libc::NFNLGRP_NFTABLES as u32;
+
 /// What others changed since the last look.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Heard {
@@ -29,12 +31,22 @@ impl Monitor {
     /// Everything from now on is heard.
     pub(super) fn open() -> io::Result<Self> {
         let rules = Socket::open(libc::NETLINK_NETFILTER)?;
-        rules.join(libc::NFNLGRP_NFTABLES as u32)?;
+        rules.join(RULES)?;
         let routes = Socket::open(libc::NETLINK_ROUTE)?;
         for group in [libc::RTNLGRP_IPV4_ROUTE, libc::RTNLGRP_IPV6_ROUTE, libc::RTNLGRP_IPV4_IFADDR] {
             routes.join(group)?;
         }
         Ok(Self { rules, routes })
+    }
+
+    /// Nothing of rules is heard until [`Self::hear_rules`]: the kernel tells of each element by a message of its own if
+    /// anybody listens, which takes longer than to add it.
+    pub(super) fn ignore_rules(&self) -> io::Result<()> {
+        self.rules.leave(RULES)
+    }
+
+    pub(super) fn hear_rules(&self) -> io::Result<()> {
+        self.rules.join(RULES)
     }
 
     /// `rules_port`, `routes_port`: those of the sockets that we make changes by.

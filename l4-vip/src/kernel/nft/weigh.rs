@@ -1,5 +1,5 @@
-//! The rules that count the bytes of every packet of a translated connection: one look-up for each, in a set of frontends
-//! and backends.
+//! The rules that count the bytes of every packet of a translated connection: one look-up for each, in a set of
+//! frontends and backends.
 //!
 //! They decide nothing about a packet, and whose elements there are is not known here.
 
