@@ -161,9 +161,7 @@ impl Value {
     fn write(&self, name: &[u8], out: &mut Vec<u8>, connection: &Connection) {
         match self {
             Self::Text(text) => serialize::line(out, name, text.as_bytes()),
-            Self::ClientAddress => {
-                serialize::line(out, name, connection.client.to_canonical().to_string().as_bytes());
-            }
+            Self::ClientAddress => serialize::address_line(out, name, connection.client.to_canonical()),
             Self::LocalPort => serialize::number_line(out, name, connection.local_port.into()),
         }
     }

@@ -18,12 +18,15 @@ use crate::sticky::{self, Cookie};
 use crate::table::Backend;
 use crate::worker::Local;
 
+/// Of what every request is told about its client, mostly: more, when the client speaks TLS or comes by IPv6.
+const LINES_BYTES: usize = 64;
+
 /// What the requests of a client's connection have in common.
 pub(crate) struct Client {
     pub(crate) origin: Origin,
     protection: Protection,
     /// What every request is told about the client.
-    lines: Box<[u8]>,
+    lines: Vec<u8>,
 }
 
 /// A request that may go to an endpoint.
@@ -36,14 +39,17 @@ pub(crate) struct Outbound {
 
 impl Client {
     pub(crate) fn new(client: SocketAddr, local_port: u16, entry: Entry, protection: Protection) -> Self {
-        let (scheme, proto) = match protection {
-            Protection::Plain => (Scheme::Http, ""),
-            Protection::Tls { .. } => (Scheme::Https, "X-Forwarded-Proto: https\r\n"),
+        let (scheme, proto): (_, &[u8]) = match protection {
+            Protection::Plain => (Scheme::Http, b""),
+            Protection::Tls { .. } => (Scheme::Https, b"X-Forwarded-Proto: https\r\n"),
         };
         let address = client.ip().to_canonical();
-        let lines = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Port: {local_port}\r\n{proto}");
+        let mut lines = Vec::with_capacity(LINES_BYTES);
+        serialize::address_line(&mut lines, b"X-Forwarded-For", address);
+        serialize::number_line(&mut lines, b"X-Forwarded-Port", local_port.into());
+        lines.extend_from_slice(proto);
         let connection = edits::Connection { scheme, client: address, local_port };
-        Self { origin: Origin { entry, connection }, protection, lines: lines.into_bytes().into() }
+        Self { origin: Origin { entry, connection }, protection, lines }
     }
 
     /// `login`: what came of looking at the request's password, when that has been done. The record is there when the

@@ -315,8 +315,9 @@ impl From {
         if !is_tcp && !is_tls && local.http2 != Http2::WithPriorKnowledge {
             let accepted = Accepted { stream, client, local_port, entry, protection, session, permit };
             let registered = local.waits.register(&local.clock);
-            // Not by the tracker, whose own future would be between the runtime and this one at every poll.
-            let served = connection::serve(Rc::clone(local), accepted, registered);
+            // Boxed, because the runtime moves what it is given to and fro; and not spawned by the tracker, whose own future
+            // would be polled each time before this one.
+            let served = Box::pin(connection::serve(Rc::clone(local), accepted, registered));
             let token = local.tasks.token();
             tokio::task::spawn_local(async move {
                 served.await;

@@ -2,6 +2,8 @@
 //!
 //! Only typed heads are taken, and what frames a message is written from its type, never copied.
 
+use std::net::IpAddr;
+
 use super::Framing;
 use super::fields::{Field, Name};
 use super::flow::Coding;
@@ -214,18 +216,37 @@ pub(crate) fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 
 #[inline(always)]
 pub(crate) fn number_line(out: &mut Vec<u8>, name: &[u8], number: u64) {
-    let mut digits = [0; 20];
-    let mut start = digits.len();
+    line(out, name, decimal(number, &mut [0; MOST_DIGITS]));
+}
+
+const MOST_DIGITS: usize = 20;
+
+fn decimal(number: u64, room: &mut [u8; MOST_DIGITS]) -> &[u8] {
+    let mut start = room.len();
     let mut rest = number;
     loop {
         start -= 1;
-        digits[start] = b'0' + (rest % 10) as u8;
+        room[start] = b'0' + (rest % 10) as u8;
         rest /= 10;
         if rest == 0 {
-            break;
+            return &room[start..];
         }
     }
-    line(out, name, &digits[start..]);
+}
+
+/// A line whose value is an address. Every connection has one, so that of IPv4 is written by hand.
+pub(crate) fn address_line(out: &mut Vec<u8>, name: &[u8], address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            out.extend_from_slice(name);
+            for (separator, octet) in [": ", ".", ".", "."].iter().zip(address.octets()) {
+                out.extend_from_slice(separator.as_bytes());
+                out.extend_from_slice(decimal(octet.into(), &mut [0; MOST_DIGITS]));
+            }
+            out.extend_from_slice(b"\r\n");
+        }
+        IpAddr::V6(address) => line(out, name, address.to_string().as_bytes()),
+    }
 }
 
 #[cfg(test)]
