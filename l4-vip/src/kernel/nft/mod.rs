@@ -71,6 +71,10 @@ pub struct NftConfig {
     pub ownership: Ownership,
 }
 
+/// Some thousand elements: while so many are changed nobody listens. What somebody else changes in that moment is found
+/// by the next comparison.
+const LONG_BATCH_BYTES: usize = 256 * 1024;
+
 /// NFT_TABLE_F_OWNER and NFT_TABLE_F_PERSIST.
 const OWNED: u32 = 0x2 | 0x4;
 
@@ -228,11 +232,7 @@ impl Nft {
             edits.change(*frontend, None, Some(entry));
         }
         edits.write(&mut batch);
-        let hearing = |error| ApplyError::kernel("hear of changes to nftables", error);
-        self.monitor.ignore_rules().map_err(hearing)?;
-        let outcome = self.commit(batch);
-        self.monitor.hear_rules().map_err(hearing)?;
-        outcome?;
+        self.commit(batch)?;
         self.is_intact = true;
         self.picks = picks;
         self.held = compiled.into_iter().collect();
@@ -270,9 +270,16 @@ impl Nft {
         if batch.is_empty() {
             return Ok(());
         }
-        batch
-            .commit(&mut self.socket)
-            .map_err(|rejected| ApplyError::kernel(rejected.to_string(), rejected.source))
+        let hearing = |error| ApplyError::kernel("hear of changes to nftables", error);
+        let is_long = batch.bytes().len() > LONG_BATCH_BYTES;
+        if is_long {
+            self.monitor.ignore_rules().map_err(hearing)?;
+        }
+        let outcome = batch.commit(&mut self.socket);
+        if is_long {
+            self.monitor.hear_rules().map_err(hearing)?;
+        }
+        outcome.map_err(|rejected| ApplyError::kernel(rejected.to_string(), rejected.source))
     }
 
     /// Before anything leads to them.
