@@ -124,7 +124,16 @@ pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
 }
 
 pub fn vip_choice(config: &Config, pools: Vec<VipPool>) -> l4_vip::kernel::ChoiceConfig {
-    l4_vip::kernel::ChoiceConfig { wanted: config.vip.plane, cgroup: config.vip.cgroup.clone(), pools }
+    let nft_bytes = match config.vip.nft_bytes {
+        true => l4_vip::kernel::nft::Bytes::Counted,
+        false => l4_vip::kernel::nft::Bytes::Uncounted,
+    };
+    l4_vip::kernel::ChoiceConfig {
+        wanted: config.vip.plane,
+        cgroup: config.vip.cgroup.clone(),
+        pools,
+        nft_bytes,
+    }
 }
 
 pub fn vip_on_exit(config: &Config) -> l4_vip::kernel::OnExit {

@@ -5,14 +5,19 @@
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use event_watcher::catalog::Protocol::{Tcp, Udp};
+use l4_vip::kernel::nft::{Bytes, Nft, Ownership};
 use l4_vip::kernel::{Change, Frontend, KernelCounters, KernelPlane};
 use tests::netns::{Netns, is_root};
 
 use super::host::{EBPF, Host, NFT};
-use super::nft::open;
+use super::nft::{open, open_as};
 use super::peers::{
     Cluster, Connection, VIP, eventually, frontend, service, set, tcp_backend, udp_backend, udp_client,
 };
+
+fn open_counting(host: &Netns) -> anyhow::Result<Nft> {
+    open_as(host, Ownership::Exclusive, Bytes::Counted)
+}
 
 fn counted(plane: &mut dyn KernelPlane, backend: SocketAddr) -> anyhow::Result<KernelCounters> {
     counted_of(plane, frontend(Tcp, VIP), backend)
@@ -133,7 +138,7 @@ fn nft_counts_the_bytes_of_each_packet_once_wherever_clients_and_backends_are() 
         return Ok(());
     }
     let Cluster { host, containers: [one, two], other } = Cluster::new()?;
-    let mut nft = open(&host)?;
+    let mut nft = open_counting(&host)?;
     // Headers of IP and UDP.
     for (vip, headers, addresses) in [
         ("11.1.2.3:53", 20 + 8, ["127.0.0.1", "10.1.0.1", "10.1.0.2", "172.30.0.2", "172.30.0.3"]),
@@ -182,7 +187,7 @@ fn nft_counts_bytes_of_tcp_as_connection_tracking_does_whatever_becomes_of_backe
     let host = Netns::new("host")?;
     host.set_variable("net/netfilter/nf_conntrack_acct", "1")?;
     let [a, b] = [tcp_backend(&host, "127.0.0.1:0", b'a')?, tcp_backend(&host, "127.0.0.1:0", b'b')?];
-    let mut nft = open(&host)?;
+    let mut nft = open_counting(&host)?;
     let bytes = |counters: KernelCounters| [counters.bytes_in, counters.bytes_out];
     let agree = |nft: &mut dyn KernelPlane| {
         eventually(|| {
@@ -206,7 +211,7 @@ fn nft_counts_bytes_of_tcp_as_connection_tracking_does_whatever_becomes_of_backe
     let all = [service(frontend(Tcp, VIP), &[(b, 1)])];
     nft.apply(&[Change::Set(all[0].clone())])?;
     drop(nft);
-    let mut nft = open(&host)?;
+    let mut nft = open_counting(&host)?;
     assert_eq!(nft.reconcile(&all)?, 0, "nothing is left to be done");
     let [of_b, _] = bytes(counted(&mut nft, b)?);
     assert!(of_b > 10 * 44);
@@ -219,6 +224,15 @@ fn nft_counts_bytes_of_tcp_as_connection_tracking_does_whatever_becomes_of_backe
     agree(&mut nft)?;
     let [again, _] = bytes(counted(&mut nft, a)?);
     assert!((1..bytes_in).contains(&again), "who was away comes back as a stranger: {again}");
+
+    // An agent that counts no bytes makes the table anew, and no connection notices.
+    drop(nft);
+    let mut nft = open(&host)?;
+    nft.reconcile(&[service(frontend(Tcp, VIP), &[(a, 1)])])?;
+    assert!(!nft.counts(Tcp).bytes);
+    to_a.ping()?;
+    to_b.ping()?;
+    Connection::open(&host, VIP)?.ping()?;
     Ok(())
 }
 
@@ -229,7 +243,7 @@ fn nft_counts_no_bytes_of_datagrams_that_are_refused() -> anyhow::Result<()> {
     }
     let host = Netns::new("host")?;
     let u = udp_backend(&host, "127.0.0.1:0", b'u')?;
-    let mut nft = open(&host)?;
+    let mut nft = open_counting(&host)?;
     nft.apply(&[set(Udp, VIP, &[(u, 1)])])?;
     ask_all(&udp_client(&host, VIP)?)?;
     nft.apply(&[set(Udp, VIP, &[])])?;

@@ -248,6 +248,7 @@ fn auto_goes_on_to_nft_and_flushing_leaves_nothing() -> anyhow::Result<()> {
             "/proc",
             "--vip-pool",
             "11.0.0.0/8",
+            "--vip-nft-bytes",
             "--flush-on-exit",
         ];
         let waymark = Waymark::serve(PROGRAM, scheduler.address, &flags).await?;

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::Bytes;
 use super::family::Family;
 use super::pick::{Lifetime, Pick};
 use crate::kernel::{ApplyError, Backend, Frontend, Service};
@@ -144,12 +145,18 @@ fn fill(n_slots: usize, mut shares: BTreeMap<SocketAddr, u64>, held: &[SocketAdd
 pub(super) fn compile<'a>(
     services: impl Iterator<Item = &'a Service>,
     held: &Entries,
+    bytes: Bytes,
 ) -> Result<Vec<(Frontend, Entry)>, ApplyError> {
     let mut compiled = Vec::new();
     let (mut refused, mut reasons) = (Vec::new(), Vec::new());
     for service in services {
         match Entry::compile(service, held.get(&service.frontend)) {
-            Ok(entry) => compiled.push((service.frontend, entry)),
+            Ok(mut entry) => {
+                if bytes == Bytes::Uncounted {
+                    entry.members.clear();
+                }
+                compiled.push((service.frontend, entry));
+            }
             Err(reason) => {
                 refused.push(service.frontend);
                 reasons.push(reason);

@@ -64,11 +64,21 @@ pub enum Left {
     Nothing,
 }
 
+/// Whether rules see every packet of a connection or only its first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bytes {
+    /// By a look-up for each packet, which costs about a sixth of the exchanges that are possible without.
+    Counted,
+    #[default]
+    Uncounted,
+}
+
 #[derive(Clone, Debug)]
 pub struct NftConfig {
     /// Their addresses are made local to this host, and ports of theirs that are no VIP are refused.
     pub pools: Vec<VipPool>,
     pub ownership: Ownership,
+    pub bytes: Bytes,
 }
 
 /// Some thousand elements: while so many are changed nobody listens. What somebody else changes in that moment is found
@@ -111,7 +121,7 @@ impl Nft {
             Ownership::Exclusive => OWNED,
             Ownership::Shared => 0,
         };
-        let (label, n_rules) = layout(&config.pools);
+        let (label, n_rules) = layout(&config.pools, config.bytes);
         let mut nft = Self {
             socket: Socket::open(libc::NETLINK_NETFILTER).map_err(netlink)?,
             monitor: Monitor::open().map_err(netlink)?,
@@ -140,11 +150,13 @@ impl Nft {
     /// connections need, or nothing. Returns whether there was such a table.
     pub fn take_over(pools: &[VipPool], left: Left) -> Result<bool, OpenError> {
         let found = Socket::open(libc::NETLINK_NETFILTER).and_then(|mut socket| contents::label(&mut socket));
-        if found.ok().flatten().as_ref() != Some(&layout(pools).0) {
-            // Without the right to look there is no right to take anything away either.
+        // Without the right to look there is no right to take anything away either.
+        let found = found.ok().flatten();
+        let is_found = |bytes: &Bytes| found.as_ref() == Some(&layout(pools, *bytes).0);
+        let Some(bytes) = [Bytes::Uncounted, Bytes::Counted].into_iter().find(is_found) else {
             return Ok(false);
-        }
-        let mut nft = Self::open(NftConfig { pools: pools.to_vec(), ownership: Ownership::Shared })?;
+        };
+        let mut nft = Self::open(NftConfig { pools: pools.to_vec(), ownership: Ownership::Shared, bytes })?;
         let taken = match left {
             Left::Connections => nft.reconcile(&[]).and_then(|_| nft.retire()),
             Left::Nothing => nft.flush(),
@@ -190,7 +202,7 @@ impl Nft {
         let mut batch = Batch::new();
         if !exists {
             batch.table(self.table_flags, &self.label);
-            ruleset::write(&mut batch, &self.config.pools);
+            ruleset::write(&mut batch, &self.config.pools, self.config.bytes);
         } else if self.table_flags == OWNED {
             batch.table(self.table_flags, &self.label);
         }
@@ -214,7 +226,7 @@ impl Nft {
 
     /// The table anew with these services alone, in place of whatever there is.
     fn rebuild(&mut self, services: &[Service]) -> Result<usize, ApplyError> {
-        let compiled = compile(services.iter(), &Entries::default())?;
+        let compiled = compile(services.iter(), &Entries::default(), self.config.bytes)?;
         let exists = contents::label(&mut self.socket)
             .map_err(|error| ApplyError::kernel(format!("read the nft table {TABLE}"), error))?
             .is_some();
@@ -223,7 +235,7 @@ impl Nft {
             batch.delete_table();
         }
         batch.table(self.table_flags, &self.label);
-        ruleset::write(&mut batch, &self.config.pools);
+        ruleset::write(&mut batch, &self.config.pools, self.config.bytes);
         self.picks.clear();
         let picks = self.missing_picks(&compiled);
         picks.iter().for_each(|(family, pick)| ruleset::write_pick(&mut batch, *family, *pick));
@@ -306,7 +318,7 @@ impl KernelPlane for Nft {
     }
 
     fn counts(&self, _: Protocol) -> Counts {
-        Counts { bytes: true, connect_failures: false }
+        Counts { bytes: self.config.bytes == Bytes::Counted, connect_failures: false }
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
@@ -325,7 +337,7 @@ impl KernelPlane for Nft {
             self.sweeper.ask(members(services.iter()));
             return Ok(());
         }
-        let compiled = compile(services.iter().copied(), &self.held)?;
+        let compiled = compile(services.iter().copied(), &self.held, self.config.bytes)?;
         self.make_picks(&compiled)?;
         let mut batch = Batch::new();
         let mut edits = Edits::default();
@@ -430,7 +442,7 @@ const ROUTING: &str = "make the addresses of the pools local to this host";
 impl Nft {
     /// Changes what differs in a table that has just been adopted. Returns the number of frontends that did.
     fn converge(&mut self, all: &[Service]) -> Result<usize, ApplyError> {
-        let mut compiled = compile(all.iter(), &self.held)?;
+        let mut compiled = compile(all.iter(), &self.held, self.config.bytes)?;
         self.make_picks(&compiled)?;
         let mut batch = Batch::new();
         let mut edits = std::mem::take(&mut self.mending);
@@ -468,9 +480,9 @@ impl Nft {
 }
 
 /// In words that the label keeps apart: a table of another layout is built anew.
-fn layout(pools: &[VipPool]) -> (String, usize) {
+fn layout(pools: &[VipPool], bytes: Bytes) -> (String, usize) {
     let mut batch = Batch::new();
-    ruleset::write(&mut batch, pools);
+    ruleset::write(&mut batch, pools, bytes);
     let n_rules = batch.n_rules();
     for family in Family::ALL {
         ruleset::write_pick(&mut batch, family, Pick::Random(1));

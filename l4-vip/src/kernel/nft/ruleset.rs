@@ -20,7 +20,7 @@ use super::expression::{
 };
 use super::family::{Family, SetKind};
 use super::pick::Pick;
-use super::weigh;
+use super::{Bytes, weigh};
 
 /// Before the usual priority of destination NAT (-100), where container runtimes translate the ports they publish: a
 /// VIP's port may equal one of them.
@@ -62,7 +62,7 @@ const SET_EXPR: u32 = 0x100;
 const STRAY: &str = "stray";
 
 /// Everything but the chains that pick, which are made when a frontend first needs them.
-pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
+pub(super) fn write(batch: &mut Batch, pools: &[VipPool], bytes: Bytes) {
     timeouts(batch);
     set(batch, "links", &[Type::Interface; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
     for family in Family::ALL {
@@ -74,7 +74,9 @@ pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
     base_chain(batch, "prerouting", "nat", libc::NF_INET_PRE_ROUTING, DESTINATION_PRIORITY);
     base_chain(batch, "output", "nat", libc::NF_INET_LOCAL_OUT, DESTINATION_PRIORITY);
     base_chain(batch, "postrouting", "nat", libc::NF_INET_POST_ROUTING, SOURCE_PRIORITY);
-    weigh::hook(batch);
+    if bytes == Bytes::Counted {
+        weigh::hook(batch);
+    }
     for family in Family::ALL {
         batch.rule("prerouting", &to_family(family, &chain("arrive", family)));
         batch.rule("output", &to_family(family, &chain("serve", family)));
