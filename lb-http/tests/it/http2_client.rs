@@ -114,12 +114,12 @@ pub async fn accept(listener: &TcpListener) -> TcpStream {
     soon("a connection to the endpoint", listener.accept()).await.unwrap().0
 }
 
-/// Up to and with these bytes.
+/// Up to and with these bytes; what is behind them stays where it is.
 pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut bytes = Vec::new();
     let read = async {
         while !bytes.ends_with(end.as_bytes()) {
-            assert!(stream.read_buf(&mut bytes).await.unwrap() > 0, "closed before {end:?}");
+            bytes.push(stream.read_u8().await.unwrap_or_else(|e| panic!("closed before {end:?}: {e}")));
         }
     };
     soon(end, read).await;
