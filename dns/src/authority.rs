@@ -79,6 +79,7 @@ pub(crate) struct Authority {
 }
 
 const LOCALHOST: &str = "localhost";
+
 /// What all reverse zones are counted as: there may be many, and few care.
 const REVERSE: &str = "reverse";
 
@@ -259,6 +260,7 @@ mod tests {
             assert_eq!(reverse_zones(&pool.parse().unwrap()), expect, "{pool}");
         }
     }
+
     #[test]
     fn zones_for_other_resolvers_are_the_highest_ones() {
         let config = Config {
