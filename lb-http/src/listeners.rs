@@ -138,7 +138,8 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
-    // What is accepted inherits it (Linux), so that no connection costs a call more.
+    // What is accepted inherits both (Linux), so that no connection costs a call more.
     socket.set_tcp_nodelay(true)?;
+    l4_vip::addresses::do_not_pace(&socket, address);
     Ok(socket)
 }

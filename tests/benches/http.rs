@@ -56,7 +56,6 @@ struct Shape {
     /// Of the request; 0: a GET.
     sent_bytes: usize,
     connections: Connections,
-    n_clients: usize,
     /// The highest ratio to HAProxy.
     goal: f64,
 }
@@ -69,44 +68,15 @@ enum Connections {
 }
 
 const SHAPES: [Shape; 5] = [
-    Shape {
-        name: "128B",
-        body_bytes: 128,
-        sent_bytes: 0,
-        connections: Connections::Kept,
-        n_clients: 64,
-        goal: 0.80,
-    },
-    Shape {
-        name: "10KiB",
-        body_bytes: 10 << 10,
-        sent_bytes: 0,
-        connections: Connections::Kept,
-        n_clients: 64,
-        goal: 0.85,
-    },
-    Shape {
-        name: "1MiB",
-        body_bytes: 1 << 20,
-        sent_bytes: 0,
-        connections: Connections::Kept,
-        n_clients: 16,
-        goal: 0.30,
-    },
-    Shape {
-        name: "new",
-        body_bytes: 128,
-        sent_bytes: 0,
-        connections: Connections::New,
-        n_clients: N_CONNECTIONS,
-        goal: 0.90,
-    },
+    Shape { name: "128B", body_bytes: 128, sent_bytes: 0, connections: Connections::Kept, goal: 0.80 },
+    Shape { name: "10KiB", body_bytes: 10 << 10, sent_bytes: 0, connections: Connections::Kept, goal: 0.85 },
+    Shape { name: "1MiB", body_bytes: 1 << 20, sent_bytes: 0, connections: Connections::Kept, goal: 0.30 },
+    Shape { name: "new", body_bytes: 128, sent_bytes: 0, connections: Connections::New, goal: 0.90 },
     Shape {
         name: "post64KiB",
         body_bytes: 128,
         sent_bytes: 64 << 10,
         connections: Connections::Kept,
-        n_clients: 64,
         goal: 0.90,
     },
 ];
@@ -306,7 +276,7 @@ impl Proxy {
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let done = Rc::new(std::cell::Cell::new(0_u64));
             let mut clients = tokio::task::JoinSet::new();
-            for _ in 0..shape.n_clients {
+            for _ in 0..N_CONNECTIONS {
                 clients.spawn_local(client(self.address, *shape, Rc::clone(&done)));
             }
             let mut mark = async |after| {
