@@ -243,7 +243,6 @@ impl Config {
                 },
                 cgroup: None,
                 flush_on_exit: false,
-                nft_bytes: false,
                 policy: Policy::default(),
                 affinity: Duration::ZERO,
                 tcp: VipTcp::default(),

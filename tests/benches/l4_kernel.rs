@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use event_watcher::catalog::Protocol::{self, Tcp, Udp};
 use l4_vip::kernel::ebpf::{Ebpf, EbpfConfig, Limits};
-use l4_vip::kernel::nft::{Bytes, Nft, NftConfig, Ownership};
+use l4_vip::kernel::nft::{Nft, NftConfig, Ownership};
 use l4_vip::kernel::{Backend, Change, Frontend, KernelPlane, Service};
 use tests::cgroup::Cgroup;
 use tests::netns::{Netns, is_root};
@@ -71,10 +71,9 @@ struct Candidate {
     change_goal: f64,
 }
 
-const CANDIDATES: [Candidate; 3] = [
+const CANDIDATES: [Candidate; 2] = [
     Candidate { name: "ebpf", open: open_ebpf, goals: [0.95, 0.98, 0.90], change_goal: 0.1 },
     Candidate { name: "nft", open: open_nft, goals: [0.74, 0.75, 0.72], change_goal: 0.2 },
-    Candidate { name: "nft-bytes", open: open_nft_bytes, goals: [0.0; 3], change_goal: 0.2 },
 ];
 
 fn open_ebpf(cgroup: &Cgroup) -> anyhow::Result<Box<dyn KernelPlane>> {
@@ -87,17 +86,8 @@ fn open_ebpf(cgroup: &Cgroup) -> anyhow::Result<Box<dyn KernelPlane>> {
 }
 
 fn open_nft(_cgroup: &Cgroup) -> anyhow::Result<Box<dyn KernelPlane>> {
-    open_nft_as(Bytes::Uncounted)
-}
-
-/// What was asked for holds without.
-fn open_nft_bytes(_cgroup: &Cgroup) -> anyhow::Result<Box<dyn KernelPlane>> {
-    open_nft_as(Bytes::Counted)
-}
-
-fn open_nft_as(bytes: Bytes) -> anyhow::Result<Box<dyn KernelPlane>> {
-    let pools = vec!["11.0.0.0/8".parse()?];
-    Ok(Box::new(Nft::open(NftConfig { pools, ownership: Ownership::Exclusive, bytes })?))
+    let config = NftConfig { pools: vec!["11.0.0.0/8".parse()?], ownership: Ownership::Exclusive };
+    Ok(Box::new(Nft::open(config)?))
 }
 
 fn service(protocol: Protocol, address: SocketAddr, backends: &[SocketAddr]) -> Service {

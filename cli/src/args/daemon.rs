@@ -71,9 +71,6 @@ pub struct DaemonArgs {
     /// Remove everything from the kernel at the end; otherwise VIPs go on working without Waymark
     #[arg(long)]
     pub flush_on_exit: bool,
-    /// Count the bytes of VIPs in the plane nft, too, which costs a look-up for each packet
-    #[arg(long)]
-    pub vip_nft_bytes: bool,
     /// File of apps with fixed endpoints, TOML or JSON (repeatable)
     #[arg(long = "static", value_name = "[NAME=]FILE")]
     pub static_files: Vec<String>,

@@ -65,7 +65,6 @@ impl Layer {
         layer.set_if("vip.plane", args.vip_plane);
         layer.set_if("vip.cgroup", args.vip_cgroup.as_ref());
         layer.set_if("vip.flush_on_exit", args.flush_on_exit.then_some(true));
-        layer.set_if("vip.nft_bytes", args.vip_nft_bytes.then_some(true));
         layer.set_list("static", &args.static_files);
         layer.set_if("vip.policy", args.vip_policy);
         layer.set_if("vip.affinity", args.vip_affinity.as_ref());

@@ -17,8 +17,6 @@ pub struct Vip {
     pub cgroup: Option<PathBuf>,
     /// Leave nothing in the kernel at the end.
     pub flush_on_exit: bool,
-    /// Count bytes in the plane nft, too.
-    pub nft_bytes: bool,
     /// Of VIPs whose labels do not say.
     pub policy: Policy,
     /// The same: how long a client without a connection stays with its endpoint. 0: it does not.

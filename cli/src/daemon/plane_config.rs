@@ -124,16 +124,7 @@ pub fn vip(config: &Config, pools: Vec<VipPool>) -> l4_vip::Config {
 }
 
 pub fn vip_choice(config: &Config, pools: Vec<VipPool>) -> l4_vip::kernel::ChoiceConfig {
-    let nft_bytes = match config.vip.nft_bytes {
-        true => l4_vip::kernel::nft::Bytes::Counted,
-        false => l4_vip::kernel::nft::Bytes::Uncounted,
-    };
-    l4_vip::kernel::ChoiceConfig {
-        wanted: config.vip.plane,
-        cgroup: config.vip.cgroup.clone(),
-        pools,
-        nft_bytes,
-    }
+    l4_vip::kernel::ChoiceConfig { wanted: config.vip.plane, cgroup: config.vip.cgroup.clone(), pools }
 }
 
 pub fn vip_on_exit(config: &Config) -> l4_vip::kernel::OnExit {

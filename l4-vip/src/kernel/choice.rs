@@ -10,7 +10,7 @@ use event_watcher::catalog::{Protocol, VipPool};
 use serde::{Deserialize, Serialize};
 
 use super::ebpf::{Ebpf, EbpfConfig, Limits};
-use super::nft::{Bytes, Left, Nft, NftConfig, Ownership};
+use super::nft::{Left, Nft, NftConfig, Ownership};
 use super::{Frontend, KernelPlane, OpenError};
 use crate::stats::{Counts, PlaneKind};
 
@@ -67,7 +67,6 @@ pub struct ChoiceConfig {
     /// For eBPF; the root of the cgroup2 hierarchy when absent.
     pub cgroup: Option<PathBuf>,
     pub pools: Vec<VipPool>,
-    pub nft_bytes: Bytes,
 }
 
 /// Why a plane that would have been better is not used.
@@ -157,12 +156,10 @@ impl Candidate {
     }
 
     fn open(self, config: &ChoiceConfig) -> Result<Box<dyn KernelPlane>, OpenError> {
-        let ChoiceConfig { cgroup, pools, nft_bytes: bytes, .. } = config.clone();
+        let ChoiceConfig { cgroup, pools, .. } = config.clone();
         match self {
             Self::Ebpf => Ok(Box::new(Ebpf::open(EbpfConfig { cgroup, pools, limits: Limits::default() })?)),
-            Self::Nft => {
-                Ok(Box::new(Nft::open(NftConfig { pools, ownership: Ownership::Exclusive, bytes })?))
-            }
+            Self::Nft => Ok(Box::new(Nft::open(NftConfig { pools, ownership: Ownership::Exclusive })?)),
         }
     }
 }
@@ -218,11 +215,8 @@ mod tests {
 
     #[test]
     fn auto_says_why_not_and_an_explicit_choice_fails() {
-        let config = |wanted| ChoiceConfig {
-            wanted,
-            cgroup: Some(PathBuf::from("/nonexistent")),
-            ..ChoiceConfig::default()
-        };
+        let config =
+            |wanted| ChoiceConfig { wanted, cgroup: Some(PathBuf::from("/nonexistent")), pools: Vec::new() };
         let error = choose(config(PlaneChoice::Ebpf)).expect_err("there is no such group");
         assert!(error.hint.contains("--vip-cgroup"), "{error:?}");
         let chosen = choose(config(PlaneChoice::Userspace)).unwrap();

@@ -1,24 +1,20 @@
-//! What the kernel planes count of each backend: connections, bytes, and with eBPF connects that failed.
+//! What the kernel planes count of each backend: connections, bytes, and connects that failed.
 //!
 //! What people see of it is tested with the program as a whole, in `planes`.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 
+use anyhow::Context as _;
 use event_watcher::catalog::Protocol::{Tcp, Udp};
-use l4_vip::kernel::nft::{Bytes, Nft, Ownership};
 use l4_vip::kernel::{Change, Frontend, KernelCounters, KernelPlane};
 use tests::netns::{Netns, is_root};
 
 use super::host::{EBPF, Host, NFT};
-use super::nft::{open, open_as};
+use super::nft::open;
 use super::peers::{
     Cluster, Connection, VIP, eventually, frontend, service, set, tcp_backend, udp_backend, udp_client,
 };
-
-fn open_counting(host: &Netns) -> anyhow::Result<Nft> {
-    open_as(host, Ownership::Exclusive, Bytes::Counted)
-}
 
 fn counted(plane: &mut dyn KernelPlane, backend: SocketAddr) -> anyhow::Result<KernelCounters> {
     counted_of(plane, frontend(Tcp, VIP), backend)
@@ -137,13 +133,28 @@ fn ask_all(client: &UdpSocket) -> anyhow::Result<RangeInclusive<u64>> {
     Ok(N_QUESTIONS..=n_sent)
 }
 
+/// The plane reads what connection tracking counts a few times a second.
+fn eventually_counted(
+    nft: &mut dyn KernelPlane,
+    of: impl Fn(&mut dyn KernelPlane) -> anyhow::Result<KernelCounters>,
+    is_right: impl Fn(&KernelCounters) -> bool,
+) -> anyhow::Result<KernelCounters> {
+    let mut last = KernelCounters::default();
+    eventually(|| {
+        last = of(nft)?;
+        Ok(is_right(&last))
+    })
+    .with_context(|| format!("{last:?}"))?;
+    Ok(last)
+}
+
 #[test]
 fn nft_counts_the_bytes_of_each_packet_once_wherever_clients_and_backends_are() -> anyhow::Result<()> {
     if !is_root() {
         return Ok(());
     }
     let Cluster { host, containers: [one, two], other } = Cluster::new()?;
-    let mut nft = open_counting(&host)?;
+    let mut nft = open(&host)?;
     // Headers of IP and UDP.
     for (vip, headers, addresses) in [
         ("11.1.2.3:53", 20 + 8, ["127.0.0.1", "10.1.0.1", "10.1.0.2", "172.30.0.2", "172.30.0.3"]),
@@ -164,12 +175,16 @@ fn nft_counts_the_bytes_of_each_packet_once_wherever_clients_and_backends_are() 
             nft.apply(&[set(Udp, vip, &[(backend, 1)])])?;
             let before = total(&mut nft, frontend(Udp, vip))?;
             let n_datagrams = ask_all(&udp_client(client, vip)?)?;
-            let counted = counted_of(&mut nft, frontend(Udp, vip), backend)?;
-            let bytes = [headers + QUESTION.len() as u64, headers + ANSWER_BYTES];
-            for (counted, each) in [counted.bytes_in, counted.bytes_out].into_iter().zip(bytes) {
-                let is_whole = counted % each == 0 && n_datagrams.contains(&(counted / each));
-                assert!(is_whole, "{vip}: {what}: {counted} bytes of {n_datagrams:?} datagrams of {each}");
-            }
+            let [question, answer] = [headers + QUESTION.len() as u64, headers + ANSWER_BYTES];
+            let are = |n_bytes: u64, each: u64| {
+                n_bytes.is_multiple_of(each) && n_datagrams.contains(&(n_bytes / each))
+            };
+            let counted = eventually_counted(
+                &mut nft,
+                |nft| counted_of(nft, frontend(Udp, vip), backend),
+                |counted| are(counted.bytes_in, question) && are(counted.bytes_out, answer),
+            )
+            .with_context(|| format!("{vip}: {what}: {n_datagrams:?} datagrams"))?;
             let now = total(&mut nft, frontend(Udp, vip))?;
             let grown = [now.bytes_in - before.bytes_in, now.bytes_out - before.bytes_out];
             assert_eq!(
@@ -197,9 +212,8 @@ fn nft_counts_bytes_of_tcp_as_connection_tracking_does_whatever_becomes_of_backe
         return Ok(());
     }
     let host = Netns::new("host")?;
-    host.set_variable("net/netfilter/nf_conntrack_acct", "1")?;
     let [a, b] = [tcp_backend(&host, "127.0.0.1:0", b'a')?, tcp_backend(&host, "127.0.0.1:0", b'b')?];
-    let mut nft = open_counting(&host)?;
+    let mut nft = open(&host)?;
     let bytes = |counters: KernelCounters| [counters.bytes_in, counters.bytes_out];
     let agree = |nft: &mut dyn KernelPlane| {
         eventually(|| {
@@ -226,10 +240,9 @@ fn nft_counts_bytes_of_tcp_as_connection_tracking_does_whatever_becomes_of_backe
     let all = [service(frontend(Tcp, VIP), &[(b, 1)])];
     nft.apply(&[Change::Set(all[0].clone())])?;
     drop(nft);
-    let mut nft = open_counting(&host)?;
+    let mut nft = open(&host)?;
     assert_eq!(nft.reconcile(&all)?, 0, "nothing is left to be done");
-    let [of_b, _] = bytes(counted(&mut nft, b)?);
-    assert!(of_b > 10 * 44);
+    eventually_counted(&mut nft, |nft| counted(nft, b), |of_b| of_b.bytes_in > 10 * 44)?;
     to_a.ping()?;
     to_b.ping()?;
     agree(&mut nft)?;
@@ -240,14 +253,43 @@ fn nft_counts_bytes_of_tcp_as_connection_tracking_does_whatever_becomes_of_backe
     let [again, _] = bytes(counted(&mut nft, a)?);
     assert!((1..bytes_in).contains(&again), "who was away comes back as a stranger: {again}");
 
-    // An agent that counts no bytes makes the table anew, and no connection notices.
-    drop(nft);
-    let mut nft = open(&host)?;
-    nft.reconcile(&[service(frontend(Tcp, VIP), &[(a, 1)])])?;
-    assert!(!nft.counts(Tcp).bytes);
+    // What connection tracking forgets has been counted.
     to_a.ping()?;
     to_b.ping()?;
+    let last = tracked(&host, "-p tcp --orig-dst 11.1.2.3")?;
+    host.output("conntrack", "-D -p tcp --orig-dst 11.1.2.3")?;
+    eventually_counted(
+        &mut nft,
+        |nft| total(nft, frontend(Tcp, VIP)),
+        |total| {
+            // An acknowledgement may have come between.
+            bytes(*total).iter().zip(last).all(|(counted, last)| is_kept(*counted, last))
+        },
+    )?;
+    Ok(())
+}
+
+#[test]
+fn nft_counts_connects_that_fail() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let host = Netns::new("host")?;
+    let a = tcp_backend(&host, "127.0.0.1:0", b'a')?;
+    let nobody = host.run(|| TcpListener::bind("127.0.0.1:0"))?.local_addr()?;
+    let mut nft = open(&host)?;
+    assert!(nft.counts(Tcp).connect_failures && !nft.counts(Udp).connect_failures);
+    nft.apply(&[set(Tcp, VIP, &[(nobody, 1)])])?;
+    for n in 1..4 {
+        assert!(Connection::open(&host, VIP).is_err());
+        eventually_counted(&mut nft, |nft| counted(nft, nobody), |of| of.n_connect_failures == n)?;
+    }
+    nft.apply(&[set(Tcp, VIP, &[(a, 1)])])?;
     Connection::open(&host, VIP)?.ping()?;
+    host.output("conntrack", "-D -p tcp --orig-dst 11.1.2.3")?;
+    let of_a = eventually_counted(&mut nft, |nft| counted(nft, a), |of_a| of_a.bytes_out > 0)?;
+    assert_eq!(of_a.n_connect_failures, 0);
+    assert_eq!(total(&mut nft, frontend(Tcp, VIP))?.n_connect_failures, 3);
     Ok(())
 }
 
@@ -258,16 +300,28 @@ fn nft_counts_no_bytes_of_datagrams_that_are_refused() -> anyhow::Result<()> {
     }
     let host = Netns::new("host")?;
     let u = udp_backend(&host, "127.0.0.1:0", b'u')?;
-    let mut nft = open_counting(&host)?;
+    let mut nft = open(&host)?;
     nft.apply(&[set(Udp, VIP, &[(u, 1)])])?;
     let n_datagrams = ask_all(&udp_client(&host, VIP)?)?;
     nft.apply(&[set(Udp, VIP, &[])])?;
-    let before = total(&mut nft, frontend(Udp, VIP))?;
-    assert!(n_datagrams.contains(&(before.bytes_in / (28 + QUESTION.len() as u64))), "of who has left");
+    let of_vip = |nft: &mut dyn KernelPlane| total(nft, frontend(Udp, VIP));
+    let is_all = |n_bytes: u64, each: u64| n_datagrams.contains(&(n_bytes / (28 + each)));
+    let before = eventually_counted(&mut nft, of_vip, |of_who_has_left| {
+        is_all(of_who_has_left.bytes_in, QUESTION.len() as u64)
+            && is_all(of_who_has_left.bytes_out, ANSWER_BYTES)
+    })?;
     let refused = udp_client(&host, VIP)?;
     refused.send(QUESTION)?;
     assert!(refused.recv(&mut [0; 64]).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused));
-    let after = total(&mut nft, frontend(Udp, VIP))?;
-    assert_eq!((after.bytes_in, after.n_refused), (before.bytes_in, 1));
+    // One more that is counted, so that the refused one would have been.
+    nft.apply(&[set(Udp, VIP, &[(u, 1)])])?;
+    let more = ask_all(&udp_client(&host, VIP)?)?;
+    let grown =
+        |after: u64, before: u64, each: usize| more.contains(&((after - before) / (28 + each as u64)));
+    let after = eventually_counted(&mut nft, of_vip, |after| {
+        grown(after.bytes_in, before.bytes_in, QUESTION.len())
+            && grown(after.bytes_out, before.bytes_out, ANSWER_BYTES as usize)
+    })?;
+    assert_eq!(after.n_refused, 1);
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use event_watcher::catalog::Protocol::{Tcp, Udp};
-use l4_vip::kernel::nft::{Bytes, Nft, NftConfig, Ownership};
+use l4_vip::kernel::nft::{Nft, NftConfig, Ownership};
 use l4_vip::kernel::{Change, Frontend, KernelPlane, Service};
 use tests::netns::{Netns, is_root};
 
@@ -20,12 +20,12 @@ use super::peers::{
 
 /// The plane of a host.
 pub fn open(host: &Netns) -> anyhow::Result<Nft> {
-    open_as(host, Ownership::Exclusive, Bytes::Uncounted)
+    open_as(host, Ownership::Exclusive)
 }
 
-pub fn open_as(host: &Netns, ownership: Ownership, bytes: Bytes) -> anyhow::Result<Nft> {
+pub fn open_as(host: &Netns, ownership: Ownership) -> anyhow::Result<Nft> {
     let pools = ["11.0.0.0/8", "fd01:c::/64"].map(|pool| pool.parse().expect("a network"));
-    Ok(host.run(|| Nft::open(NftConfig { pools: pools.into(), ownership, bytes }))?)
+    Ok(host.run(|| Nft::open(NftConfig { pools: pools.into(), ownership }))?)
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use event_watcher::catalog::Protocol::Tcp;
 use l4_vip::kernel::KernelPlane;
-use l4_vip::kernel::nft::{Bytes, Nft, NftConfig, Ownership};
+use l4_vip::kernel::nft::{Nft, NftConfig, Ownership};
 use tests::client::get;
 use tests::netns::{Netns, is_root};
 use tests::waymark::Waymark;
@@ -43,7 +43,7 @@ fn what_others_remove_is_found_and_repaired() -> anyhow::Result<()> {
     }
     let host = Netns::new("host")?;
     let a = tcp_backend(&host, "127.0.0.1:0", b'a')?;
-    let mut nft = open_as(&host, Ownership::Shared, Bytes::Uncounted)?;
+    let mut nft = open_as(&host, Ownership::Shared)?;
     let all = [service(frontend(Tcp, VIP), &[(a, 1)]), service(frontend(Tcp, "1.2.3.4:80"), &[(a, 1)])];
     nft.reconcile(&all)?;
     assert!(!nft.was_changed_by_others()?, "own changes are not others'");
@@ -94,9 +94,7 @@ fn nothing_stops_while_the_plane_is_away() -> anyhow::Result<()> {
     assert_eq!(nft.count()?.frontends.iter().map(|(_, counters)| counters.n_connections).sum::<u64>(), 81);
     assert_eq!(nft.reconcile(&all[..1])?, 1, "what is not wanted any more goes");
     old.ping()?;
-    let another = host.run(|| {
-        Nft::open(NftConfig { pools: vec![], ownership: Ownership::Exclusive, bytes: Bytes::Uncounted })
-    });
+    let another = host.run(|| Nft::open(NftConfig { pools: vec![], ownership: Ownership::Exclusive }));
     let hint = another.err().map(|error| error.hint).unwrap_or_default();
     assert!(hint.contains("another"), "two planes at once: {hint:?}");
     nft.flush()?;

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io;
 
-use super::expression::{Count, Expression, write_counted, write_goto};
+use super::expression::{Expression, write_goto};
 use crate::netlink::Writer;
 use crate::netlink::{Socket, netfilter_header};
 
@@ -22,7 +22,6 @@ const ELEMENTS: u16 = 3;
 pub(super) const LIST_ELEM: u16 = 1;
 pub(super) const ELEMENT_KEY: u16 = 1;
 pub(super) const ELEMENT_DATA: u16 = 2;
-pub(super) const ELEMENT_EXPRESSION: u16 = 7;
 pub(super) const DATA_VALUE: u16 = 1;
 
 const ADD_RULE: &str = "add a rule";
@@ -32,8 +31,6 @@ const ADD_RULE: &str = "add a rule";
 pub(super) enum Value {
     None,
     Bytes(Vec<u8>),
-    /// None either; the set counts, and goes on from here.
-    Counted(Count),
     /// Go on in this chain.
     Goto(String),
 }
@@ -138,7 +135,6 @@ impl Batch {
             write_key(w, key);
             match value {
                 Value::None => {}
-                Value::Counted(count) => write_counted(w, ELEMENT_EXPRESSION, *count),
                 Value::Bytes(bytes) => w.nest(ELEMENT_DATA, |w| w.attribute(DATA_VALUE, bytes)),
                 Value::Goto(chain) => w.nest(ELEMENT_DATA, |w| write_goto(w, chain)),
             }

@@ -2,24 +2,20 @@
 //!
 //! It changes nothing.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 
 use super::batch::{
-    DATA_VALUE, ELEMENT_DATA, ELEMENT_EXPRESSION, ELEMENT_KEY, LIST_ELEM, TABLE, TABLE_NAME, TABLE_USERDATA,
-    kind, write_key,
+    DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, LIST_ELEM, TABLE, TABLE_NAME, TABLE_USERDATA, kind, write_key,
 };
-use super::edits::{COUNTING, Edits, WEIGHING};
-use super::elements::{
-    frontend_key, member_key, read_backend, read_frontend, read_member, read_slot, slot_key,
-};
+use super::edits::{COUNTING, Edits};
+use super::elements::{frontend_key, read_backend, read_frontend, read_slot, slot_key};
 use super::entry::Entry;
-use super::expression::{Count, read_counted};
 use super::family::{Family, SetKind};
 use super::pick::Pick;
 use crate::kernel::Frontend;
-use crate::netlink::{Attributes, Message, Writer, text};
+use crate::netlink::{Attributes, Message, Writer, be, text};
 use crate::netlink::{Socket, netfilter_attributes, netfilter_header};
 
 /// The label of the table, if there is the table; empty if it has none.
@@ -101,14 +97,6 @@ impl Contents {
                 None => of_nothing.push((kind, key.to_vec())),
             })?;
         }
-        for (nth, kind) in WEIGHING.into_iter().enumerate() {
-            dump(socket, family.set(kind), |key, _| match read_member(family, key) {
-                Some((frontend, member)) => {
-                    found.entry(frontend).or_default().members[nth].insert(member);
-                }
-                None => of_nothing.push((kind, key.to_vec())),
-            })?;
-        }
         self.n_faults += of_nothing.len();
         of_nothing.into_iter().for_each(|(kind, key)| self.mending.remove(family, kind, key));
         for (frontend, found) in found {
@@ -129,10 +117,8 @@ impl Contents {
             && self.picks.contains(&(family, pick))
             && usize::from(pick.n_slots()) <= slots.len()
             && found.is_listed.iter().all(|is| *is)
-            && found.members.iter().all(|members| *members == found.members[0])
         {
-            let [members, ..] = found.members;
-            self.entries.insert(frontend, Entry { pick, slots, members });
+            self.entries.insert(frontend, Entry { pick, slots });
             return;
         }
         self.n_faults += 1;
@@ -147,11 +133,6 @@ impl Contents {
                 self.mending.remove(family, kind, frontend_key(frontend));
             }
         }
-        for (kind, members) in WEIGHING.into_iter().zip(found.members) {
-            for member in members {
-                self.mending.remove(family, kind, member_key(frontend, member));
-            }
-        }
     }
 }
 
@@ -161,14 +142,13 @@ struct Found {
     pick: Option<Pick>,
     slots: Vec<(u16, SocketAddr)>,
     is_listed: [bool; COUNTING.len()],
-    members: [BTreeSet<SocketAddr>; WEIGHING.len()],
 }
 
-/// Key and value of each element of a counting set, and what it has counted.
+/// Key and value of each element of a counting set, and how often it was found.
 pub(super) fn counts(
     socket: &mut Socket,
     set: &str,
-    mut each: impl FnMut(&[u8], Option<&[u8]>, Count),
+    mut each: impl FnMut(&[u8], Option<&[u8]>, u64),
 ) -> io::Result<()> {
     dump(socket, set, |key, element| each(key, value(element), count(element)))
 }
@@ -178,7 +158,7 @@ pub(super) fn counts_of(
     socket: &mut Socket,
     set: &str,
     keys: &[&[u8]],
-    mut each: impl FnMut(&[u8], Count),
+    mut each: impl FnMut(&[u8], u64),
 ) -> io::Result<()> {
     let asked = |w: &mut Writer| {
         w.string(1, TABLE);
@@ -191,10 +171,14 @@ pub(super) fn counts_of(
     })
 }
 
-fn count(element: Attributes<'_>) -> Count {
-    read_counted(element.nest(ELEMENT_EXPRESSION))
+fn count(element: Attributes<'_>) -> u64 {
+    let counter = element.nest(ELEMENT_EXPRESSION).nest(EXPRESSION_DATA);
+    counter.find(COUNTER_PACKETS).map_or(0, be)
 }
 
+const ELEMENT_EXPRESSION: u16 = 7;
+const EXPRESSION_DATA: u16 = 2;
+const COUNTER_PACKETS: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
 
 fn dump(socket: &mut Socket, set: &str, mut each: impl FnMut(&[u8], Attributes<'_>)) -> io::Result<()> {

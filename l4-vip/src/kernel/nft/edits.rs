@@ -2,12 +2,11 @@
 //!
 //! It gathers and writes; what an entry should be is decided in `entry`.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::batch::{Batch, Value};
-use super::elements::{backend_value, frontend_key, member_key, slot_key};
-use super::entry::{Entry, departed};
+use super::elements::{backend_value, frontend_key, slot_key};
+use super::entry::Entry;
 use super::family::{Family, SetKind};
 use crate::kernel::Frontend;
 
@@ -24,18 +23,6 @@ pub(super) struct Edits {
     v6: FamilyEdits,
     /// Slots that another backend gets, or nobody, while their frontend stays.
     pub(super) left: Vec<Left>,
-    /// Elements that count bytes and go, each with the one of the same set that goes on counting for it.
-    pub(super) inherited: Vec<Inherited>,
-    /// What elements that are added have counted already, [`Value::Counted`].
-    pub(super) carried: HashMap<SetKind, HashMap<Vec<u8>, Value>>,
-}
-
-#[derive(Debug)]
-pub(super) struct Inherited {
-    pub(super) kind: SetKind,
-    pub(super) family: Family,
-    pub(super) from: Vec<u8>,
-    pub(super) heir: Vec<u8>,
 }
 
 /// A slot, and whose it was.
@@ -46,20 +33,10 @@ pub(super) struct Left {
     pub(super) backend: SocketAddr,
 }
 
-const EDITED: [SetKind; 6] = [
-    SetKind::Services,
-    SetKind::Slots,
-    SetKind::Connections,
-    SetKind::Refusals,
-    SetKind::BytesIn,
-    SetKind::BytesOut,
-];
+const EDITED: [SetKind; 4] = [SetKind::Services, SetKind::Slots, SetKind::Connections, SetKind::Refusals];
 
 /// The sets that count for each frontend.
 pub(super) const COUNTING: [SetKind; 2] = [SetKind::Connections, SetKind::Refusals];
-
-/// The sets that count for each backend of each frontend.
-pub(super) const WEIGHING: [SetKind; 2] = [SetKind::BytesIn, SetKind::BytesOut];
 
 impl Edits {
     /// Makes `new` of `old`; none is no frontend at all.
@@ -93,31 +70,6 @@ impl Edits {
         if new.is_some() {
             self.left.extend(left);
         }
-        self.change_members(frontend, old, new);
-    }
-
-    /// Whoever leaves a frontend that stays leaves what it has counted to the element for all who have left.
-    fn change_members(&mut self, frontend: Frontend, old: Option<&Entry>, new: Option<&Entry>) {
-        let family = Family::of(frontend.address.ip());
-        let members = |entry: Option<&Entry>| entry.map(|entry| entry.members.clone()).unwrap_or_default();
-        let (old_members, new_members) = (members(old), members(new));
-        let heir = departed(frontend);
-        let leaves = old_members.difference(&new_members).next().is_some();
-        for kind in WEIGHING {
-            let key = |member: &SocketAddr| member_key(frontend, *member);
-            let is_renewed = |member: &SocketAddr| leaves && *member == heir;
-            let removed = |member: &&SocketAddr| !new_members.contains(member) || is_renewed(member);
-            let added = |member: &&SocketAddr| !old_members.contains(member) || is_renewed(member);
-            let removed: Vec<Vec<u8>> = old_members.iter().filter(removed).map(key).collect();
-            let added = new_members.iter().filter(added).map(|member| (kind, key(member), Value::None));
-            self.of(family).added.extend(added);
-            self.of(family).removed.extend(removed.iter().map(|key| (kind, key.clone())));
-            if new.is_some() {
-                let inherited =
-                    removed.into_iter().map(|from| Inherited { kind, family, from, heir: key(&heir) });
-                self.inherited.extend(inherited);
-            }
-        }
     }
 
     /// Takes out elements that belong to nothing.
@@ -132,14 +84,11 @@ impl Edits {
                 let keys: Vec<&[u8]> =
                     edits.removed.iter().filter(|(k, _)| *k == kind).map(|(_, key)| &key[..]).collect();
                 batch.delete_elements(family.set(kind), &keys);
-                let carried = self.carried.get(&kind);
                 let elements: Vec<(&[u8], &Value)> = edits
                     .added
                     .iter()
                     .filter(|(k, ..)| *k == kind)
-                    .map(|(_, key, value)| {
-                        (&key[..], carried.and_then(|carried| carried.get(key)).unwrap_or(value))
-                    })
+                    .map(|(_, key, value)| (&key[..], value))
                     .collect();
                 batch.add_elements(family.set(kind), &elements);
             }

@@ -37,18 +37,6 @@ pub(super) fn backend_value(backend: SocketAddr) -> Vec<u8> {
     value
 }
 
-/// A backend of a frontend, whichever slots it has.
-pub(super) fn member_key(frontend: Frontend, backend: SocketAddr) -> Vec<u8> {
-    let mut key = frontend_key(frontend);
-    key.extend(backend_value(backend));
-    key
-}
-
-pub(super) fn read_member(family: Family, key: &[u8]) -> Option<(Frontend, SocketAddr)> {
-    let backend = key.get(key.len().checked_sub(family.address_bytes() as usize + 4)?..)?;
-    Some((read_frontend(family, key)?, read_backend(family, backend)?))
-}
-
 pub(super) fn read_slot(family: Family, key: &[u8]) -> Option<(Frontend, u16)> {
     let (slot, rest) = key.split_first_chunk::<4>()?;
     Some((read_frontend(family, rest)?, u16::try_from(u32::from_ne_bytes(*slot)).ok()?))
@@ -108,7 +96,6 @@ mod tests {
             assert_eq!(read_frontend(family, &key), Some(frontend));
             assert_eq!(read_slot(family, &slot_key(frontend, 258)), Some((frontend, 258)));
             assert_eq!(read_backend(family, &backend_value(backend)), Some(backend));
-            assert_eq!(read_member(family, &member_key(frontend, backend)), Some((frontend, backend)));
             for length in 0..bytes {
                 assert_eq!(read_frontend(family, &key[..length]), None);
             }

@@ -6,9 +6,8 @@
 //! the slot that it draws is there. It talks to no kernel.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
-use super::Bytes;
 use super::family::Family;
 use super::pick::{Lifetime, Pick};
 use crate::kernel::{ApplyError, Backend, Frontend, Service};
@@ -27,17 +26,6 @@ pub(super) struct Entry {
     pub(super) pick: Pick,
     /// As many as are picked from, and then the spare ones.
     pub(super) slots: Box<[SocketAddr]>,
-    /// Whose bytes are counted: every backend, and once one has left, [`departed`].
-    pub(super) members: BTreeSet<SocketAddr>,
-}
-
-/// Stands for all backends that a frontend has no more.
-pub(super) fn departed(frontend: Frontend) -> SocketAddr {
-    let nobody = match Family::of(frontend.address.ip()) {
-        Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-    };
-    SocketAddr::new(nobody, 0)
 }
 
 impl Entry {
@@ -58,18 +46,14 @@ impl Entry {
             (n_slots, None) => Pick::Random(n_slots),
             (n_slots, Some(time)) => Pick::ByClient(n_slots, Lifetime::of(time)),
         };
-        let mut members: BTreeSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
-        if held.is_some_and(|held| !held.members.is_subset(&members)) {
-            members.insert(departed(service.frontend));
-        }
         let held = held.map_or(&[][..], |entry| &entry.slots);
-        Ok(Self { pick, slots: fill(n_slots.into(), shares, held), members })
+        Ok(Self { pick, slots: fill(n_slots.into(), shares, held) })
     }
 
     /// Without its spare slots, if it has any. Nobody may still draw from them: the number of slots is an older one.
     pub(super) fn without_spare(&self) -> Option<Self> {
         let in_use = usize::from(self.pick.n_slots());
-        (self.slots.len() > in_use).then(|| Self { slots: self.slots[..in_use].into(), ..self.clone() })
+        (self.slots.len() > in_use).then(|| Self { pick: self.pick, slots: self.slots[..in_use].into() })
     }
 }
 
@@ -145,18 +129,12 @@ fn fill(n_slots: usize, mut shares: BTreeMap<SocketAddr, u64>, held: &[SocketAdd
 pub(super) fn compile<'a>(
     services: impl Iterator<Item = &'a Service>,
     held: &Entries,
-    bytes: Bytes,
 ) -> Result<Vec<(Frontend, Entry)>, ApplyError> {
     let mut compiled = Vec::new();
     let (mut refused, mut reasons) = (Vec::new(), Vec::new());
     for service in services {
         match Entry::compile(service, held.get(&service.frontend)) {
-            Ok(mut entry) => {
-                if bytes == Bytes::Uncounted {
-                    entry.members.clear();
-                }
-                compiled.push((service.frontend, entry));
-            }
+            Ok(entry) => compiled.push((service.frontend, entry)),
             Err(reason) => {
                 refused.push(service.frontend);
                 reasons.push(reason);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::netlink::{Attributes, Writer, be};
+use crate::netlink::Writer;
 
 /// One of the 16 registers of 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,35 +30,12 @@ pub(super) enum Again {
     Begins,
 }
 
-/// What connection tracking knows of a packet's connection, whichever way the packet goes.
+/// What connection tracking knows of a packet: whither its connection was addressed before any translation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Tracked {
-    /// Of the packet: [`FROM_CLIENT`] or [`TO_CLIENT`].
-    Direction,
-    /// IPS_… of linux/netfilter/nf_conntrack_common.h, in the byte order of this machine.
-    Status,
-    /// Whither the client sent it, before any translation.
-    FrontendAddressV4,
-    FrontendAddressV6,
-    FrontendPort,
-}
-
-/// IP_CT_DIR_ORIGINAL and IP_CT_DIR_REPLY.
-pub(super) const FROM_CLIENT: [u8; 1] = [0];
-pub(super) const TO_CLIENT: [u8; 1] = [1];
-
-/// What a counter of the kernel has counted. Bytes are those of IP packets, headers included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) n_packets: u64,
-    pub(super) n_bytes: u64,
-}
-
-impl std::ops::AddAssign for Count {
-    fn add_assign(&mut self, more: Self) {
-        self.n_packets += more.n_packets;
-        self.n_bytes += more.n_bytes;
-    }
+    AddressV4,
+    AddressV6,
+    Port,
 }
 
 #[derive(Clone, Debug)]
@@ -168,6 +145,10 @@ pub(super) const OBJECT_CT_TIMEOUT: u32 = 7;
 const HASH_JENKINS: u32 = 0;
 /// Any number will do, as long as it stays: with none the kernel takes a new one for each rule.
 const HASH_SEED: u32 = 1;
+const CT_DIRECTION_ORIGINAL: u8 = 0;
+const CT_PROTO_DST: u32 = 12;
+const CT_DST_IP: u32 = 20;
+const CT_DST_IP6: u32 = 22;
 /// NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED.
 const NAT_ADDRESS_AND_PORT: u32 = 3;
 
@@ -214,12 +195,14 @@ impl Expression<'_> {
                 w.be32(4, bytes);
             }
             Self::Tracked { what, to } => {
-                let (key, direction) = what.key();
+                let key = match what {
+                    Tracked::AddressV4 => CT_DST_IP,
+                    Tracked::AddressV6 => CT_DST_IP6,
+                    Tracked::Port => CT_PROTO_DST,
+                };
                 w.be32(1, to.number());
-                w.be32(2, key as u32);
-                if let Some(direction) = direction {
-                    w.attribute(3, &direction);
-                }
+                w.be32(2, key);
+                w.attribute(3, &[CT_DIRECTION_ORIGINAL]);
             }
             Self::Mask { register, mask } => {
                 w.be32(1, register.number());
@@ -303,42 +286,10 @@ impl Expression<'_> {
     }
 }
 
-impl Tracked {
-    /// NFT_CT_…, and the direction that it is asked of.
-    fn key(self) -> (libc::c_int, Option<[u8; 1]>) {
-        match self {
-            Self::Direction => (libc::NFT_CT_DIRECTION, None),
-            Self::Status => (libc::NFT_CT_STATUS, None),
-            Self::FrontendAddressV4 => (libc::NFT_CT_DST_IP, Some(FROM_CLIENT)),
-            Self::FrontendAddressV6 => (libc::NFT_CT_DST_IP6, Some(FROM_CLIENT)),
-            Self::FrontendPort => (libc::NFT_CT_PROTO_DST, Some(FROM_CLIENT)),
-        }
-    }
-}
-
 /// An expression as a set's own, which every new element gets a copy of.
 pub(super) fn write_counter(writer: &mut Writer, attribute: u16) {
     writer.nest(attribute, |w| write_named(w, "counter", |_| {}));
 }
-
-/// The same for one element, with what it has counted before. Attributes are NFTA_COUNTER_….
-pub(super) fn write_counted(writer: &mut Writer, attribute: u16, count: Count) {
-    writer.nest(attribute, |w| {
-        write_named(w, "counter", |w| {
-            w.attribute(COUNTER_BYTES, &count.n_bytes.to_be_bytes());
-            w.attribute(COUNTER_PACKETS, &count.n_packets.to_be_bytes());
-        });
-    });
-}
-
-pub(super) fn read_counted(expression: Attributes<'_>) -> Count {
-    let counter = expression.nest(EXPR_DATA);
-    let number = |attribute| counter.find(attribute).map_or(0, be);
-    Count { n_packets: number(COUNTER_PACKETS), n_bytes: number(COUNTER_BYTES) }
-}
-
-const COUNTER_BYTES: u16 = 1;
-const COUNTER_PACKETS: u16 = 2;
 
 /// To go on in a chain, as the value of a map's element.
 pub(super) fn write_goto(writer: &mut Writer, chain: &str) {

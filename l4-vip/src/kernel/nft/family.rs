@@ -13,7 +13,7 @@ pub(super) enum Family {
 }
 
 /// What the table remembers of each family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SetKind {
     /// Frontend → how it picks.
     Services,
@@ -29,10 +29,6 @@ pub(super) enum SetKind {
     Refusals,
     /// Clients that came from other network namespaces or hosts, twice each.
     Clients,
-    /// Frontend and backend, counting packets from clients.
-    BytesIn,
-    /// The same, counting packets to clients.
-    BytesOut,
 }
 
 impl Family {
@@ -87,11 +83,10 @@ impl Family {
         Expression::Packet { header: Header::Network, offset, bytes: self.address_bytes(), to }
     }
 
-    /// Whither the client sent it.
     pub(super) fn original_destination(self, to: Register) -> Expression<'static> {
         let what = match self {
-            Self::V4 => Tracked::FrontendAddressV4,
-            Self::V6 => Tracked::FrontendAddressV6,
+            Self::V4 => Tracked::AddressV4,
+            Self::V6 => Tracked::AddressV6,
         };
         Expression::Tracked { what, to }
     }
@@ -112,10 +107,6 @@ impl Family {
             (SetKind::Refusals, Self::V6) => "refusals6",
             (SetKind::Clients, Self::V4) => "clients4",
             (SetKind::Clients, Self::V6) => "clients6",
-            (SetKind::BytesIn, Self::V4) => "bytes_in4",
-            (SetKind::BytesIn, Self::V6) => "bytes_in6",
-            (SetKind::BytesOut, Self::V4) => "bytes_out4",
-            (SetKind::BytesOut, Self::V6) => "bytes_out6",
         }
     }
 }

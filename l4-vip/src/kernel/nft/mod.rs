@@ -2,14 +2,15 @@
 //! translates the rest of it. No process is in the path, and none has to run for VIPs to work.
 //!
 //! Reading order: `ruleset` (what happens to a packet), `pick`, `entry` and `edits` (a service as elements of sets),
-//! `weigh` (counting bytes), `batch` (one transaction), `contents` (reading it back), `tallies` (what was counted),
-//! `flows` (connections to backends that are gone), `routes`, and [`Nft`], which puts them together. All of it speaks
-//! netlink; nothing is written as text, and nft(8) is not needed.
+//! `batch` (one transaction), `contents` (reading it back), `conntrack`, `flows` (those to backends that are gone),
+//! `tallies` and `ledger` (what was counted), `routes`, and [`Nft`], which puts them together. All of it speaks netlink;
+//! nothing is written as text, and nft(8) is not needed.
 //!
 //! It follows no snapshot and chooses no addresses. What a container needs beside it, forwarding and hairpin mode on
 //! its bridge, belongs to the container runtime.
 
 mod batch;
+mod conntrack;
 mod contents;
 mod edits;
 mod elements;
@@ -17,13 +18,13 @@ mod entry;
 mod expression;
 mod family;
 mod flows;
+mod ledger;
 mod monitor;
 mod pick;
 mod routes;
 mod ruleset;
 mod sweeper;
 mod tallies;
-mod weigh;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -41,6 +42,7 @@ use edits::Edits;
 use entry::{Entries, Entry, compile};
 use family::Family;
 use flows::Members;
+use ledger::Ledger;
 use monitor::Monitor;
 use pick::{Lifetime, Pick};
 use routes::Routes;
@@ -64,21 +66,11 @@ pub enum Left {
     Nothing,
 }
 
-/// Whether rules see every packet of a connection or only its first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Bytes {
-    /// By a look-up for each packet, which costs about a sixth of the exchanges that are possible without.
-    Counted,
-    #[default]
-    Uncounted,
-}
-
 #[derive(Clone, Debug)]
 pub struct NftConfig {
     /// Their addresses are made local to this host, and ports of theirs that are no VIP are refused.
     pub pools: Vec<VipPool>,
     pub ownership: Ownership,
-    pub bytes: Bytes,
 }
 
 /// Some thousand elements: while so many are changed nobody listens. What somebody else changes in that moment is found
@@ -96,6 +88,7 @@ pub struct Nft {
     monitor: Monitor,
     routes: Routes,
     sweeper: Sweeper,
+    ledger: Ledger,
     /// The label of a table of our layout.
     label: String,
     /// Without the chains that pick.
@@ -121,12 +114,13 @@ impl Nft {
             Ownership::Exclusive => OWNED,
             Ownership::Shared => 0,
         };
-        let (label, n_rules) = layout(&config.pools, config.bytes);
+        let (label, n_rules) = layout(&config.pools);
         let mut nft = Self {
             socket: Socket::open(libc::NETLINK_NETFILTER).map_err(netlink)?,
             monitor: Monitor::open().map_err(netlink)?,
             routes: Routes::open(config.pools.clone()).map_err(netlink)?,
             sweeper: Sweeper::start().map_err(netlink)?,
+            ledger: Ledger::start().map_err(netlink)?,
             config,
             label,
             n_rules,
@@ -139,6 +133,7 @@ impl Nft {
             n_faults: 0,
         };
         nft.claim()?;
+        nft.ledger.ask_for_counting();
         nft.routes.ensure().map_err(|source| {
             let hint = "needs CAP_NET_ADMIN, and the interface lo up";
             OpenError::new("make the addresses of the pools local to this host", source, hint)
@@ -150,13 +145,11 @@ impl Nft {
     /// connections need, or nothing. Returns whether there was such a table.
     pub fn take_over(pools: &[VipPool], left: Left) -> Result<bool, OpenError> {
         let found = Socket::open(libc::NETLINK_NETFILTER).and_then(|mut socket| contents::label(&mut socket));
-        // Without the right to look there is no right to take anything away either.
-        let found = found.ok().flatten();
-        let is_found = |bytes: &Bytes| found.as_ref() == Some(&layout(pools, *bytes).0);
-        let Some(bytes) = [Bytes::Uncounted, Bytes::Counted].into_iter().find(is_found) else {
+        if found.ok().flatten().as_ref() != Some(&layout(pools).0) {
+            // Without the right to look there is no right to take anything away either.
             return Ok(false);
-        };
-        let mut nft = Self::open(NftConfig { pools: pools.to_vec(), ownership: Ownership::Shared, bytes })?;
+        }
+        let mut nft = Self::open(NftConfig { pools: pools.to_vec(), ownership: Ownership::Shared })?;
         let taken = match left {
             Left::Connections => nft.reconcile(&[]).and_then(|_| nft.retire()),
             Left::Nothing => nft.flush(),
@@ -202,7 +195,7 @@ impl Nft {
         let mut batch = Batch::new();
         if !exists {
             batch.table(self.table_flags, &self.label);
-            ruleset::write(&mut batch, &self.config.pools, self.config.bytes);
+            ruleset::write(&mut batch, &self.config.pools);
         } else if self.table_flags == OWNED {
             batch.table(self.table_flags, &self.label);
         }
@@ -226,7 +219,7 @@ impl Nft {
 
     /// The table anew with these services alone, in place of whatever there is.
     fn rebuild(&mut self, services: &[Service]) -> Result<usize, ApplyError> {
-        let compiled = compile(services.iter(), &Entries::default(), self.config.bytes)?;
+        let compiled = compile(services.iter(), &Entries::default())?;
         let exists = contents::label(&mut self.socket)
             .map_err(|error| ApplyError::kernel(format!("read the nft table {TABLE}"), error))?
             .is_some();
@@ -235,7 +228,7 @@ impl Nft {
             batch.delete_table();
         }
         batch.table(self.table_flags, &self.label);
-        ruleset::write(&mut batch, &self.config.pools, self.config.bytes);
+        ruleset::write(&mut batch, &self.config.pools);
         self.picks.clear();
         let picks = self.missing_picks(&compiled);
         picks.iter().for_each(|(family, pick)| ruleset::write_pick(&mut batch, *family, *pick));
@@ -271,9 +264,8 @@ impl Nft {
     }
 
     /// Counts are for people: a change does not fail for want of them.
-    fn keep_counts(&mut self, edits: &mut Edits) {
-        let kept = self.tallies.keep(&mut self.socket, &edits.left);
-        if let Err(error) = kept.and_then(|()| tallies::carry(&mut self.socket, edits)) {
+    fn keep_counts(&mut self, edits: &Edits) {
+        if let Err(error) = self.tallies.keep(&mut self.socket, &edits.left) {
             tracing::warn!(%error, "what some backends were given so far is not counted any more");
         }
     }
@@ -317,8 +309,8 @@ impl KernelPlane for Nft {
         PlaneKind::Nft
     }
 
-    fn counts(&self, _: Protocol) -> Counts {
-        Counts { bytes: self.config.bytes == Bytes::Counted, connect_failures: false }
+    fn counts(&self, protocol: Protocol) -> Counts {
+        self.ledger.counts(protocol)
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
@@ -334,10 +326,11 @@ impl KernelPlane for Nft {
         if !self.is_intact {
             let services: Vec<Service> = services.into_iter().cloned().collect();
             self.rebuild(&services)?;
+            self.ledger.follow_all(&services);
             self.sweeper.ask(members(services.iter()));
             return Ok(());
         }
-        let compiled = compile(services.iter().copied(), &self.held, self.config.bytes)?;
+        let compiled = compile(services.iter().copied(), &self.held)?;
         self.make_picks(&compiled)?;
         let mut batch = Batch::new();
         let mut edits = Edits::default();
@@ -349,7 +342,7 @@ impl KernelPlane for Nft {
         for frontend in &removed {
             edits.change(*frontend, self.held.get(frontend), None);
         }
-        self.keep_counts(&mut edits);
+        self.keep_counts(&edits);
         edits.write(&mut batch);
         self.commit(batch)?;
         self.tallies.forget(|frontend| match last.get(frontend) {
@@ -357,6 +350,7 @@ impl KernelPlane for Nft {
             Some(None) => Now::Gone,
             Some(Some(service)) => Now::Is(service),
         });
+        self.ledger.follow(last.iter().map(|(frontend, service)| (*frontend, *service)));
         let mut to_sweep = members(services.iter().copied());
         to_sweep.extend(removed.iter().map(|frontend| (*frontend, Box::default())));
         self.sweeper.ask(to_sweep);
@@ -380,6 +374,7 @@ impl KernelPlane for Nft {
         let n_different = if self.is_intact { self.converge(all)? } else { self.rebuild(all)? };
         let now: HashMap<Frontend, &Service> = all.iter().map(|s| (s.frontend, s)).collect();
         self.tallies.forget(|frontend| now.get(frontend).map_or(Now::Gone, |service| Now::Is(service)));
+        self.ledger.follow_all(all);
         self.release_routes();
         self.sweeper.ask(members(all.iter()));
         let n_routes = self.routes.ensure().map_err(|error| ApplyError::kernel(ROUTING, error))?;
@@ -402,7 +397,7 @@ impl KernelPlane for Nft {
 
     fn count(&mut self) -> Result<Counted, ApplyError> {
         self.tallies
-            .read(&mut self.socket)
+            .read(&mut self.socket, &self.ledger)
             .map_err(|error| ApplyError::kernel(format!("read the counters of the nft table {TABLE}"), error))
     }
 
@@ -442,7 +437,7 @@ const ROUTING: &str = "make the addresses of the pools local to this host";
 impl Nft {
     /// Changes what differs in a table that has just been adopted. Returns the number of frontends that did.
     fn converge(&mut self, all: &[Service]) -> Result<usize, ApplyError> {
-        let mut compiled = compile(all.iter(), &self.held, self.config.bytes)?;
+        let mut compiled = compile(all.iter(), &self.held)?;
         self.make_picks(&compiled)?;
         let mut batch = Batch::new();
         let mut edits = std::mem::take(&mut self.mending);
@@ -467,7 +462,7 @@ impl Nft {
             n_different += 1;
             edits.change(*frontend, Some(entry), None);
         }
-        self.keep_counts(&mut edits);
+        self.keep_counts(&edits);
         edits.write(&mut batch);
         for (family, pick) in self.picks.difference(&used) {
             ruleset::delete_pick(&mut batch, *family, *pick);
@@ -480,9 +475,9 @@ impl Nft {
 }
 
 /// In words that the label keeps apart: a table of another layout is built anew.
-fn layout(pools: &[VipPool], bytes: Bytes) -> (String, usize) {
+fn layout(pools: &[VipPool]) -> (String, usize) {
     let mut batch = Batch::new();
-    ruleset::write(&mut batch, pools, bytes);
+    ruleset::write(&mut batch, pools);
     let n_rules = batch.n_rules();
     for family in Family::ALL {
         ruleset::write_pick(&mut batch, family, Pick::Random(1));

@@ -2,8 +2,7 @@
 //!
 //! A new connection's address, protocol and port give the number of slots of its frontend, a random slot gives the
 //! backend. Only a connection's first packet comes here; connection tracking translates the rest. Frontends and
-//! backends are elements of sets and none of this module's business, so that a change of them changes no rule. What
-//! counts the bytes of all packets stands in `weigh`.
+//! backends are elements of sets and none of this module's business, so that a change of them changes no rule.
 //!
 //! The hooks and a rule that translates stay when the last VIP goes: without any the kernel would stop translating,
 //! and what is established would break.
@@ -13,14 +12,12 @@ use std::time::Duration;
 use event_watcher::catalog::VipPool;
 
 use super::batch::{Batch, CHAIN_NAME, Value};
-use super::edits::WEIGHING;
 use super::elements::octets;
 use super::expression::{
     Again, Expression as E, Header, OBJECT_CT_TIMEOUT, Register as R, Tracked, write_counter,
 };
 use super::family::{Family, SetKind};
 use super::pick::Pick;
-use super::{Bytes, weigh};
 
 /// Before the usual priority of destination NAT (-100), where container runtimes translate the ports they publish: a
 /// VIP's port may equal one of them.
@@ -62,7 +59,7 @@ const SET_EXPR: u32 = 0x100;
 const STRAY: &str = "stray";
 
 /// Everything but the chains that pick, which are made when a frontend first needs them.
-pub(super) fn write(batch: &mut Batch, pools: &[VipPool], bytes: Bytes) {
+pub(super) fn write(batch: &mut Batch, pools: &[VipPool]) {
     timeouts(batch);
     set(batch, "links", &[Type::Interface; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
     for family in Family::ALL {
@@ -74,9 +71,6 @@ pub(super) fn write(batch: &mut Batch, pools: &[VipPool], bytes: Bytes) {
     base_chain(batch, "prerouting", "nat", libc::NF_INET_PRE_ROUTING, DESTINATION_PRIORITY);
     base_chain(batch, "output", "nat", libc::NF_INET_LOCAL_OUT, DESTINATION_PRIORITY);
     base_chain(batch, "postrouting", "nat", libc::NF_INET_POST_ROUTING, SOURCE_PRIORITY);
-    if bytes == Bytes::Counted {
-        weigh::hook(batch);
-    }
     for family in Family::ALL {
         batch.rule("prerouting", &to_family(family, &chain("arrive", family)));
         batch.rule("output", &to_family(family, &chain("serve", family)));
@@ -100,7 +94,7 @@ pub(super) fn disown_pools(batch: &mut Batch) {
 pub(super) fn write_pick(batch: &mut Batch, family: Family, pick: Pick) {
     let rules = match pick {
         Pick::Refuse => return,
-        // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second does not.
+        // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second one does not.
         Pick::Random(n_slots) => vec![random(family, n_slots), random(family, n_slots)],
         Pick::ByClient(n_slots, lifetime) => by_client(family, n_slots, lifetime.duration()).into(),
     };
@@ -177,11 +171,11 @@ pub(super) fn delete_pick(batch: &mut Batch, family: Family, pick: Pick) {
 }
 
 /// The type of the interface `lo`.
-pub(super) const LOOPBACK: [u8; 2] = libc::ARPHRD_LOOPBACK.to_ne_bytes();
+const LOOPBACK: [u8; 2] = libc::ARPHRD_LOOPBACK.to_ne_bytes();
 const TCP: [u8; 1] = [libc::IPPROTO_TCP as u8];
 const UDP: [u8; 1] = [libc::IPPROTO_UDP as u8];
 
-pub(super) fn chain(name: &str, family: Family) -> String {
+fn chain(name: &str, family: Family) -> String {
     format!("{name}{}", family.digit())
 }
 
@@ -265,7 +259,7 @@ fn stray(batch: &mut Batch, family: Family, pools: &[VipPool]) {
     }
 }
 
-/// Nobody listens on port 1.
+/// The port of the VIP that datagrams are sent to when they are refused: nobody listens there.
 pub(super) const NOBODY: [u8; 2] = [0, 1];
 
 /// The host itself answers that the port is unreachable. What a rule rejects on its
@@ -287,7 +281,7 @@ fn depart(batch: &mut Batch, family: Family, pools: &[VipPool]) {
             E::Find { set, key: R(0) },
             family.original_destination(behind),
             protocol(family.after_address(behind)),
-            E::Tracked { what: Tracked::FrontendPort, to: R(family.after_address(behind).0 + 1) },
+            E::Tracked { what: Tracked::Port, to: R(family.after_address(behind).0 + 1) },
             E::Find { set: family.set(SetKind::Services), key: behind },
             E::Masquerade,
         ]);
@@ -311,7 +305,7 @@ fn depart(batch: &mut Batch, family: Family, pools: &[VipPool]) {
     }
 }
 
-pub(super) fn is_family(family: Family) -> [E<'static>; 2] {
+fn is_family(family: Family) -> [E<'static>; 2] {
     let value = match family {
         Family::V4 => &[libc::NFPROTO_IPV4 as u8],
         Family::V6 => &[libc::NFPROTO_IPV6 as u8],
@@ -324,7 +318,7 @@ fn to_family<'a>(family: Family, chain: &'a str) -> [E<'a>; 3] {
     [load, equal, E::Jump { chain }]
 }
 
-pub(super) fn protocol(to: R) -> E<'static> {
+fn protocol(to: R) -> E<'static> {
     E::Meta { key: libc::NFT_META_L4PROTO, to }
 }
 
@@ -389,9 +383,6 @@ fn sets(batch: &mut Batch, family: Family) {
     set(batch, name(SetKind::Sessions), &of_client, &[Type::Mark; 2], Options::Remembers(SESSION_LIFETIME));
     set(batch, name(SetKind::Connections), &frontend, &[], Options::Counts);
     set(batch, name(SetKind::Refusals), &frontend, &[], Options::Counts);
-    for kind in WEIGHING {
-        set(batch, name(kind), &[&frontend[..], &[address, Type::Port]].concat(), &[], Options::Counts);
-    }
     set(batch, name(SetKind::Clients), &[address; 2], &[], Options::Remembers(ARRIVAL_LIFETIME));
 }
 
@@ -441,7 +432,7 @@ fn type_number(types: &[Type]) -> u32 {
     types.iter().fold(0, |number, kind| number << 6 | *kind as u32)
 }
 
-pub(super) fn base_chain(batch: &mut Batch, name: &str, kind: &str, hook: libc::c_int, priority: i32) {
+fn base_chain(batch: &mut Batch, name: &str, kind: &str, hook: libc::c_int, priority: i32) {
     batch.create("create a chain at a hook", libc::NFT_MSG_NEWCHAIN, |w| {
         w.string(CHAIN_NAME, name);
         w.nest(4, |w| {
