@@ -59,8 +59,8 @@ fn take_short_turns() {
 /// Starts a thread that runs what `work` makes, with `spawn_local` available. `work` itself runs on the thread, so
 /// the future need not be `Send`. The result says when it has ended; it is an error when it panicked.
 ///
-/// A `LocalRuntime` and not a `LocalSet`, which is a scheduler within a scheduler: it costs every request two more queues,
-/// and a look at what the worker itself waits for.
+/// A `LocalRuntime` and not a `LocalSet`, which is a scheduler within a scheduler: it costs every request two more
+/// queues, and a look at what the worker itself waits for.
 pub fn spawn_worker<F>(name: String, work: impl FnOnce() -> F + Send + 'static) -> io::Result<JoinHandle<()>>
 where
     F: Future<Output = ()> + 'static,

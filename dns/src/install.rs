@@ -1,10 +1,10 @@
 //! Makes this server the resolver of its host, and takes that back: as a drop-in of systemd-resolved where programs ask
 //! that, otherwise in `/etc/resolv.conf`.
 //!
-//! Every step leaves a host that resolves names, and whoever comes after a crash can finish or take back what was begun.
-//! The drop-in lies in `/run` and sends the cluster's zones here; `resolv.conf` keeps the resolvers that were there
-//! behind this one, and the file that was there keeps its place as a backup, whatever it is (a link too). It restarts
-//! nothing: it says what is to be told. What somebody has edited since is not overwritten.
+//! Every step leaves a host that resolves names, and whoever comes after a crash can finish or take back what was
+//! begun. The drop-in lies in `/run` and sends the cluster's zones here; `resolv.conf` keeps the resolvers that were
+//! there behind this one, and the file that was there keeps its place as a backup, whatever it is (a link too). It
+//! restarts nothing: it says what is to be told. What somebody has edited since is not overwritten.
 
 mod files;
 mod resolved;

@@ -138,8 +138,8 @@ fn open(address: SocketAddr, transport: Transport, payload_bytes: u16) -> io::Re
     Ok(socket)
 }
 
-/// Asks that no packet be cut on its way: pieces are lost and forged more easily than packets are (RFC 9715 section 3.1).
-/// Nor does anybody's word about the way's width count, by which answers could be made to vanish.
+/// Asks that no packet be cut on its way: pieces are lost and forged more easily than packets are (RFC 9715 section
+/// 3.1). Nor does anybody's word about the way's width count, by which answers could be made to vanish.
 fn forbid_fragments(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     match address {
         SocketAddr::V4(_) => {

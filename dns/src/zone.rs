@@ -1,6 +1,7 @@
 //! The zone: an immutable map from names to what is answered for them, of which generations share what is the same.
 //!
-//! It does not know which zones there are (`authority`), apps (`records`), how it comes to be (`compile`), nor what a packet looks like (`handler`).
+//! It does not know which zones there are (`authority`), apps (`records`), how it comes to be (`compile`), nor what a
+//! packet looks like (`handler`).
 
 use std::hash::BuildHasher as _;
 use std::net::{Ipv4Addr, Ipv6Addr};

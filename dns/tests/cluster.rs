@@ -104,7 +104,8 @@ fn leaders_are_whom_the_scheduler_names() {
     let both = &["10.0.0.8", "10.0.0.9"][..];
     let all = &["10.0.0.5", "10.0.0.8", "10.0.0.9"][..];
     type Expect<'a> = &'a [&'a str];
-    // Scheduler, Mesos master; leader.mesos, leader.dcos, marathon.mesos, master.mesos, _leader's and _framework's ports.
+    // Scheduler, Mesos master; leader.mesos, leader.dcos, marathon.mesos, master.mesos, _leader's and _framework's
+    // ports.
     type Case<'a> = (Option<&'a str>, Option<&'a str>, [Expect<'a>; 4], [Expect<'a>; 2]);
     let cases: [Case<'_>; 5] = [
         (None, None, [both, both, both, both], [&["8080"], &["8080"]]),

@@ -1,8 +1,8 @@
 //! Watches Marathon-like schedulers and files, and publishes what they run as immutable, numbered snapshots.
 //!
-//! Reading order: [`catalog`] (the words everybody shares), [`publish`] (how a snapshot reaches the planes), [`watcher`]
-//! (what is started), `hub` (how the sources become one catalog), `sources` (how each is read), `reconcile` (what to do
-//! next about a scheduler).
+//! Reading order: [`catalog`] (the words everybody shares), [`publish`] (how a snapshot reaches the planes),
+//! [`watcher`] (what is started), `hub` (how the sources become one catalog), `sources` (how each is read), `reconcile`
+//! (what to do next about a scheduler).
 //!
 //! Invariants: the catalog does no IO; nothing but the hub publishes; an event is never state; an answer that failed
 //! removes nothing; a bad app never hides a good one; one source's outage touches no other's apps.

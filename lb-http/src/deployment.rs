@@ -1,8 +1,8 @@
 //! Deployment groups: the apps of one `HAPROXY_DEPLOYMENT_GROUP` are one backend, and as instances of the new app come
 //! up, as many of the old one are taken out of use.
 //!
-//! Marathon-LB's rules, which zdd.py steers by, but for two of its faults: new instances count when they are usable, not
-//! when they are wanted, and the two apps only change roles in a deployment that splits.
+//! Marathon-LB's rules, which zdd.py steers by, but for two of its faults: new instances count when they are usable,
+//! not when they are wanted, and the two apps only change roles in a deployment that splits.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! What a service changes in the heads of its requests and responses: headers set, added, removed; paths and locations
 //! rewritten.
 //!
-//! Compiled once per service; a request of a service that edits nothing costs nothing here. What every request gets whatever its labels
-//! say (hop-by-hop, forwarded headers) is not here.
+//! Compiled once per service; a request of a service that edits nothing costs nothing here. What every request gets
+//! whatever its labels say (hop-by-hop, forwarded headers) is not here.
 
 use std::net::IpAddr;
 use std::sync::Arc;

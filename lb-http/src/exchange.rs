@@ -1,8 +1,8 @@
 //! One request at one endpoint: sent while it still comes, answered by a head, interim ones passed on.
 //!
-//! This is the seam between a client's protocol and the endpoints: whatever speaks to the client (HTTP/1.1, HTTP/2) is a
-//! [`Front`], `failover::Attempt` finds it an endpoint, and the [`Exchange`] that comes of it holds the typed head of the
-//! response and the connection that the body is read from. Endpoints are always spoken to in HTTP/1.1.
+//! This is the seam between a client's protocol and the endpoints: whatever speaks to the client (HTTP/1.1, HTTP/2) is
+//! a [`Front`], `failover::Attempt` finds it an endpoint, and the [`Exchange`] that comes of it holds the typed head of
+//! the response and the connection that the body is read from. Endpoints are always spoken to in HTTP/1.1.
 
 use std::io;
 use std::rc::Rc;

@@ -1,8 +1,9 @@
 //! What a request is for and what is said about it: the policy between a client's protocol and the endpoints.
 //!
-//! Whatever speaks to a client calls, in this order: [`route`] (which backend), [`before_pick`] (may the request go there;
-//! rules of a service that refuse, redirect or answer belong here), [`request_edits`] and [`response_edits`] (what the
-//! serializer leaves out of a head and adds to it), then `failover::Attempt::send`. Nothing here reads or writes.
+//! Whatever speaks to a client calls, in this order: [`route`] (which backend), [`before_pick`] (may the request go
+//! there; rules of a service that refuse, redirect or answer belong here), [`request_edits`] and [`response_edits`]
+//! (what the serializer leaves out of a head and adds to it), then `failover::Attempt::send`. Nothing here reads or
+//! writes.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -114,8 +115,8 @@ pub(crate) enum Stop {
     Verify(Verification),
 }
 
-/// Answers a request that must not reach an endpoint of the backend that it is for. `login`: what came of looking at its
-/// password, when that has been done.
+/// Answers a request that must not reach an endpoint of the backend that it is for. `login`: what came of looking at
+/// its password, when that has been done.
 pub(crate) fn before_pick(
     backend: &Backend,
     request: &Request<'_>,

@@ -165,7 +165,8 @@ impl Queue {
         list.next_id += 1;
         list.waiters.push_back(Waiter { id, wanted: wanted.map(Arc::clone), grant: sender });
         self.n_waiting.fetch_add(1, Relaxed);
-        // Whoever ends a request from now on sees that somebody waits; who ended one before has made the room seen here.
+        // Whoever ends a request from now on sees that somebody waits; who ended one before has made the room seen
+        // here.
         fence(SeqCst);
         let grants = self.grants(&mut list.waiters, pool.endpoints());
         drop(list);

@@ -1,8 +1,8 @@
 //! Which backend a request is for: by service port, by host and path, by app id; a TLS connection by server name.
 //!
 //! Rules are tried by weight, then the most exact host, then the longest path, then app id: the first that fits wins.
-//! Two services that claim the same are a problem: who has it keeps it, and of two newcomers the older version wins, then
-//! the lower id. (A version alone would not do: scaling an app gives it a new one.)
+//! Two services that claim the same are a problem: who has it keeps it, and of two newcomers the older version wins,
+//! then the lower id. (A version alone would not do: scaling an app gives it a new one.)
 
 mod server_names;
 

@@ -78,8 +78,8 @@ impl Cookie {
     }
 }
 
-/// Finds the cookie of this name in a request's Cookie lines and appends to `rest` what they are without it. `None`: they have none,
-/// and `rest` is as it was. Of several the first counts.
+/// Finds the cookie of this name in a request's Cookie lines and appends to `rest` what they are without it. `None`:
+/// they have none, and `rest` is as it was. Of several the first counts.
 pub(crate) fn take_cookie<'b>(
     lines: impl Iterator<Item = &'b [u8]> + Clone,
     name: &str,

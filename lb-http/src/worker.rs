@@ -315,8 +315,8 @@ impl From {
         if !is_tcp && !is_tls && local.http2 != Http2::WithPriorKnowledge {
             let accepted = Accepted { stream, client, local_port, entry, protection, session, permit };
             let registered = local.waits.register(&local.clock);
-            // Boxed, because the runtime moves what it is given to and fro; and not spawned by the tracker, whose own future
-            // would be polled each time before this one.
+            // Boxed, because the runtime moves what it is given to and fro; and not spawned by the tracker, whose own
+            // future would be polled each time before this one.
             let served = Box::pin(connection::serve(Rc::clone(local), accepted, registered));
             let token = local.tasks.token();
             tokio::task::spawn_local(async move {

@@ -1,7 +1,7 @@
 //! 1,000 app changes under 6,000 new connections/s: how many of the connections fail.
 //!
-//! `cargo bench -p tests --bench changes`, with figures of your own after `--`: changes, changes per second, connections
-//! per second. The load is an open loop, and times are from when a connection was due.
+//! `cargo bench -p tests --bench changes`, with figures of your own after `--`: changes, changes per second,
+//! connections per second. The load is an open loop, and times are from when a connection was due.
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 

@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p tests --bench tls [SHAPE…]`. h2load is the client of all; certificates are of P-256, and every new
 //! connection is a full handshake. What is reported is the CPU time of the proxy's process for each request, medians of
-//! interleaved rounds, and the time that 99 % of the requests stayed below. A peer that is not installed is left out. `balancer TLS PLAIN ENDPOINT CERTIFICATE` is the child.
+//! interleaved rounds, and the time that 99 % of the requests stayed below. A peer that is not installed is left out.
+//! `balancer TLS PLAIN ENDPOINT CERTIFICATE` is the child.
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 

@@ -1,4 +1,5 @@
-//! House rules that the manifests and sources can be asked about: who may depend on whom, and what the catalog is free of.
+//! House rules that the manifests and sources can be asked about: who may depend on whom, and what the catalog is free
+//! of.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -2,8 +2,8 @@
 //! nothing: afterwards every plane serves the truth, and an instance that was there throughout has served throughout.
 //!
 //! Many schedulers at once, each with a seed of its own, before one program. The seed of a failure is in its message:
-//! `WAYMARK_SEED` runs that one alone, `WAYMARK_SEEDS` says how many. The same in virtual time, with the catalog alone, is
-//! beside the code that decides.
+//! `WAYMARK_SEED` runs that one alone, `WAYMARK_SEEDS` says how many. The same in virtual time, with the catalog alone,
+//! is beside the code that decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

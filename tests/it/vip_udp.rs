@@ -1,4 +1,5 @@
-//! A UDP service behind a named VIP: its clients keep their instance, leave it when it goes, and are told when there is none.
+//! A UDP service behind a named VIP: its clients keep their instance, leave it when it goes, and are told when there is
+//! none.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;

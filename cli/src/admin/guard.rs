@@ -62,7 +62,8 @@ pub fn check(
     if name.is_some_and(|name| is_local(name, listen.ip())) { Ok(()) } else { Err(misdirected) }
 }
 
-/// The header that a command carries. A page of a foreign site cannot send it without asking first, and is refused then.
+/// The header that a command carries. A page of a foreign site cannot send it without asking first, and is refused
+/// then.
 pub const COMMAND_HEADER: &str = "waymark-command";
 
 /// A command comes from this machine and from a program.

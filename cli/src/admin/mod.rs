@@ -1,7 +1,7 @@
 //! What the stats address answers: the page for people, Marathon-LB's endpoints, metrics, health, and JSON for tools.
 //!
-//! Everything here only reads, but for one command of the operator on this machine (`waymark sync`). Counters come from the planes, state from the published snapshot; no plane waits for
-//! this server, and it runs on the control thread.
+//! Everything here only reads, but for one command of the operator on this machine (`waymark sync`). Counters come from
+//! the planes, state from the published snapshot; no plane waits for this server, and it runs on the control thread.
 //!
 //! Reading order: [`plane`] (what it reads of a plane), [`view`] (the shapes of its answers), [`server`].
 

@@ -1,7 +1,8 @@
 //! This server as the resolver of its host: the addresses that DC/OS gives it, and the host's own configuration while
 //! it runs (`dns.install`).
 //!
-//! For the latter, a child process that does nothing else installs it and takes that back when this one has ended, in whatever way.
+//! For the latter, a child process that does nothing else installs it and takes that back when this one has ended, in
+//! whatever way.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -25,8 +25,8 @@ pub(crate) struct Timeouts {
     pub total: Duration,
 }
 
-/// Whether somebody else may know better. FORMERR and NOTIMP say that an upstream does not understand a question that is
-/// as it should be.
+/// Whether somebody else may know better. FORMERR and NOTIMP say that an upstream does not understand a question that
+/// is as it should be.
 pub(crate) fn is_refusal(code: ResponseCode) -> bool {
     use ResponseCode::{FormErr, NotImp, Refused, ServFail};
     matches!(code, ServFail | Refused | FormErr | NotImp)

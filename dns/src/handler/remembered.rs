@@ -136,8 +136,8 @@ impl Remembered {
         Some(place.given)
     }
 
-    /// Begins to fetch from memory what [`Self::reply`] will need for a packet: that waits for it, while the fetches for
-    /// many packets go on at once.
+    /// Begins to fetch from memory what [`Self::reply`] will need for a packet: that waits for it, while the fetches
+    /// for many packets go on at once.
     pub fn foresee(&self, packet: &[u8]) {
         if let Some(place) = packet.get(ID..).and_then(|query| self.candidates(query).next()) {
             black_box((place.n_query_bytes, place.bytes[MAX_BYTES / 2]));

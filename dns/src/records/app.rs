@@ -1,8 +1,8 @@
 //! The names of an app and of each of its instances, after Mesos-DNS and dcos-net.
 //!
 //! They exist as long as the app does; what they lead to are its running instances. Where Mesos-DNS takes the first
-//! address of a configured source, `.mesos` names lead to where the app's ports are: the agent when any port is a
-//! host port, the container's own addresses otherwise. Where a container has ports of both kinds, SRV records of its own
+//! address of a configured source, `.mesos` names lead to where the app's ports are: the agent when any port is a host
+//! port, the container's own addresses otherwise. Where a container has ports of both kinds, SRV records of its own
 //! ports lead to a name of its own, so that an address and a port of one SRV answer always belong together. It knows
 //! neither VIPs nor the cluster.
 

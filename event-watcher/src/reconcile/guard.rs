@@ -67,7 +67,8 @@ struct Held {
 }
 
 impl Guard {
-    /// From now on, for a while, a large loss may be a mistake. What confirmed one before may have been the same mistake.
+    /// From now on, for a while, a large loss may be a mistake. What confirmed one before may have been the same
+    /// mistake.
     pub(crate) fn arm(&mut self, now: Instant) {
         self.suspicious_until = Some(now + WINDOW);
         if let Some(held) = &mut self.held {

@@ -1,8 +1,9 @@
 //! HTTP/1.1 on the wire: how bytes become messages, messages bytes, and a connection a sequence of exchanges.
 //!
-//! Reading order: [`request`] and [`response`] (the typed heads: nothing else can be sent on), [`chunked`], [`refusal`];
-//! `serialize` (heads written as ranges of what came, with edits); `flow` (a body on its way); `connection` (a client's
-//! connection from its first byte to its last). Parsing stands on [`grammar`], [`fields`] and [`scan`].
+//! Reading order: [`request`] and [`response`] (the typed heads: nothing else can be sent on), [`chunked`],
+//! [`refusal`]; `serialize` (heads written as ranges of what came, with edits); `flow` (a body on its way);
+//! `connection` (a client's connection from its first byte to its last). Parsing stands on [`grammar`], [`fields`] and
+//! [`scan`].
 //!
 //! The parsers are public for whoever explains or fuzzes them. What a request is for, who may have it and which
 //! endpoint gets it is not decided here but in `proxy` and `failover`.

@@ -106,7 +106,8 @@ impl<S: ClientStream> ClientSide<S> {
     }
 }
 
-/// Where a client's connection comes from and where it came to. When it is no socket as it is, the latter's port is known.
+/// Where a client's connection comes from and where it came to. When it is no socket as it is, the latter's port is
+/// known.
 pub(crate) fn ends(client: SocketAddr, local_port: u16, socket: Option<&TcpStream>) -> Ends {
     let destination = socket.and_then(|socket| socket.local_addr().ok());
     let destination = destination.unwrap_or_else(|| match client.ip().to_canonical() {

@@ -10,7 +10,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Reads once what is there. An error of the kind `WouldBlock`: nothing. `room` is made only when there may be something.
+/// Reads once what is there. An error of the kind `WouldBlock`: nothing. `room` is made only when there may be
+/// something.
 pub(super) fn receive<'r>(socket: &TcpStream, room: impl FnOnce() -> &'r mut [u8]) -> io::Result<usize> {
     once(socket, Interest::READABLE, || {
         let room = room();
@@ -52,8 +53,8 @@ pub(super) fn end(fd: RawFd) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-// The kernel's calls as they are: those of the C library are points at which a thread can be cancelled, which costs each
-// of them two atomic operations.
+// The kernel's calls as they are: those of the C library are points at which a thread can be cancelled, which costs
+// each of them two atomic operations.
 
 fn receive_into(fd: RawFd, room: &mut [u8]) -> io::Result<usize> {
     let (n_wanted, flags, nobody) = (room.len(), 0, 0_usize);

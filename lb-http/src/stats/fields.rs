@@ -206,7 +206,8 @@ pub enum Servers {
     Up,
 }
 
-/// All rows: the proxy `stats`, the fixed frontends, the frontends of service ports, then each backend after its servers.
+/// All rows: the proxy `stats`, the fixed frontends, the frontends of service ports, then each backend after its
+/// servers.
 pub(crate) fn rows(shared: &Shared, servers: Servers) -> Vec<Row> {
     let table = shared.table.load();
     let now = Instant::now();

@@ -1,5 +1,5 @@
-//! Refused requests by reason, handshakes, queues and latency quantiles, as Prometheus text: what HAProxy's exporter has
-//! no names for.
+//! Refused requests by reason, handshakes, queues and latency quantiles, as Prometheus text: what HAProxy's exporter
+//! has no names for.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

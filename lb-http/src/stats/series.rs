@@ -1,8 +1,8 @@
 //! The counters of one frontend, backend or server.
 //!
 //! Each worker adds to a [`Shard`] of its own (a plain load and store, no contention) and readers sum them. Only what
-//! must be true over all workers at every moment, the current sessions, is one shared number. Rates and recent means are
-//! made by [`Series::sample`], once a second, away from the request path.
+//! must be true over all workers at every moment, the current sessions, is one shared number. Rates and recent means
+//! are made by [`Series::sample`], once a second, away from the request path.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};

@@ -1,4 +1,5 @@
-//! One service of one app, or of a deployment group, compiled: which endpoints are in its pool, and what is said of them.
+//! One service of one app, or of a deployment group, compiled: which endpoints are in its pool, and what is said of
+//! them.
 //!
 //! Live state comes from the backend that was there before. Routes are not looked at.
 
@@ -135,9 +136,9 @@ impl CompileBackend<'_> {
         known.iter().any(|s| s.is_known_down() && s.endpoint.instance == *id && s.endpoint.address == address)
     }
 
-    /// Nothing is healthy: those that only the balancer's own checks are against are used, or else those that nobody has
-    /// judged yet, or else those that are judged to be ill. Never one that is being stopped or says itself that it is
-    /// not ready.
+    /// Nothing is healthy: those that only the balancer's own checks are against are used, or else those that nobody
+    /// has judged yet, or else those that are judged to be ill. Never one that is being stopped or says itself that it
+    /// is not ready.
     fn use_what_runs(&self, members: &mut [Member<'_>]) {
         members.iter_mut().filter(|m| m.checked == Checked::Down).for_each(|m| m.rotation = Rotation::In);
         let runs = |member: &Member<'_>, health: Health| {

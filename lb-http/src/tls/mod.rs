@@ -3,8 +3,9 @@
 //!
 //! Reading order: [`certificate`] (a chain, its key and the names it is for), `store` (server name → certificate),
 //! [`policy`] (what a host asks of its clients), `table` (server name → configuration, what the handshake looks up),
-//! `files` (reads them, sees that they changed), `follow` (keeps the table true), `handshake`, `hello` (the server name of
-//! a connection whose TLS is not ended here), `servers` (TLS that the balancer itself begins). Nothing here knows HTTP.
+//! `files` (reads them, sees that they changed), `follow` (keeps the table true), `handshake`, `hello` (the server name
+//! of a connection whose TLS is not ended here), `servers` (TLS that the balancer itself begins). Nothing here knows
+//! HTTP.
 
 pub mod certificate;
 mod files;

@@ -1,5 +1,5 @@
-//! The bodies of the fuzz targets (tests/fuzz) on right messages and on a few thousand mutations of them: the same in every
-//! run, so that a target neither rots nor has to be built to be checked. `FUZZ_ROUNDS` makes it longer.
+//! The bodies of the fuzz targets (tests/fuzz) on right messages and on a few thousand mutations of them: the same in
+//! every run, so that a target neither rots nor has to be built to be checked. `FUZZ_ROUNDS` makes it longer.
 
 #[path = "../../../tests/fuzz/bodies/http_chunked.rs"]
 mod http_chunked;

@@ -1,4 +1,5 @@
-//! Raw cases of HTTP/1.1 from `tests/fixtures/http_cases.jsonl`: bytes of a client or an endpoint, and what must happen.
+//! Raw cases of HTTP/1.1 from `tests/fixtures/http_cases.jsonl`: bytes of a client or an endpoint, and what must
+//! happen.
 //!
 //! A case is a connection. Its endpoint is strict: whatever reaches it that is not one well-formed request after the
 //! other fails the case, whatever the case was about. A character U+0000 to U+00FF of a case's text is one byte.

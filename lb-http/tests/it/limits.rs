@@ -142,7 +142,8 @@ async fn a_client_has_only_so_many_connections() {
     cluster.stop().await;
 }
 
-/// Before it is known which protocol is spoken: silence, a preface that does not go on, a handshake that does not begin.
+/// Before it is known which protocol is spoken: silence, a preface that does not go on, a handshake that does not
+/// begin.
 #[tokio::test]
 async fn who_does_not_say_what_is_spoken_is_closed_in_time() {
     let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));

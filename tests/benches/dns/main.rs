@@ -1,12 +1,11 @@
 //! DNS against Knot, NSD, Unbound, BIND and dnsmasq, with one worker each, in the same run.
 //!
 //! `cargo bench -p tests --bench dns`. Each server is a process of its own, pinned to one core; who asks is on another:
-//! dnsperf, and over UDP also a generator of our own, because dnsperf needs more time for a query than these servers and
-//! so measures itself (`busy` says how much of the server's core was used). Rounds are interleaved. The CPU time of the
-//! server's processes per query is steady where throughput moves with the neighbours. Peers that are not installed are
-//! left out; without dnsperf nothing can be compared.
-//! `-- a srv tcp memory change flood` says which measurements; `a` alone is the default. `-- queries N` only asks N
-//! times, for callgrind (`benches/dns_instructions.sh`).
+//! dnsperf, and over UDP also a generator of our own, because dnsperf needs more time for a query than these servers
+//! and so measures itself (`busy` says how much of the server's core was used). Rounds are interleaved. The CPU time of
+//! the server's processes per query is steady where throughput moves with the neighbours. Peers that are not installed
+//! are left out; without dnsperf nothing can be compared. `-- a srv tcp memory change flood` says which measurements;
+//! `a` alone is the default. `-- queries N` only asks N times, for callgrind (`benches/dns_instructions.sh`).
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 

@@ -1,4 +1,5 @@
-//! Connections that are held open and say little: what idle ones cost in memory, and what slow senders take from others.
+//! Connections that are held open and say little: what idle ones cost in memory, and what slow senders take from
+//! others.
 //!
 //! Clients come from several addresses of the loopback network: a proxy may limit what one address holds.
 

@@ -1,5 +1,5 @@
-//! What the benchmarks against a peer share: processes pinned to a core, their CPU time, an app to serve, and the life of
-//! a child that serves it.
+//! What the benchmarks against a peer share: processes pinned to a core, their CPU time, an app to serve, and the life
+//! of a child that serves it.
 //!
 //! It starts no load.
 

@@ -1,9 +1,9 @@
 //! What a full sync and one change cost, at 100, 1,000 and 10,000 apps with 10 instances each.
 //!
-//! `cargo bench -p tests --bench watcher`. A scripted scheduler in this process, the whole program beside it; CPU time is
-//! that of all threads of the program, from the kernel's account. The cost of a change must not grow with the number of
-//! apps. Then what clients of the HTTP plane notice of a full sync in which every app differs, how long a start takes with
-//! 10,000 virtual hosts, and a list of 50 MB.
+//! `cargo bench -p tests --bench watcher`. A scripted scheduler in this process, the whole program beside it; CPU time
+//! is that of all threads of the program, from the kernel's account. The cost of a change must not grow with the number
+//! of apps. Then what clients of the HTTP plane notice of a full sync in which every app differs, how long a start
+//! takes with 10,000 virtual hosts, and a list of 50 MB.
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 

@@ -1,8 +1,8 @@
 //! What a client of the HTTP plane notices while all apps change at once: the 99th percentile of its requests.
 //!
-//! The machine may be a guest whose cores are taken away for milliseconds at a time, which is more than a request takes.
-//! A thread of real-time priority on each core tells when that happened; requests that met such a stall are left out, and
-//! counted. It does not judge the figures.
+//! The machine may be a guest whose cores are taken away for milliseconds at a time, which is more than a request
+//! takes. A thread of real-time priority on each core tells when that happened; requests that met such a stall are left
+//! out, and counted. It does not judge the figures.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
-//! What checks a fuzz target without a fuzzer: its body on seeds and on thousands of mutations of them, the same in every
-//! run. `FUZZ_ROUNDS` makes it longer.
+//! What checks a fuzz target without a fuzzer: its body on seeds and on thousands of mutations of them, the same in
+//! every run. `FUZZ_ROUNDS` makes it longer.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -191,8 +191,8 @@ impl Deployment<'_> {
         Ok(apps)
     }
 
-    /// Moves instances from the old app to the new one. Fails, having removed nothing that cannot be started again, when
-    /// a step takes too long.
+    /// Moves instances from the old app to the new one. Fails, having removed nothing that cannot be started again,
+    /// when a step takes too long.
     async fn replace(&mut self, goal: &Replacement) -> Result<(), Stopped> {
         let (old, new, max_wait) = (&*goal.old, &*goal.new, self.args.max_wait);
         let mut step_began = Instant::now();

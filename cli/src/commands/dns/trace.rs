@@ -1,5 +1,5 @@
-//! `waymark dns lookup --trace`: which app, instance or upstream an answer comes from, and what keeps a name from having
-//! one.
+//! `waymark dns lookup --trace`: which app, instance or upstream an answer comes from, and what keeps a name from
+//! having one.
 //!
 //! The running Waymark explains; this prints.
 

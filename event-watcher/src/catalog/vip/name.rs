@@ -53,8 +53,9 @@ fn dns_fragment(text: &str) -> String {
     parts.join(".")
 }
 
-/// DC/OS's `mesos_state:label`: lower case, `_` and `.` become `-`, everything else but letters, digits and `-` is deleted.
-/// A label over 63 octets loses trailing dashes at the cut and is filled up from the remaining letters and digits.
+/// DC/OS's `mesos_state:label`: lower case, `_` and `.` become `-`, everything else but letters, digits and `-` is
+/// deleted. A label over 63 octets loses trailing dashes at the cut and is filled up from the remaining letters and
+/// digits.
 pub fn dns_label(text: &str) -> String {
     let mangled: String = text
         .bytes()

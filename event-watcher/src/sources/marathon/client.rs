@@ -299,7 +299,8 @@ impl Client {
         }
     }
 
-    /// All pods with their instances. `None`: this scheduler knows none, as before 1.4 or when only apps are let through.
+    /// All pods with their instances. `None`: this scheduler knows none, as before 1.4 or when only apps are let
+    /// through.
     pub(crate) async fn pods(&self, base: &Base) -> Result<Option<Vec<u8>>, FetchError> {
         let (response, host) =
             self.read(base, &["v2", "pods", "::status"], None, self.shared.list_head_deadline).await?;

@@ -1,9 +1,9 @@
 //! Marathon as a source: its HTTP client, its event stream, its JSON, and what all of it means in catalog words.
 //!
-//! Reading order: [`watch`] (the task), [`client`] (HTTP), [`auth`] (who it says it is), [`stream`] (reading on), [`sse`]
-//! (framing), [`events`] (what an event asks for), [`list`] (answers with one or all apps), [`split`] (cutting a list),
-//! [`translate`] (one app into catalog words), [`grace`] (who may do without a verdict), [`words`] (what instances have
-//! in common), [`wire`] (a lenient reader's view of the JSON).
+//! Reading order: [`watch`] (the task), [`client`] (HTTP), [`auth`] (who it says it is), [`stream`] (reading on),
+//! [`sse`] (framing), [`events`] (what an event asks for), [`list`] (answers with one or all apps), [`split`] (cutting
+//! a list), [`translate`] (one app into catalog words), [`grace`] (who may do without a verdict), [`words`] (what
+//! instances have in common), [`wire`] (a lenient reader's view of the JSON).
 
 pub(crate) mod auth;
 pub(crate) mod client;

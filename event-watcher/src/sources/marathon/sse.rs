@@ -1,6 +1,7 @@
 //! A decoder for `text/event-stream` (WHATWG HTML section 9.2) with a hard bound on what one event may hold.
 //!
-//! It does no IO and knows no event types. `id:` and `retry:` are read over: Marathon sends neither and replays nothing.
+//! It does no IO and knows no event types. `id:` and `retry:` are read over: Marathon sends neither and replays
+//! nothing.
 
 /// More than this between two blank lines is not an event that can be waited for: the peer is broken.
 const MAX_SKIPPED_BYTES: usize = 64 << 20;

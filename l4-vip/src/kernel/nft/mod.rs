@@ -3,8 +3,8 @@
 //!
 //! Reading order: `ruleset` (what happens to a packet), `pick`, `entry` and `edits` (a service as elements of sets),
 //! `batch` (one transaction), `contents` (reading it back), `conntrack`, `flows` (those to backends that are gone),
-//! `tallies` and `ledger` (what was counted), `routes`, and [`Nft`], which puts them together. All of it speaks netlink;
-//! nothing is written as text, and nft(8) is not needed.
+//! `tallies` and `ledger` (what was counted), `routes`, and [`Nft`], which puts them together. All of it speaks
+//! netlink; nothing is written as text, and nft(8) is not needed.
 //!
 //! It follows no snapshot and chooses no addresses. What a container needs beside it, forwarding and hairpin mode on
 //! its bridge, belongs to the container runtime.

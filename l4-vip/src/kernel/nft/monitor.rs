@@ -39,8 +39,8 @@ impl Monitor {
         Ok(Self { rules, routes })
     }
 
-    /// Nothing of rules is heard until [`Self::hear_rules`]: the kernel tells of each element by a message of its own if
-    /// anybody listens, which takes longer than to add it.
+    /// Nothing of rules is heard until [`Self::hear_rules`]: the kernel tells of each element by a message of its own
+    /// if anybody listens, which takes longer than to add it.
     pub(super) fn ignore_rules(&self) -> io::Result<()> {
         self.rules.leave(RULES)
     }

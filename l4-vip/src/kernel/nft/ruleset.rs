@@ -94,7 +94,8 @@ pub(super) fn disown_pools(batch: &mut Batch) {
 pub(super) fn write_pick(batch: &mut Batch, family: Family, pick: Pick) {
     let rules = match pick {
         Pick::Refuse => return,
-        // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second one does not.
+        // Before Linux 6.17 a look-up may miss an element that is being replaced at that moment; the second one does
+        // not.
         Pick::Random(n_slots) => vec![random(family, n_slots), random(family, n_slots)],
         Pick::ByClient(n_slots, lifetime) => by_client(family, n_slots, lifetime.duration()).into(),
     };
@@ -262,8 +263,8 @@ fn stray(batch: &mut Batch, family: Family, pools: &[VipPool]) {
 /// The port of the VIP that datagrams are sent to when they are refused: nobody listens there.
 pub(super) const NOBODY: [u8; 2] = [0, 1];
 
-/// The host itself answers that the port is unreachable. What a rule rejects on its
-/// way out fails as "not permitted" instead of "refused", and a rule on its way in would look at every datagram.
+/// The host itself answers that the port is unreachable. What a rule rejects on its way out fails as "not permitted"
+/// instead of "refused", and a rule on its way in would look at every datagram.
 fn to_nobody(family: Family) -> [E<'static>; 3] {
     let (address, port) = (R(0), family.after_address(R(0)));
     let nobody = E::Constant { value: &NOBODY, to: port };

@@ -1,5 +1,5 @@
-//! How many connections each backend was given: its slots count them, and what they counted for a backend that lost them
-//! is kept here as long as it belongs to the frontend.
+//! How many connections each backend was given: its slots count them, and what they counted for a backend that lost
+//! them is kept here as long as it belongs to the frontend.
 //!
 //! Slots keep their counts when the agent ends; what is kept here begins anew with it.
 

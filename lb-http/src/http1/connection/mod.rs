@@ -224,8 +224,8 @@ impl<S: ClientStream> Connection<S> {
         .await
     }
 
-    /// A request that does not go to an endpoint, or not before its login was looked at. `known` is the head's length, if
-    /// it has been scanned.
+    /// A request that does not go to an endpoint, or not before its login was looked at. `known` is the head's length,
+    /// if it has been scanned.
     async fn answer_instead(&mut self, known: Option<usize>, mut not_prepared: NotPrepared) -> Then {
         if let NotPrepared::Unverified(verification) = not_prepared {
             let login = verification.run().await;

@@ -244,8 +244,8 @@ fn any_claims() -> impl Strategy<Value = (AppId, Claims)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Apps come, change and go: after each step the table is the one that is made at once of what is there, so it is the
-    /// same on a node that started a moment ago; what is refused is the same, too, and unchanged VIPs are shared.
+    /// Apps come, change and go: after each step the table is the one that is made at once of what is there, so it is
+    /// the same on a node that started a moment ago; what is refused is the same, too, and unchanged VIPs are shared.
     #[test]
     fn the_table_is_that_of_the_apps_that_are_there(
         steps in proptest::collection::vec(proptest::collection::vec(any_claims(), 1..3), 1..30),
