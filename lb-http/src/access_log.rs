@@ -129,6 +129,25 @@ impl AccessLog {
         }))
     }
 
+    /// Of what was refused before it was understood; it is nobody's.
+    pub(crate) fn refused(&self, client: IpAddr) -> Option<Box<Record>> {
+        let unknown = || "-".to_owned();
+        self.is_wanted(None).then(|| {
+            Box::new(Record {
+                client,
+                at: SystemTime::now(),
+                started: Instant::now(),
+                method: unknown(),
+                target: unknown(),
+                version: "-",
+                host: String::new(),
+                request_id: String::new(),
+                backend: None,
+                server: None,
+            })
+        })
+    }
+
     /// A service's own label has the last word.
     fn is_wanted(&self, backend: Option<&Backend>) -> bool {
         let is_sampled = || self.n_seen.fetch_add(1, Relaxed).is_multiple_of(self.one_in);

@@ -5,7 +5,7 @@
 
 use memchr::memchr;
 
-use super::fields::{Field, Name};
+use super::fields::Field;
 
 /// All extensions of a message together.
 const MOST_EXTENSION_BYTES: usize = 16 * 1024;
@@ -147,7 +147,7 @@ impl Decoder {
             return Ok(Piece::End(n));
         }
         let (field, _) = Field::parse(input, 0).ok_or(BadChunk)?;
-        Ok(if field.name == Name::Other { Piece::TrailerLine(n) } else { Piece::Framing(n) })
+        Ok(if field.name.may_follow_body() { Piece::TrailerLine(n) } else { Piece::Framing(n) })
     }
 }
 

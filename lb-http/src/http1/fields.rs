@@ -150,6 +150,22 @@ impl Name {
             | 1 << Name::Http2Settings as u8;
         HOPS & self.bit() != 0
     }
+
+    /// If the Connection field says so. No other name that is known here: what they say matters to who reads it next.
+    pub(crate) fn may_be_for_next_hop(self) -> bool {
+        const ORDINARY: u32 = 1 << Name::Other as u8
+            | 1 << Name::Trailer as u8
+            | 1 << Name::CacheControl as u8
+            | 1 << Name::ETag as u8
+            | 1 << Name::LastModified as u8
+            | 1 << Name::Expires as u8;
+        ORDINARY & self.bit() != 0
+    }
+
+    /// Whether a trailer may have it: not what frames, routes, authenticates or controls (RFC 9110 section 6.5.1).
+    pub(crate) fn may_follow_body(self) -> bool {
+        matches!(self, Name::Other | Name::ETag | Name::LastModified)
+    }
 }
 
 /// Names are seen by bits: there must be room for each.

@@ -179,7 +179,7 @@ pub fn is_host(host: &[u8]) -> bool {
     }
     let end = host.iter().position(|b| CLASSES[usize::from(*b)] & REG_NAME == 0).unwrap_or(host.len());
     let (name, port) = host.split_at(end);
-    if name.is_empty() || !is_port(port) {
+    if name.is_empty() || !is_port(port) || !is_percent_encoded(name) {
         return false;
     }
     // All digits and dots is an address or nothing (WHATWG URL, host parsing).

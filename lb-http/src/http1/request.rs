@@ -224,11 +224,11 @@ pub(super) struct Options<'b> {
 }
 
 impl Options<'_> {
-    /// Whether the field is named as one for the next hop only. What frames, routes or vouches for a message cannot be
-    /// made to vanish that way.
+    /// Whether the field is named as one for the next hop only (RFC 9110 section 7.6.1). What frames, routes or vouches
+    /// for a message cannot be made to vanish that way.
     pub(super) fn name(&self, field: &Field) -> bool {
         let name = field.name_in(self.head);
-        field.name == Name::Other
+        field.name.may_be_for_next_hop()
             && self
                 .fields
                 .iter()

@@ -50,7 +50,7 @@ pub struct Scan {
     line_start: u32,
     /// Where the line after the first begins; 0: the first is not whole.
     second_line: u32,
-    n_lines: u16,
+    n_lines: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Scan {
                 return Ok(Scanned::Head(end));
             }
             self.n_lines += 1;
-            if usize::from(self.n_lines) > limits.n_fields {
+            if self.n_lines as usize > limits.n_fields {
                 return Err(ScanError::ManyFields);
             }
         }

@@ -133,6 +133,8 @@ impl Stream {
             Err(NotPrepared::Unverified(_)) => return,
             Err(NotPrepared::Refused(refusal)) => {
                 self.side.shard().refused(refusal);
+                let client = self.active.0.client.origin.connection.client;
+                self.record = local.access_log.as_ref().and_then(|log| log.refused(client));
                 let method =
                     if self.head.method == http::Method::HEAD { Method::Head } else { Method::Other };
                 return Box::pin(self.answer(&Answer::refused(refusal), method)).await;
@@ -260,7 +262,10 @@ impl Stream {
                     Poll::Ready(Err(FlowError::Write(_))) => Poll::Ready(End::Client),
                     Poll::Ready(Err(_)) => Poll::Ready(End::Server),
                     Poll::Pending if side.poll_gone(cx).is_ready() => Poll::Ready(End::Client),
-                    Poll::Pending if wait.is_expired() => Poll::Ready(End::Server),
+                    Poll::Pending if wait.is_expired() => {
+                        let is_of_server = down.lacks_source(&exchange.upstream.input);
+                        Poll::Ready(if is_of_server { End::Server } else { End::Client })
+                    }
                     Poll::Pending => Poll::Pending,
                 }
             })
@@ -316,7 +321,7 @@ impl Stream {
                 match side.poll_send(cx, &body[n_sent..], Part::Last) {
                     Poll::Ready(Ok(n)) => n_sent += n,
                     Poll::Ready(Err(_)) => return Poll::Ready(End::Client),
-                    Poll::Pending if wait.is_expired() => return Poll::Ready(End::Server),
+                    Poll::Pending if wait.is_expired() => return Poll::Ready(End::Client),
                     Poll::Pending => return Poll::Pending,
                 }
                 wait.touch();

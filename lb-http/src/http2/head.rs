@@ -72,7 +72,7 @@ pub(super) fn write_request(out: &mut Vec<u8>, head: &Parts, body: BodyOf) {
 pub(super) fn write_trailer(out: &mut Vec<u8>, fields: &HeaderMap) {
     for (name, value) in fields {
         let name = name.as_str().as_bytes();
-        if Name::of(name) == Some(Name::Other) {
+        if Name::of(name).is_some_and(Name::may_follow_body) {
             serialize::line(out, name, value.as_bytes());
         }
     }

@@ -23,6 +23,7 @@ use h2::{Ping, PingPong};
 use l4_vip::proxy_protocol::Ends;
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::config::Limits;
 use crate::http1::side::{ClientStream, ends};
 use crate::outbound;
 use crate::proxy::Accepted;
@@ -91,9 +92,18 @@ fn builder(local: &Local) -> Builder {
         .max_concurrent_streams(MOST_STREAMS)
         .max_pending_accept_reset_streams(MOST_PENDING_RESETS)
         .max_local_error_reset_streams(Some(MOST_ERROR_RESETS))
-        .max_header_list_size(u32::try_from(local.limits.header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(header_list_bytes(&local.limits))
         .max_send_buffer_size(SEND_BYTES);
     builder
+}
+
+/// Beyond it HTTP/2 itself refuses, which nobody counts: as much as our own limits can let in. Each field counts as 32
+/// bytes more than it has (RFC 9113 section 6.5.2), pseudo-headers too.
+fn header_list_bytes(limits: &Limits) -> u32 {
+    const N_PSEUDO: usize = 5;
+    let overhead = limits.header_count.saturating_add(N_PSEUDO).saturating_mul(32);
+    let all = limits.request_line_bytes.saturating_add(limits.header_bytes).saturating_add(overhead);
+    u32::try_from(all).unwrap_or(u32::MAX)
 }
 
 impl Shared {

@@ -62,6 +62,27 @@ async fn a_json_line_tells_who_asked_what_and_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn what_was_refused_unread_has_a_line_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let cluster = logging(&path, LogFormat::Json, 1, LoggedApps::All).await;
+    let mut n = 0;
+    for (request, status) in
+        [("GET / HTTP/1.1\n\n", 400), ("GET / HTTP/1.1\r\n\r\n", 400), ("GET / HTTP/9.9\r\n\r\n", 505)]
+    {
+        let mut client = Client::connect(cluster.plane.http_address().unwrap()).await;
+        client.send(request).await;
+        assert_eq!(client.response().await.status(), status);
+        n += 1;
+        let lines = lines(&path, n).await;
+        let line: serde_json::Value = serde_json::from_str(&lines[n - 1]).unwrap();
+        assert_eq!((&line["status"], &line["client"]), (&status.into(), &"127.0.0.1".into()), "{line}");
+        assert_eq!((&line["method"], &line["backend"]), (&"-".into(), &serde_json::Value::Null));
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn common_lines_of_one_app_and_of_some_requests() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");

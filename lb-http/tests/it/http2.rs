@@ -52,13 +52,15 @@ async fn statistics_and_log_are_those_of_http1() {
             let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
             let lines: Vec<serde_json::Value> =
                 text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-            if lines.len() == 8 {
+            if lines.len() == 10 {
                 break lines;
             }
             tokio::task::yield_now().await;
         }
     };
     let lines = soon("lines of the log", logged).await;
+    let refused: Vec<_> = lines.iter().filter(|l| l["protocol"] == "-").map(|l| &l["status"]).collect();
+    assert_eq!(refused, [417, 417]);
     for (protocol, app) in [("HTTP/1.1", &of_http1), ("HTTP/2.0", &of_http2)] {
         let of = |line: &&serde_json::Value| line["protocol"] == protocol;
         let statuses: Vec<_> = lines.iter().filter(of).map(|l| l["status"].as_u64().unwrap()).collect();
@@ -80,7 +82,6 @@ async fn statistics_and_log_are_those_of_http1() {
     ] {
         let (row1, row2) = (row(&of_http1, &server1), row(&of_http2, &server2));
         for column in [
-            "scur",
             "stot",
             "req_tot",
             "hrsp_1xx",

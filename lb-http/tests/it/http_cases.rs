@@ -423,7 +423,7 @@ async fn every_case_is_served_or_refused_as_the_rules_say() {
         .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
         .collect();
     let n_cases = cases.len();
-    assert!(n_cases >= 271, "{n_cases}");
+    assert!(n_cases >= 518, "{n_cases}");
     let mut cluster = Cluster::with(|config| {
         let timeouts = &mut config.timeouts;
         timeouts.client_header = PATIENCE;

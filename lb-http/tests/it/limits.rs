@@ -1,6 +1,12 @@
 //! Time-outs and limits, with short ones.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::support::*;
 
@@ -95,6 +101,52 @@ async fn a_response_that_stands_still_is_cut() {
     let mut client = Client::connect(app.address()).await;
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(takes_short(client.try_response()).await.is_none());
+    cluster.stop().await;
+}
+
+/// Whose fault it was: the instance had said it all.
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_and_has_aborted() {
+    let mut cluster = Cluster::with(|c| c.timeouts.server_body_idle = SHORT).await;
+    let backend = Backend::with(|_, _| Reply::Bytes(ok(&"x".repeat(64 << 20)))).await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    let mut client = Client::connect(app.address()).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let row = || cluster.csv_row(&format!("a_{}", app.port), "BACKEND");
+    soon("it is cut", async {
+        while row()["cli_abrt"] != "1" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(row()["srv_abrt"], "0");
+    cluster.stop().await;
+}
+
+/// TLS takes what the balancer itself says before it can be sent.
+#[tokio::test]
+async fn a_client_that_does_not_read_refusals_over_tls_is_closed() {
+    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
+    let cluster = Cluster::with(|c| {
+        c.timeouts.server_body_idle = SHORT;
+        c.https_listen = Some(([127, 0, 0, 1], 0).into());
+        c.tls.inline_certificates = vec![made.cert.pem() + &made.signing_key.serialize_pem()];
+    })
+    .await;
+    let mut roots = tokio_rustls::rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let config =
+        tokio_rustls::rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let stream = TcpStream::connect(cluster.plane.https_address().unwrap()).await.unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    let mut stream = soon("handshake", connected).await.unwrap();
+    let asking = tokio::spawn(async move {
+        let requests = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n".repeat(100);
+        while stream.write_all(requests.as_bytes()).await.is_ok() {}
+    });
+    soon("the client is closed", asking).await.unwrap();
     cluster.stop().await;
 }
 

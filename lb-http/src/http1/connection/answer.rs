@@ -22,6 +22,8 @@ pub(crate) const FAREWELL_BYTES: usize = 4 << 20;
 impl<S: ClientStream> Connection<S> {
     pub(super) async fn refuse(&mut self, refusal: Refusal) -> Then {
         self.side.shard().refused(refusal);
+        let log = self.local.access_log.as_ref();
+        self.record = log.and_then(|log| log.refused(self.client.origin.connection.client));
         // Whatever its method was, what it would have been to it is unknown: a body does no harm, as this is the last.
         let about = About {
             method: Method::Other,
@@ -67,7 +69,11 @@ impl<S: ClientStream> Connection<S> {
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            side.poll_flush(cx).map(|result| result.is_ok())
+            // TLS may have taken all of it, and not got rid of it.
+            match side.poll_flush(cx) {
+                Poll::Pending if wait.is_expired() => Poll::Ready(false),
+                polled => polled.map(|result| result.is_ok()),
+            }
         })
         .await;
         if !is_said {

@@ -94,7 +94,10 @@ impl<S: ClientStream> Connection<S> {
                 Poll::Ready(Ok(())) => Poll::Ready(End::Whole),
                 Poll::Ready(Err(FlowError::Write(_))) => Poll::Ready(End::Client),
                 Poll::Ready(Err(_)) => Poll::Ready(End::Server),
-                Poll::Pending if wait.is_expired() => Poll::Ready(End::Server),
+                Poll::Pending if wait.is_expired() => {
+                    let is_of_server = down.lacks_source(&exchange.upstream.input);
+                    Poll::Ready(if is_of_server { End::Server } else { End::Client })
+                }
                 Poll::Pending => Poll::Pending,
             }
         })

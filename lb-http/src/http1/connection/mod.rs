@@ -132,7 +132,10 @@ impl<S: ClientStream> Connection<S> {
                 Arrival::Head(n) => Some(n),
                 Arrival::Nothing => return Some(Reading::Anything),
                 Arrival::Refused(refusal) => {
+                    self.side.shard().n_requests.increment();
+                    let n_before = self.side.n_written.get();
                     Box::pin(self.refuse(refusal)).await;
+                    self.log(n_before);
                     return None;
                 }
                 Arrival::Ended => return None,
