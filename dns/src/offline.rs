@@ -17,7 +17,7 @@ use crate::stats::{Counters, Transport};
 
 #[derive(Debug)]
 pub struct Offline {
-    responder: Responder,
+    pub(crate) responder: Responder,
 }
 
 /// What becomes of a packet.

@@ -39,7 +39,7 @@ impl Told {
                 Some("TASK_RUNNING") => {
                     self.running.insert(text("taskId"));
                 }
-                Some("TASK_KILLED" | "TASK_FAILED" | "TASK_FINISHED") => {
+                Some(_) if has_ended(event) => {
                     self.running.remove(&text("taskId"));
                 }
                 _ => {}
@@ -53,6 +53,10 @@ impl Told {
             _ => {}
         }
     }
+}
+
+fn has_ended(event: &Value) -> bool {
+    matches!(event["taskStatus"].as_str(), Some("TASK_KILLED" | "TASK_FAILED" | "TASK_FINISHED"))
 }
 
 struct World {
@@ -196,7 +200,9 @@ impl World {
                 let tasks = self.must("GET", &format!("{path}/tasks"), None).await?;
                 let Some(task) = tasks["tasks"][0]["id"].as_str().map(str::to_owned) else { return Ok(()) };
                 let mode = ["", "?wipe=true", "?scale=true"][random.random_range(0..3)];
-                self.must("POST", &format!("/v2/tasks/delete{mode}"), Some(json!({"ids": [task]}))).await?;
+                self.must("POST", &format!("/v2/tasks/delete{mode}"), Some(json!({"ids": [&task]}))).await?;
+                // It dies when its process has; until then it is listed.
+                self.events_until(|event| event["taskId"] == task && has_ended(event)).await?;
                 if mode == "?scale=true" {
                     *self.wanted.entry(id.to_owned()).or_default() -= 1;
                 }

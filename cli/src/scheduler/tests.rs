@@ -149,6 +149,18 @@ fn sleeper(id: &str, instances: u32) -> Value {
     json!({"id": id, "cmd": "exec sleep 1000", "cpus": 0.1, "mem": 16, "instances": instances})
 }
 
+/// Waits for it: a process that is about to be its command shows no environment for a moment.
+async fn processes_become(state: &Path, n: usize) {
+    let wait = async {
+        while processes_in(state).len() != n {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    if tokio::time::timeout(DEADLINE, wait).await.is_err() {
+        panic!("{n} processes wanted, and there are {:?}", processes_in(state));
+    }
+}
+
 /// Ids of live processes that belong to a sandbox of this scheduler.
 fn processes_in(state: &Path) -> Vec<u32> {
     let mark = format!("MESOS_SANDBOX={}/", state.display());

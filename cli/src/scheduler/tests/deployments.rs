@@ -39,7 +39,7 @@ async fn create_scale_and_remove() {
     let mut ports: Vec<u64> = three.iter().filter_map(|task| task["ports"][0].as_u64()).collect();
     ports.dedup();
     assert_eq!((ports.len(), &three[0]), (3, &first[0]));
-    assert_eq!(processes_in(&scheduler.state).len(), 3);
+    processes_become(&scheduler.state, 3).await;
 
     scheduler.send("PUT", "/v2/apps/dcos-101/app2", Some(json!({"instances": 1}))).await;
     let seen = events.until_deployed().await;
@@ -107,7 +107,7 @@ async fn rolling_upgrade_keeps_its_limits() {
     let version = &app["app"]["version"];
     let tasks = scheduler.tasks("/a").await;
     assert!(tasks.len() == 4 && tasks.iter().all(|task| &task["version"] == version));
-    assert_eq!(processes_in(&scheduler.state).len(), 4);
+    processes_become(&scheduler.state, 4).await;
     scheduler.stop().await;
 }
 
