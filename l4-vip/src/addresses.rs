@@ -35,7 +35,8 @@ fn each_worker<T>(
         .map_err(|source| ListenError { address, source })
 }
 
-/// Accepted sockets inherit TCP_NODELAY and SO_KEEPALIVE from their listener (Linux), which saves two calls each.
+/// Accepted sockets inherit TCP_NODELAY, SO_KEEPALIVE and congestion control from their listener (Linux), which saves
+/// three calls each.
 fn listen_once(address: SocketAddr) -> io::Result<TcpListener> {
     let socket =
         Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
@@ -54,7 +55,7 @@ fn listen_once(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// What a loopback address's listener accepts is sent unpaced, whatever the host's congestion control is: there is no
 /// network to spare, and BBR, for one, sets a timer for each piece, which costs more than moving it. Reno is in every
-/// kernel. To be called before the socket listens; it fails only where it would change nothing.
+/// kernel. To be called before the socket listens. Where it is not allowed, what is sent is paced.
 pub fn do_not_pace(listener: &Socket, address: SocketAddr) {
     if address.ip().is_loopback() {
         let _ = listener.set_tcp_congestion(b"reno");

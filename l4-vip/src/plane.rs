@@ -253,7 +253,7 @@ impl Follower {
                 } else if self.serving.is_kernel() {
                     self.update(&old).await;
                 }
-                self.serving.take_over(&self.frontends.served).await;
+                self.take_over().await;
                 unmarked = Some(generation);
                 retry_at = Instant::now() + RETRY;
             }
@@ -270,8 +270,11 @@ impl Follower {
                     // What is open stays open; only the end of the process ends it.
                     Err(_) => return cancel.cancelled().await,
                 },
-                () = tokio::time::sleep_until(retry_at), if self.closed => {
-                    self.serve().await;
+                () = tokio::time::sleep_until(retry_at), if self.closed || self.serving.is_taking_over() => {
+                    if self.closed {
+                        self.serve().await;
+                    }
+                    self.take_over().await;
                     retry_at = Instant::now() + RETRY;
                 }
                 () = tokio::time::sleep_until(look_at.unwrap_or(retry_at)), if look_at.is_some() => {
@@ -313,6 +316,13 @@ impl Follower {
         }
     }
 
+    /// Serving again tells what has changed, and changes nothing else.
+    async fn take_over(&mut self) {
+        if self.serving.take_over(&self.frontends.served).await == Ticked::Differs {
+            self.serve().await;
+        }
+    }
+
     /// `found` are the plane's own; the VIPs' stand beside them.
     fn tell(&self, found: Vec<Problem>) {
         let of_vips = self.state.vips.values().flat_map(|vip| vip.problems());
@@ -326,7 +336,7 @@ impl Follower {
     async fn listen(&mut self) {
         let mut open = BTreeMap::new();
         self.closed = false;
-        let mut problems = Vec::new();
+        let mut problems = self.serving.problems(&self.frontends.served);
         for (frontend, vip) in self.frontends.served.clone() {
             // An address that changed hands keeps its sockets: closing one resets what connects at that moment, and
             // ends flows.

@@ -112,7 +112,10 @@ fn main() -> anyhow::Result<()> {
         Err(error) => return Err(error),
     };
     println!("CPU time of the proxy per request; medians of {N_ROUNDS} interleaved rounds");
-    println!("TCP congestion control: {}", support::congestion_control());
+    let host = support::congestion_control();
+    println!(
+        "TCP congestion control: {host}; of what comes by loopback to waymark: reno (see docs/operations.md)"
+    );
     for shape in SHAPES.iter().filter(wanted) {
         let (mut mine, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..N_ROUNDS {

@@ -82,6 +82,8 @@ pub(crate) struct Serving {
     others: Others,
     /// The VIPs were taken away from planes of earlier runs.
     has_taken_over: bool,
+    /// Why they were not.
+    not_taken: Option<Problem>,
     told: Arc<ArcSwap<Told>>,
 }
 
@@ -104,6 +106,7 @@ impl Serving {
         Self {
             others: chosen.others(),
             has_taken_over: false,
+            not_taken: None,
             driver: chosen.kernel.map(Driver::new),
             on_exit,
             is_told: false,
@@ -165,7 +168,7 @@ impl Serving {
             let hint = "remove VIPs that nobody needs, or choose another --vip-plane";
             Some(not_served(frontends.get(frontend)?, frontend.address, reason.clone(), hint.into()))
         });
-        failure.chain(refused).collect()
+        failure.chain(refused).chain(self.not_taken.clone()).collect()
     }
 
     /// Every frontend that should be served, as it was told last.
@@ -173,19 +176,45 @@ impl Serving {
         self.driver.iter().flat_map(Driver::wanted).copied().collect()
     }
 
-    /// Takes the VIPs away from planes of earlier runs, once, when `served` are served by this one.
-    pub(crate) async fn take_over(&mut self, served: &BTreeMap<Frontend, Arc<VipState>>) {
-        if std::mem::replace(&mut self.has_taken_over, true) {
-            return;
+    /// It was tried, and is to be tried again.
+    pub(crate) fn is_taking_over(&self) -> bool {
+        self.not_taken.is_some()
+    }
+
+    /// Takes the VIPs away from planes of earlier runs, once, when `served` are served by this one. Answers whether
+    /// something that is told has changed.
+    pub(crate) async fn take_over(&mut self, served: &BTreeMap<Frontend, Arc<VipState>>) -> Ticked {
+        if self.has_taken_over {
+            return Ticked::Same;
         }
         let (served, others): (Vec<Frontend>, Others) =
             (served.keys().copied().collect(), self.others.clone());
         match tokio::task::spawn_blocking(move || others.take_over(&served)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, source = %error.source, hint = error.hint, "another plane may still serve VIPs");
+            Ok(Ok(())) => {
+                self.has_taken_over = true;
+                match self.not_taken.take() {
+                    Some(_) => Ticked::Differs,
+                    None => Ticked::Same,
+                }
             }
-            Err(error) => tracing::error!(%error, "taking over from another plane did not end"),
+            Ok(Err(error)) => {
+                let problem = Problem {
+                    app: None,
+                    at: "VIP plane of an earlier run".into(),
+                    what: format!("it may still serve VIPs: {error}: {}", error.source),
+                    hint: error.hint,
+                };
+                if self.not_taken.as_ref() == Some(&problem) {
+                    return Ticked::Same;
+                }
+                tracing::warn!(problem.what, problem.hint, "cannot take over from another VIP plane");
+                self.not_taken = Some(problem);
+                Ticked::Differs
+            }
+            Err(error) => {
+                tracing::error!(%error, "taking over from another plane did not end");
+                Ticked::Same
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::Context as _;
 use event_watcher::catalog::Protocol::{Tcp, Udp};
-use l4_vip::kernel::{Change, Frontend, KernelCounters, KernelPlane};
+use l4_vip::kernel::{Change, Counted, Frontend, KernelCounters, KernelPlane};
 use tests::netns::{Netns, is_root};
 
 use super::host::{EBPF, Host, NFT};
@@ -25,14 +25,21 @@ fn counted_of(
     frontend: Frontend,
     backend: SocketAddr,
 ) -> anyhow::Result<KernelCounters> {
-    let of_all = plane.count()?.backends;
-    let own = of_all.into_iter().find(|(vip, address, _)| *vip == frontend && *address == backend);
-    Ok(own.map(|(_, _, counters)| counters).unwrap_or_default())
+    Ok(backend_in(&plane.count()?, frontend, backend))
+}
+
+fn backend_in(counted: &Counted, frontend: Frontend, backend: SocketAddr) -> KernelCounters {
+    let own = counted.backends.iter().find(|(vip, address, _)| *vip == frontend && *address == backend);
+    own.map(|(_, _, counters)| *counters).unwrap_or_default()
 }
 
 fn total(plane: &mut dyn KernelPlane, frontend: Frontend) -> anyhow::Result<KernelCounters> {
-    let of_all = plane.count()?.frontends;
-    Ok(of_all.into_iter().find(|(vip, _)| *vip == frontend).map(|(_, total)| total).unwrap_or_default())
+    Ok(vip_in(&plane.count()?, frontend))
+}
+
+fn vip_in(counted: &Counted, frontend: Frontend) -> KernelCounters {
+    let own = counted.frontends.iter().find(|(vip, _)| *vip == frontend);
+    own.map(|(_, total)| *total).unwrap_or_default()
 }
 
 #[test]
@@ -79,6 +86,7 @@ fn ebpf_counts_bytes_when_a_connection_ends_and_connects_that_fail() -> anyhow::
     let a = tcp_backend(&host.netns, "127.0.0.1:0", b'a')?;
     let nobody = host.netns.run(|| TcpListener::bind("127.0.0.1:0"))?.local_addr()?;
     let mut plane = EBPF(&host)?;
+    assert!(plane.counts(Tcp).bytes && !plane.counts(Udp).bytes, "what is not counted is not 0");
     plane.reconcile(&[])?;
     plane.apply(&[set(Tcp, VIP, &[(a, 1)])])?;
     let greeting = 4 + "127.0.0.1".len() as u64;
@@ -179,19 +187,16 @@ fn nft_counts_the_bytes_of_each_packet_once_wherever_clients_and_backends_are() 
             let are = |n_bytes: u64, each: u64| {
                 n_bytes.is_multiple_of(each) && n_datagrams.contains(&(n_bytes / each))
             };
-            let counted = eventually_counted(
-                &mut nft,
-                |nft| counted_of(nft, frontend(Udp, vip), backend),
-                |counted| are(counted.bytes_in, question) && are(counted.bytes_out, answer),
-            )
-            .with_context(|| format!("{vip}: {what}: {n_datagrams:?} datagrams"))?;
-            let now = total(&mut nft, frontend(Udp, vip))?;
-            let grown = [now.bytes_in - before.bytes_in, now.bytes_out - before.bytes_out];
-            assert_eq!(
-                grown,
-                [counted.bytes_in, counted.bytes_out],
-                "{vip}: {what}, with those that have left"
-            );
+            let mut last = Counted::default();
+            eventually(|| {
+                last = nft.count()?;
+                let [own, of_all] =
+                    [backend_in(&last, frontend(Udp, vip), backend), vip_in(&last, frontend(Udp, vip))];
+                let grown = [of_all.bytes_in - before.bytes_in, of_all.bytes_out - before.bytes_out];
+                let is_with_those_that_left = grown == [own.bytes_in, own.bytes_out];
+                Ok(are(own.bytes_in, question) && are(own.bytes_out, answer) && is_with_those_that_left)
+            })
+            .with_context(|| format!("{vip}: {what}: {n_datagrams:?} datagrams, {before:?}, {last:?}"))?;
         }
     }
     Ok(())
@@ -287,9 +292,18 @@ fn nft_counts_connects_that_fail() -> anyhow::Result<()> {
     nft.apply(&[set(Tcp, VIP, &[(a, 1)])])?;
     Connection::open(&host, VIP)?.ping()?;
     host.output("conntrack", "-D -p tcp --orig-dst 11.1.2.3")?;
-    let of_a = eventually_counted(&mut nft, |nft| counted(nft, a), |of_a| of_a.bytes_out > 0)?;
-    assert_eq!(of_a.n_connect_failures, 0);
-    assert_eq!(total(&mut nft, frontend(Tcp, VIP))?.n_connect_failures, 3);
+    // The next that fails is heard of after the end of the one that did not.
+    nft.apply(&[set(Tcp, VIP, &[(a, 0), (nobody, 1)])])?;
+    assert!(Connection::open(&host, VIP).is_err());
+    eventually_counted(&mut nft, |nft| counted(nft, nobody), |of| of.n_connect_failures == 1)?;
+    let of_a = counted(&mut nft, a)?;
+    assert!(of_a.n_connect_failures == 0 && of_a.bytes_out > 0, "{of_a:?}");
+    assert_eq!(total(&mut nft, frontend(Tcp, VIP))?.n_connect_failures, 4);
+
+    let accounting = || host.output("sysctl", "-n net.netfilter.nf_conntrack_acct");
+    assert_eq!(accounting()?.trim(), "1");
+    host.run(|| nft.flush())?;
+    assert_eq!(accounting()?.trim(), "0", "as it was");
     Ok(())
 }
 

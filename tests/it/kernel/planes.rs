@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::cgroup::Cgroup;
-use tests::client::DEADLINE;
+use tests::client::{DEADLINE, Response};
 use tests::netns::{Netns, is_root};
 use tests::scheduler::{ScriptedInstance, ScriptedScheduler};
 use tests::waymark::Waymark;
@@ -282,6 +282,33 @@ fn auto_goes_on_to_nft_and_flushing_leaves_nothing() -> anyhow::Result<()> {
         assert!(listed.contains("not ebpf: ") && listed.contains("BYTES IN"), "{listed}");
         waymark.stop().await?;
         assert!(TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err(), "nothing is left");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_plane_that_still_runs_is_shown_and_taken_over_when_it_has_stopped() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let cgroup = Cgroup::new()?;
+    in_namespace("two", || async {
+        let flag = cgroup.flag();
+        let scheduler = ScriptedScheduler::start().await?;
+        scheduler.set_app(APP, 0, json!({}), &[instance("web.1", backend()?)]);
+        let flags = |plane| {
+            let common = ["--planes", "vip,dns", "--vip-cgroup", &flag, "--vip-pool", "11.0.0.0/8"];
+            [&common[..], &["--vip-plane", plane]].concat()
+        };
+        let earlier = Waymark::serve(PROGRAM, scheduler.address, &flags("nft")).await?;
+        let waymark = Waymark::serve(PROGRAM, scheduler.address, &flags("ebpf")).await?;
+        let is_told = |page: &Response| page.text().contains("VIP plane of an earlier run");
+        waymark.until("/", "the other is told of", is_told).await?;
+        earlier.stop().await?;
+        waymark.until("/", "it is taken over", |page| !is_told(page)).await?;
+        let (_, address) = vip(&waymark).await?;
+        connect(&cgroup, address)?;
+        waymark.stop().await?;
         Ok(())
     })
 }

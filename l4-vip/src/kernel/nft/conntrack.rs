@@ -47,7 +47,7 @@ pub(super) struct Flow {
     pub(super) original: Tuple,
     /// Where answers come from; the frontend itself if nothing was translated.
     pub(super) backend: SocketAddr,
-    /// Another one for each that has the same addresses.
+    /// Mostly another one for each that has the same addresses.
     pub(super) id: u32,
     pub(super) status: Status,
     /// Of IP packets, headers included: from the client and to it. None: it began when nobody wanted to know.
@@ -91,7 +91,7 @@ pub(super) fn dump(socket: &mut Socket, status: Status, mut each: impl FnMut(Flo
         },
     );
     match asked {
-        // The table changes all the time; what is missing here is found by the next sweep.
+        // The table changes all the time; what is missing here is found the next time.
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
         asked => asked,
     }

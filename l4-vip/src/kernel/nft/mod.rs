@@ -109,6 +109,12 @@ impl Nft {
     /// Makes the table, or adopts the one that is there: nothing that it serves is changed before
     /// [`KernelPlane::reconcile`].
     pub fn open(config: NftConfig) -> Result<Self, OpenError> {
+        let mut nft = Self::open_uncounted(config)?;
+        nft.ledger.begin_counting();
+        Ok(nft)
+    }
+
+    fn open_uncounted(config: NftConfig) -> Result<Self, OpenError> {
         let netlink = |source| OpenError::new("speak netlink to the kernel", source, "run on Linux, as root");
         let table_flags = match config.ownership {
             Ownership::Exclusive => OWNED,
@@ -133,7 +139,6 @@ impl Nft {
             n_faults: 0,
         };
         nft.claim()?;
-        nft.ledger.ask_for_counting();
         nft.routes.ensure().map_err(|source| {
             let hint = "needs CAP_NET_ADMIN, and the interface lo up";
             OpenError::new("make the addresses of the pools local to this host", source, hint)
@@ -149,7 +154,8 @@ impl Nft {
             // Without the right to look there is no right to take anything away either.
             return Ok(false);
         }
-        let mut nft = Self::open(NftConfig { pools: pools.to_vec(), ownership: Ownership::Shared })?;
+        let mut nft =
+            Self::open_uncounted(NftConfig { pools: pools.to_vec(), ownership: Ownership::Shared })?;
         let taken = match left {
             Left::Connections => nft.reconcile(&[]).and_then(|_| nft.retire()),
             Left::Nothing => nft.flush(),
@@ -326,7 +332,7 @@ impl KernelPlane for Nft {
         if !self.is_intact {
             let services: Vec<Service> = services.into_iter().cloned().collect();
             self.rebuild(&services)?;
-            self.ledger.follow_all(&services);
+            self.ledger.change_all(&services);
             self.sweeper.ask(members(services.iter()));
             return Ok(());
         }
@@ -350,7 +356,7 @@ impl KernelPlane for Nft {
             Some(None) => Now::Gone,
             Some(Some(service)) => Now::Is(service),
         });
-        self.ledger.follow(last.iter().map(|(frontend, service)| (*frontend, *service)));
+        self.ledger.change(last.iter().map(|(frontend, service)| (*frontend, *service)));
         let mut to_sweep = members(services.iter().copied());
         to_sweep.extend(removed.iter().map(|frontend| (*frontend, Box::default())));
         self.sweeper.ask(to_sweep);
@@ -374,7 +380,7 @@ impl KernelPlane for Nft {
         let n_different = if self.is_intact { self.converge(all)? } else { self.rebuild(all)? };
         let now: HashMap<Frontend, &Service> = all.iter().map(|s| (s.frontend, s)).collect();
         self.tallies.forget(|frontend| now.get(frontend).map_or(Now::Gone, |service| Now::Is(service)));
-        self.ledger.follow_all(all);
+        self.ledger.change_all(all);
         self.release_routes();
         self.sweeper.ask(members(all.iter()));
         let n_routes = self.routes.ensure().map_err(|error| ApplyError::kernel(ROUTING, error))?;
@@ -428,6 +434,7 @@ impl KernelPlane for Nft {
         self.is_intact = false;
         self.sweeper.ask(self.held.drain().map(|(frontend, _)| (frontend, Box::default())).collect());
         self.picks.clear();
+        self.ledger.end_counting();
         self.routes.flush().map_err(|error| ApplyError::kernel("remove the routes to the pools", error))
     }
 }

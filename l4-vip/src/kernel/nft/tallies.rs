@@ -15,7 +15,7 @@ use super::ledger::Ledger;
 use crate::kernel::{Counted, Frontend, KernelCounters, Service};
 use crate::netlink::Socket;
 
-type Counts = HashMap<(Frontend, SocketAddr), u64, foldhash::fast::RandomState>;
+type Connections = HashMap<(Frontend, SocketAddr), u64, foldhash::fast::RandomState>;
 
 /// Elements that are asked for at a time: their answers must fit into the socket's buffer.
 const N_ASKED: usize = 64;
@@ -28,7 +28,7 @@ pub(super) enum Now<'a> {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Tallies(Counts);
+pub(super) struct Tallies(Connections);
 
 impl Tallies {
     /// Takes in what slots have counted that are about to be given to another backend.
