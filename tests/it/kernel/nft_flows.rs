@@ -37,6 +37,24 @@ fn datagrams_leave_a_backend_that_goes() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// By default for 120 s, in which the client could not use its port again.
+#[test]
+fn a_connection_is_remembered_no_longer_than_a_second_after_its_end() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let host = Netns::new("host")?;
+    let a = tcp_backend(&host, "127.0.0.1:0", b'a')?;
+    let mut nft = open(&host)?;
+    nft.apply(&[set(Tcp, VIP, &[(a, 1)])])?;
+    let connection = Connection::open(&host, VIP)?;
+    let entries = || host.output("conntrack", "-L -p tcp --orig-dst 11.1.2.3");
+    assert!(entries()?.contains("ESTABLISHED"));
+    drop(connection);
+    eventually(|| Ok(!entries()?.contains("11.1.2.3")))?;
+    Ok(())
+}
+
 /// The port of a task that has ended is another app's.
 #[test]
 fn w38_the_kernel_forgets_flows_to_a_port_that_another_app_got() -> anyhow::Result<()> {
