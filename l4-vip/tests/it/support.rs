@@ -38,9 +38,10 @@ impl Rig {
     pub fn start(n_workers: usize, config: Config) -> Self {
         let (publisher, subscriber) = channel();
         let cancel = CancellationToken::new();
-        let pool = "127.11.0.0/16".parse().unwrap();
-        let catalog = Catalog::new(CatalogConfig { framework: "marathon".into(), vip_pools: vec![pool] });
-        let config = Config { pools: vec![pool], ..config };
+        // The second has the one loopback address of IPv6.
+        let pools = ["127.11.0.0/16", "::/125"].map(|pool| pool.parse().unwrap());
+        let catalog = Catalog::new(CatalogConfig { framework: "marathon".into(), vip_pools: pools.to_vec() });
+        let config = Config { pools: pools.to_vec(), ..config };
         let (plane, workers) = start(config, subscriber, n_workers, cancel.clone());
         let workers = workers
             .into_iter()

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 
+use event_watcher::catalog::{Protocol, VipKey, VipTarget};
 use l4_vip::Config;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::support::*;
 
@@ -90,5 +92,24 @@ async fn without_an_endpoint_the_client_is_reset() {
     let counts: Vec<(u64, u64)> =
         rig.plane.vips().iter().map(|v| (v.counters.n_no_endpoint, v.counters.n_unreachable)).collect();
     assert_eq!(BTreeSet::from_iter(counts), [(0, 1), (1, 0)].into());
+    rig.stop().await;
+}
+
+/// An address of IPv6 that anybody may bind: of the host itself.
+#[tokio::test]
+async fn ipv6_is_served_as_ipv4_is() {
+    let mut rig = Rig::start(1, Config::default());
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let (endpoint, port) = (listener.local_addr().unwrap(), free_port().await);
+    let mut six = app("six", &[], &[endpoint]);
+    let target = VipTarget::Ip("::1".parse().unwrap());
+    six.app.services[0].vips = vec![VipKey { target, protocol: Protocol::Tcp, port }];
+    // A VIP may not have the address of an agent.
+    let instance = Arc::get_mut(&mut six.app.instances[0]).expect("nobody else has it");
+    instance.host_address = Some([127, 0, 0, 1].into());
+    rig.apply(|catalog| catalog.replace(six)).await;
+    let (mut client, mut server) = through(([0, 0, 0, 0, 0, 0, 0, 1], port).into(), &listener).await;
+    exchange(&mut client, &mut server).await;
+    drop((client, server));
     rig.stop().await;
 }
