@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use event_watcher::catalog::AppId;
 
+use crate::http1::chunked;
 use crate::http1::scan::HeadLimits;
 use crate::labels::{AcceptProxy, Reading};
 use crate::tls::MinVersion;
@@ -109,6 +110,12 @@ pub struct Limits {
     /// Of all header lines together.
     pub header_bytes: usize,
     pub header_count: usize,
+    /// Of one body.
+    pub chunk_extension_bytes: usize,
+    /// Responses before the last (1xx) to one request.
+    pub interim_responses: u32,
+    /// Requests that a connection has served in a row before others of its worker have their turn.
+    pub pipelining_depth: u32,
     /// Client connections of one listening address, over all workers.
     pub connections_per_listener: usize,
     /// Client connections from one address, over all workers.
@@ -175,6 +182,9 @@ impl Default for Limits {
             request_line_bytes: 16 * 1024,
             header_bytes: 32 * 1024,
             header_count: 100,
+            chunk_extension_bytes: chunked::MOST_EXTENSION_BYTES,
+            interim_responses: 16,
+            pipelining_depth: 16,
             connections_per_listener: 20_000,
             connections_per_client: 512,
         }

@@ -31,9 +31,6 @@ use crate::upstream::Upstream;
 use crate::wait::{Phase, Wait};
 use crate::worker::Local;
 
-/// A client that hints of what will come may do so this often.
-const MOST_INTERIM: u32 = 16;
-
 /// A request on its way, whatever protocol it came by.
 pub(crate) trait Front {
     fn method(&self) -> Method;
@@ -136,7 +133,7 @@ impl<F: Front> Call<'_, F> {
                     return Poll::Ready(Ok(()));
                 }
                 self.n_interim += 1;
-                if self.n_interim > MOST_INTERIM {
+                if self.n_interim > self.local.limits.interim_responses {
                     return Poll::Ready(Err(BadResponse::ManyInterim.into()));
                 }
                 let n = response.head_bytes;

@@ -8,7 +8,8 @@ use memchr::memchr;
 use super::fields::Field;
 
 /// All extensions of a message together.
-const MOST_EXTENSION_BYTES: usize = 16 * 1024;
+/// Unless more or fewer are allowed, see [`Decoder::allowing`].
+pub(crate) const MOST_EXTENSION_BYTES: usize = 16 * 1024;
 const MOST_TRAILER_BYTES: usize = 8 * 1024;
 /// 2^60 bytes and more are nobody's chunk.
 const MOST_SIZE_DIGITS: usize = 15;
@@ -57,16 +58,23 @@ pub struct Decoder {
     /// Of the present chunk, still to come.
     left: u64,
     n_extension_bytes: usize,
+    most_extension_bytes: usize,
     n_trailer_bytes: usize,
 }
 
 impl Default for Decoder {
     fn default() -> Self {
-        Self { state: State::Size { n_digits: 0 }, left: 0, n_extension_bytes: 0, n_trailer_bytes: 0 }
+        Self::allowing(MOST_EXTENSION_BYTES)
     }
 }
 
 impl Decoder {
+    /// So many bytes of extensions in all.
+    pub fn allowing(most_extension_bytes: usize) -> Self {
+        let state = State::Size { n_digits: 0 };
+        Self { state, left: 0, n_extension_bytes: 0, most_extension_bytes, n_trailer_bytes: 0 }
+    }
+
     /// Looks at the beginning of `input`, whose earlier bytes have been taken away as the last piece said.
     pub fn next(&mut self, input: &[u8]) -> Result<Piece, BadChunk> {
         match self.state {
@@ -100,7 +108,7 @@ impl Decoder {
             matches!(self.state, State::Extension | State::QuotedExtension | State::EscapedExtension);
         if is_extension {
             self.n_extension_bytes += 1;
-            if self.n_extension_bytes > MOST_EXTENSION_BYTES {
+            if self.n_extension_bytes > self.most_extension_bytes {
                 return Err(BadChunk);
             }
         }

@@ -77,6 +77,13 @@ impl Flow {
         Self { source, coding, out, n_written: 0, in_trailer: false, trailer, is_whole: true, pipe: None }
     }
 
+    /// If the source is chunked: so many bytes of extensions may come. Of a flow that has not begun.
+    pub(crate) fn allow_extensions(&mut self, most_bytes: usize) {
+        if let Source::Chunked(decoder) = &mut self.source {
+            *decoder = Decoder::allowing(most_bytes);
+        }
+    }
+
     /// The source has said everything.
     pub(crate) fn has_source_ended(&self) -> bool {
         matches!(self.source, Source::Ended)

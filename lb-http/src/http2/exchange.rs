@@ -222,6 +222,7 @@ impl Stream {
         };
         exchange.consume_head();
         let mut down = Flow::new(exchange.response().framing, Coding::Plain, means.spare.output());
+        down.allow_extensions(self.local().limits.chunk_extension_bytes);
         let along = down.take_along(&mut exchange.upstream.input).map_err(|_| BadResponse::Chunk);
         let (head, _) = match head.and_then(|head| along.map(|()| head)) {
             Ok(head) => head,

@@ -104,6 +104,46 @@ async fn a_response_that_stands_still_is_cut() {
     cluster.stop().await;
 }
 
+#[tokio::test]
+async fn chunk_extensions_and_interim_responses_are_limited_as_configured() {
+    let mut cluster = Cluster::with(|c| {
+        c.limits.chunk_extension_bytes = 4;
+        c.limits.interim_responses = 1;
+    })
+    .await;
+    let backend = Backend::with(|_, request| {
+        let n_hints = usize::from(request.head.contains("/two")) + 1;
+        let hints = "HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n".repeat(n_hints);
+        Reply::Bytes([hints.as_bytes(), &ok("hello")].concat())
+    })
+    .await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    for (extension, status) in [(";a=1", 200), (";a=12", 400)] {
+        let body = format!("1{extension}\r\nx\r\n0\r\n\r\n");
+        let mut client = Client::connect(app.address()).await;
+        client.send(&format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}")).await;
+        assert_eq!(last_status(&mut client).await, status, "{extension}");
+    }
+    for (path, status) in [("/one", 200), ("/two", 502)] {
+        let mut client = Client::connect(app.address()).await;
+        client.send(&format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert_eq!(last_status(&mut client).await, status, "{path}");
+    }
+    cluster.stop().await;
+}
+
+/// Of the response after all interim ones.
+async fn last_status(client: &mut Client) -> u16 {
+    loop {
+        let head = client.head().await;
+        match head.split(' ').nth(1).and_then(|status| status.parse().ok()) {
+            Some(103) => {}
+            status => return status.expect("a status"),
+        }
+    }
+}
+
 /// Whose fault it was: the instance had said it all.
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_and_has_aborted() {

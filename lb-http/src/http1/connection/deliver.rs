@@ -63,6 +63,7 @@ impl<S: ClientStream> Connection<S> {
         exchange.write_head(&mut out, about.method, coding, connection, &self.client.origin.connection);
         exchange.consume_head();
         let mut down = Flow::new(framing, coding, out);
+        down.allow_extensions(self.local.limits.chunk_extension_bytes);
         if down.take_along(&mut exchange.upstream.input).is_err() {
             exchange.bad_response();
             let error = ProxyError::BadResponse(BadResponse::Chunk);

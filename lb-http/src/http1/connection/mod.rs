@@ -38,8 +38,6 @@ use crate::worker::Local;
 
 /// How long a connection that was accepted during a drain may take to send its request.
 const LAST_REQUEST: Duration = Duration::from_millis(100);
-/// So many pipelined requests are served before others of the worker have their turn.
-const MOST_IN_A_ROW: u32 = 16;
 
 struct Connection<S> {
     local: Rc<Local>,
@@ -151,7 +149,7 @@ impl<S: ClientStream> Connection<S> {
                 return None;
             }
             n_in_a_row = if self.side.input.is_empty() { 0 } else { n_in_a_row + 1 };
-            if n_in_a_row == MOST_IN_A_ROW {
+            if n_in_a_row >= self.local.limits.pipelining_depth {
                 n_in_a_row = 0;
                 tokio::task::yield_now().await;
             }

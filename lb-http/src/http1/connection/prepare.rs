@@ -92,6 +92,7 @@ impl<S: ClientStream> Connection<S> {
         })?;
         let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
         let mut flow = Flow::new(framing, coding, head);
+        flow.allow_extensions(self.local.limits.chunk_extension_bytes);
         if flow.take_along(&mut self.side.input).is_err() {
             flow.release(&self.local.means);
             return Err(NotPrepared::Refused(Refusal::Chunk));
