@@ -170,6 +170,13 @@ impl Worker {
             }
         }
         listeners.values().for_each(CancellationToken::cancel);
+        // Clients may already wait at a port that was bound a moment ago.
+        self.commands.close();
+        while let Some(command) = self.commands.recv().await {
+            if let Command::Listen(listener) = command {
+                local.tasks.spawn_local(accept(Rc::clone(&local), listener, self.cancel.clone()));
+            }
+        }
         local.waits.drain();
         local.tasks.close();
         let drained = async {

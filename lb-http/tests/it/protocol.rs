@@ -1,6 +1,8 @@
 //! What goes over the wire: headers, bodies, upgrades, refusals.
 
-use tokio::io::AsyncWriteExt;
+use std::io::Write;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
 
@@ -346,4 +348,29 @@ async fn a_stop_lets_requests_finish_and_closes_idle_connections() {
     let last = busy.response().await;
     assert_eq!((&*last.body, last.header("connection")), ("late", Some("close")));
     stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn who_asked_before_a_stop_is_answered() {
+    let backend = Backend::named().await;
+    for _ in 0..16 {
+        let mut cluster = Cluster::start().await;
+        let app = AppSpec::new("/a").instance(backend.port);
+        cluster.put(&app).await;
+        // Nothing else runs on this thread until the stop: workers may not even have taken the new port.
+        let ask = || {
+            let mut client = std::net::TcpStream::connect(app.address()).unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            client.set_nonblocking(true).unwrap();
+            tokio::net::TcpStream::from_std(client).unwrap()
+        };
+        let clients: Vec<_> = (0..8).map(|_| ask()).collect();
+        let stopping = tokio::spawn(cluster.stop());
+        for mut client in clients {
+            let mut answer = String::new();
+            soon("answer", client.read_to_string(&mut answer)).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+        }
+        stopping.await.unwrap();
+    }
 }

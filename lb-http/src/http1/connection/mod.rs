@@ -36,7 +36,7 @@ use crate::sticky::Cookie;
 use crate::wait::{Phase, Registered, Wait};
 use crate::worker::Local;
 
-/// How long a connection that was accepted during a drain may take to send its request.
+/// How long a connection that has sent nothing yet may take to do so in a drain.
 const LAST_REQUEST: Duration = Duration::from_millis(100);
 
 struct Connection<S> {
@@ -65,8 +65,8 @@ enum Waiting {
     KeepAlive,
     /// Not for long: it is waited for elsewhere then.
     Shortly,
-    /// Even in a drain.
-    LastChance,
+    /// As for the first one, in a drain, too: it may be on its way.
+    First,
 }
 
 enum Arrival {
@@ -102,9 +102,7 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
 impl<S: ClientStream> Connection<S> {
     async fn run(&mut self) {
         self.registered.wake_this_task().await;
-        // It was in the backlog: its request is served, if there is one.
-        let mut waiting =
-            if self.registered.is_draining() { Waiting::LastChance } else { Waiting::KeepAlive };
+        let mut waiting = Waiting::First;
         let mut reading = Reading::Anything;
         loop {
             let arrival = self.read_head(reading, waiting).await;
@@ -177,10 +175,10 @@ impl<S: ClientStream> Connection<S> {
     async fn read_head(&mut self, reading: Reading, waiting: Waiting) -> Arrival {
         let Self { local, registered, side, .. } = self;
         let (limits, timeouts) = (local.limits.head(), &local.timeouts);
-        let idle = if waiting == Waiting::LastChance { LAST_REQUEST } else { timeouts.client_keepalive };
         let wait = registered.wait();
         wait.limit_all(None);
-        wait.enter(Phase::Idle, idle);
+        wait.enter(Phase::Idle, timeouts.client_keepalive);
+        let mut is_last_chance = false;
         let begin = || {
             wait.enter(Phase::Head, timeouts.client_header);
             wait.limit_all(timeouts.request);
@@ -212,8 +210,13 @@ impl<S: ClientStream> Connection<S> {
                     }
                     Poll::Pending if wait.is_expired() => return Poll::Ready(Arrival::Ended),
                     Poll::Pending if wait.phase() != Phase::Idle => return Poll::Pending,
-                    Poll::Pending if registered.is_draining() && waiting != Waiting::LastChance => {
+                    Poll::Pending if registered.is_draining() && waiting != Waiting::First => {
                         return Poll::Ready(Arrival::Ended);
+                    }
+                    Poll::Pending if registered.is_draining() && !is_last_chance => {
+                        is_last_chance = true;
+                        wait.enter(Phase::Idle, LAST_REQUEST);
+                        return Poll::Pending;
                     }
                     Poll::Pending if waiting == Waiting::Shortly && wait.is_long() => {
                         return Poll::Ready(Arrival::Nothing);
