@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use event_watcher::catalog::*;
@@ -97,9 +98,18 @@ impl Cluster {
     }
 }
 
-/// A port of 127.0.0.1 that nobody listens on now.
+/// A port of 127.0.0.1 that nobody listens on. It is below those that the kernel gives to whoever asks for any, so that
+/// no other test gets it in the meantime.
 pub fn free_port() -> u16 {
-    StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    const PORTS: Range<u32> = 10_000..32_000;
+    static N_TRIED: AtomicU32 = AtomicU32::new(0);
+    // Other processes begin elsewhere.
+    let first = std::process::id().wrapping_mul(500);
+    (0..PORTS.len())
+        .map(|_| first.wrapping_add(N_TRIED.fetch_add(1, Relaxed)) % PORTS.len() as u32)
+        .map(|n| (PORTS.start + n) as u16)
+        .find(|port| StdListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("a free port")
 }
 
 #[derive(Clone)]
