@@ -1,9 +1,10 @@
 //! The kernel planes against the direct path, in one network namespace and in the same run; and what their changes
 //! cost.
 //!
-//! `cargo bench -p tests --bench l4_kernel`, as root; `-- ebpf` or `-- nft` for one of them. Clients and endpoints are threads of this process; direct and VIP take turns in short rounds, and what is reported is the
-//! median of the rounds' ratios. TIME_WAIT of the clients' own TCP is made short of an obstacle for both paths alike
-//! (tcp_tw_reuse), because no plane can help there.
+//! `cargo bench -p tests --bench l4_kernel`, as root; `-- ebpf` or `-- nft` for one of them. Clients and endpoints are
+//! threads of this process; direct and VIP take turns in short rounds, and what is reported is the median of the
+//! rounds' ratios. TIME_WAIT of the clients' own TCP is made short of an obstacle for both paths alike (tcp_tw_reuse),
+//! because no plane can help there.
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
 

@@ -153,13 +153,15 @@ impl Name {
 
     /// If the Connection field says so. No other name that is known here: what they say matters to who reads it next.
     pub(crate) fn may_be_for_next_hop(self) -> bool {
-        const ORDINARY: u32 = 1 << Name::Other as u8
-            | 1 << Name::Trailer as u8
-            | 1 << Name::CacheControl as u8
-            | 1 << Name::ETag as u8
-            | 1 << Name::LastModified as u8
-            | 1 << Name::Expires as u8;
-        ORDINARY & self.bit() != 0
+        matches!(
+            self,
+            Name::Other
+                | Name::Trailer
+                | Name::CacheControl
+                | Name::ETag
+                | Name::LastModified
+                | Name::Expires
+        )
     }
 
     /// Whether a trailer may have it: not what frames, routes, authenticates or controls (RFC 9110 section 6.5.1).

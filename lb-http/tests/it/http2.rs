@@ -230,3 +230,19 @@ async fn a_stop_lets_streams_finish_and_says_goodbye() {
     assert!(client.send.ready().await.is_err(), "no other stream begins");
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_head_that_is_too_long_is_refused_by_our_own_limit_and_counted() {
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    let (cluster, mut client) = service(&app).await;
+    let long = "x".repeat(40 * 1024);
+    assert_eq!(client.get("/", &[("x-long", &long)]).await.status, 431);
+    assert_eq!(client.get("/", &[]).await.status, 200);
+    let mut metrics = String::new();
+    cluster.plane.metrics(&mut metrics);
+    let is_counted = |line: &str| line.contains("reason=\"head-length\"") && line.ends_with(" 1");
+    assert!(metrics.lines().any(is_counted), "{metrics}");
+    drop(client);
+    cluster.stop().await;
+}

@@ -145,10 +145,8 @@ pub(super) const OBJECT_CT_TIMEOUT: u32 = 7;
 const HASH_JENKINS: u32 = 0;
 /// Any number will do, as long as it stays: with none the kernel takes a new one for each rule.
 const HASH_SEED: u32 = 1;
-const CT_DIRECTION_ORIGINAL: u8 = 0;
-const CT_PROTO_DST: u32 = 12;
-const CT_DST_IP: u32 = 20;
-const CT_DST_IP6: u32 = 22;
+/// IP_CT_DIR_ORIGINAL
+const FROM_CLIENT: u8 = 0;
 /// NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED.
 const NAT_ADDRESS_AND_PORT: u32 = 3;
 
@@ -196,13 +194,13 @@ impl Expression<'_> {
             }
             Self::Tracked { what, to } => {
                 let key = match what {
-                    Tracked::AddressV4 => CT_DST_IP,
-                    Tracked::AddressV6 => CT_DST_IP6,
-                    Tracked::Port => CT_PROTO_DST,
+                    Tracked::AddressV4 => libc::NFT_CT_DST_IP,
+                    Tracked::AddressV6 => libc::NFT_CT_DST_IP6,
+                    Tracked::Port => libc::NFT_CT_PROTO_DST,
                 };
                 w.be32(1, to.number());
-                w.be32(2, key);
-                w.attribute(3, &[CT_DIRECTION_ORIGINAL]);
+                w.be32(2, key as u32);
+                w.attribute(3, &[FROM_CLIENT]);
             }
             Self::Mask { register, mask } => {
                 w.be32(1, register.number());

@@ -104,8 +104,8 @@ impl Ledger {
         Ok(Self { shared, thread: Some(thread), has_bytes: false, has_ends: false, has_switched: false })
     }
 
-    /// Has connection tracking count the bytes of flows that begin from now on. It must be there: a rule that translates
-    /// loads it.
+    /// Has connection tracking count the bytes of flows that begin from now on. To be called when
+    /// there is a rule that translates, which loads it.
     pub(super) fn begin_counting(&mut self) {
         let is_on = |file: &str| std::fs::read_to_string(file).is_ok_and(|value| value.trim() != "0");
         let was_on = is_on(ACCOUNTING);
