@@ -2,7 +2,7 @@
 //!
 //! The request path never waits for it: lines go through a bounded queue; those that find it full, or that cannot be
 //! written, are counted and dropped. A file that was renamed is opened anew, so it can be rotated. What is not sampled
-//! costs a counter.
+//! costs a counter. Whoever lets go of the log last waits for its lines.
 
 use std::fmt::Write as _;
 use std::fs::{Metadata, OpenOptions};
@@ -10,10 +10,10 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Instant, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
@@ -26,6 +26,8 @@ use crate::table::Backend;
 
 /// Lines that wait for the disk; at 300 bytes each some 2 MiB.
 const MOST_WAITING: usize = 8192;
+/// What has not been written so long after the end is lost: standard output may be a pipe that nobody reads.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct AccessLog {
@@ -34,7 +36,10 @@ pub(crate) struct AccessLog {
     apps: LoggedApps,
     n_seen: AtomicU32,
     n_dropped: Arc<AtomicU64>,
-    lines: SyncSender<String>,
+    /// `None`: there will be no more.
+    lines: Option<SyncSender<String>>,
+    /// Ends with the writer.
+    writer: Mutex<Receiver<()>>,
 }
 
 /// What is known of a request when it comes; the rest follows with its response.
@@ -82,19 +87,25 @@ impl AccessLog {
         let mut writer = Writer::open(config.file.as_deref())?;
         let (lines, waiting) = sync_channel(MOST_WAITING);
         let n_dropped = Arc::clone(&writer.n_dropped);
-        std::thread::spawn(move || writer.write_all(&waiting));
+        let (lives, writer_ends) = sync_channel(0);
+        std::thread::spawn(move || {
+            writer.write_all(&waiting);
+            drop(lives);
+        });
         Ok(Self {
             format: config.format,
             one_in: config.one_in.max(1),
             apps: config.apps.clone(),
             n_seen: AtomicU32::new(0),
             n_dropped,
-            lines,
+            lines: Some(lines),
+            writer: Mutex::new(writer_ends),
         })
     }
 
-    pub(crate) fn n_dropped(&self) -> u64 {
-        self.n_dropped.load(Relaxed)
+    /// Lines that were dropped, which can be told when the log has ended, too.
+    pub(crate) fn n_dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.n_dropped)
     }
 
     /// `None`: this one is not logged.
@@ -170,8 +181,18 @@ impl AccessLog {
             LogFormat::Json => record.json(outcome),
             LogFormat::Common => record.common(outcome),
         };
-        if self.lines.try_send(line).is_err() {
+        if self.lines.as_ref().is_none_or(|lines| lines.try_send(line).is_err()) {
             self.n_dropped.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.lines = None;
+        // Nothing is ever sent: it ends, or it takes too long.
+        if let Ok(writer) = self.writer.get_mut() {
+            let _ = writer.recv_timeout(LAST_LINES);
         }
     }
 }

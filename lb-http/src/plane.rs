@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -46,7 +47,8 @@ pub(crate) struct Shared {
     /// Of the stats address, which somebody else serves.
     pub(crate) stats_in: Arc<Series>,
     pub(crate) config: Arc<Config>,
-    access_log: Option<Arc<AccessLog>>,
+    /// Lines of the access log; workers alone hold the log itself, which ends with the last of them.
+    n_lines_dropped: Option<Arc<AtomicU64>>,
     problems: ArcSwap<Arc<[Problem]>>,
     applied: Applied,
     http_address: Option<SocketAddr>,
@@ -71,6 +73,7 @@ pub async fn start(
     let (mark, applied) = applied();
     let clients = Clients::new();
     let access_log = config.access_log.as_ref().map(AccessLog::start).transpose()?.map(Arc::new);
+    let n_lines_dropped = access_log.as_ref().map(|log| log.n_dropped());
     let (senders, workers): (Vec<_>, Vec<_>) = (0..n_workers)
         .map(|index| {
             let (sender, commands) = mpsc::channel(MOST_COMMANDS);
@@ -100,7 +103,7 @@ pub async fn start(
         appid_in: Series::new(n_workers),
         stats_in: Series::new(1),
         config,
-        access_log,
+        n_lines_dropped,
         problems: ArcSwap::from_pointee(Arc::default()),
         applied,
         http_address: http.as_ref().map(|(address, _)| *address),
@@ -318,7 +321,7 @@ impl Plane {
         stats::own_metrics(&self.shared, text);
         text.push_str("# HELP waymark_http_access_log_dropped_total Lines that the log was too slow for.\n");
         text.push_str("# TYPE waymark_http_access_log_dropped_total counter\n");
-        let n_dropped = self.shared.access_log.as_ref().map_or(0, |log| log.n_dropped());
+        let n_dropped = self.shared.n_lines_dropped.as_ref().map_or(0, |n| n.load(Relaxed));
         text.push_str(&format!("waymark_http_access_log_dropped_total {n_dropped}\n"));
     }
 

@@ -163,3 +163,21 @@ async fn a_file_that_was_rotated_away_is_opened_anew() {
     assert_eq!(lines(&folder.path().join("access.log.1"), 1).await.len(), 1);
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_stop_loses_no_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let mut cluster = logging(&path, LogFormat::Common, 1, LoggedApps::All).await;
+    let backend = Backend::named().await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    let mut client = Client::connect(app.address()).await;
+    for _ in 0..300 {
+        client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        client.response().await;
+    }
+    drop(client);
+    cluster.stop().await;
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 300);
+}
