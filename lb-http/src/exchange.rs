@@ -15,6 +15,7 @@ use l4_vip::proxy_protocol::Ends;
 
 use crate::edits;
 use crate::error::ProxyError;
+use crate::http1::chunked::Decoder;
 use crate::http1::flow::{Coding, FlowError};
 use crate::http1::refusal::Refusal;
 use crate::http1::request::{Method, Persistence};
@@ -189,7 +190,7 @@ fn is_begin_of_head(bytes: &[u8]) -> bool {
 /// What a request's flow failed with, when it was not the endpoint.
 pub(crate) fn client_error(error: &FlowError) -> ProxyError {
     match error {
-        FlowError::BadChunk(_) => ProxyError::Refused(Refusal::Chunk),
+        FlowError::BadChunk(bad) => ProxyError::Refused((*bad).into()),
         FlowError::Cut => ProxyError::Refused(Refusal::BodyCut),
         FlowError::Read(_) | FlowError::Write(_) => ProxyError::ClientGone,
     }
@@ -227,6 +228,12 @@ impl Exchange {
     /// The bytes of the response's head, before they are consumed.
     pub(crate) fn head(&self) -> &[u8] {
         &self.upstream.input.filled()[..self.response().head_bytes]
+    }
+
+    /// For its body, if that is chunked; asked before the head is consumed.
+    pub(crate) fn decoder(&self) -> Decoder {
+        let hop_names = self.response().hop_names(self.head());
+        Decoder::new(self.local.limits.chunk_extension_bytes, hop_names)
     }
 
     /// Writes the head as a client gets it. `connection`: what it is told about its connection.
@@ -276,9 +283,9 @@ impl Exchange {
         self.each_shard(|shard| shard.spent(Stage::Total, time));
     }
 
-    pub(crate) fn bad_response(self) {
+    pub(crate) fn bad_response(self, bad: BadResponse) {
         self.each_shard(|s| {
-            s.n_response_errors.increment();
+            s.bad_response(bad);
             s.responded(ResponseClass::of(StatusCode::BAD_GATEWAY));
         });
     }

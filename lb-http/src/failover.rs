@@ -374,8 +374,10 @@ impl Attempt<'_> {
             }
             return Err(Failed::Unsent { stale, error });
         }
-        if !error.is_of_client() {
-            shards.each(|s| s.n_response_errors.increment());
+        match error {
+            ProxyError::BadResponse(bad) => shards.each(|s| s.bad_response(bad)),
+            error if error.is_of_client() => {}
+            _ => shards.each(|s| s.n_response_errors.increment()),
         }
         Err(Failed::Final(error))
     }

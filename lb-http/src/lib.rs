@@ -29,6 +29,7 @@ mod peek;
 mod plane;
 mod proxy;
 mod queue;
+mod reason;
 mod request_id;
 pub mod route;
 mod secure;

@@ -16,6 +16,7 @@ use crate::http1::side::ClientStream;
 use crate::http2;
 use crate::peek;
 use crate::proxy::{Accepted, Entry, Protection};
+use crate::reason::RefusedConnection;
 use crate::tcp;
 use crate::tls::{self, Protocol};
 use crate::wait::{Phase, Registered};
@@ -106,7 +107,10 @@ pub(crate) async fn serve_either(local: Rc<Local>, accepted: Accepted<TcpStream>
     match wait.unless_expired(begins_with_preface(&accepted.stream)).await {
         Some(Ok(true)) => http2::serve(local, accepted, registered).await,
         Some(Ok(false)) => connection::serve(local, accepted, registered).await,
-        Some(Err(_)) | None => {}
+        Some(Err(_)) => {}
+        None => {
+            accepted.session.series().of_worker(local.index).refused_connection(RefusedConnection::Silent)
+        }
     }
 }
 

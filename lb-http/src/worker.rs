@@ -34,6 +34,7 @@ use crate::http1::flow::Means;
 use crate::http1::socket;
 use crate::labels::{AcceptProxy, Mode};
 use crate::proxy::{Accepted, Entry, Protection};
+use crate::reason::RefusedConnection;
 use crate::request_id::RequestIds;
 use crate::secure;
 use crate::stats::Series;
@@ -270,9 +271,11 @@ impl From {
     /// announces has the connections of many clients.
     async fn admit_announced(self: Rc<Self>, local: Rc<Local>, mut stream: TcpStream, peer: SocketAddr) {
         let limits = Limits { connections_per_client: usize::MAX, ..local.limits };
-        let Some(permit) = local.clients.permit(peer.ip(), &self.n_connections, &limits) else {
-            self.series(&local).of_worker(local.index).n_denied.increment();
-            return;
+        let permit = match local.clients.permit(peer.ip(), &self.n_connections, &limits) {
+            Ok(permit) => permit,
+            Err(refused) => {
+                return self.series(&local).of_worker(local.index).refused_connection(refused);
+            }
         };
         let limit = local.timeouts.client_header;
         let header = tokio::time::timeout(limit, proxy_protocol::read(&mut stream)).await;
@@ -280,7 +283,8 @@ impl From {
         match header {
             Ok(Ok(ends)) => self.admit_from(&local, stream.into(), ends.map_or(peer, |ends| ends.source)),
             refused => {
-                self.series(&local).of_worker(local.index).n_request_errors.increment();
+                let series = self.series(&local);
+                series.of_worker(local.index).refused_connection(RefusedConnection::ProxyHeader);
                 match refused {
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "refused"),
                     _ => tracing::debug!(%peer, "refused: its PROXY header did not come in time"),
@@ -309,9 +313,9 @@ impl From {
         };
         let series = Arc::clone(backend.as_ref().map_or(&self.series, |b| &b.frontend));
         let shard = series.of_worker(local.index);
-        let Some(permit) = local.clients.permit(client.ip(), &self.n_connections, &local.limits) else {
-            shard.n_denied.increment();
-            return;
+        let permit = match local.clients.permit(client.ip(), &self.n_connections, &local.limits) {
+            Ok(permit) => permit,
+            Err(refused) => return shard.refused_connection(refused),
         };
         shard.n_sessions.increment();
         let session = series.begin();
@@ -383,14 +387,19 @@ impl Clients {
         client: IpAddr,
         n_connections: &Arc<AtomicU32>,
         limits: &Limits,
-    ) -> Option<Permit> {
+    ) -> Result<Permit, RefusedConnection> {
         let counter = self.hasher.hash_one(client.to_canonical()) as usize % N_COUNTERS;
         // Made first, so that what is over a limit is taken back by its drop.
         let permit = Permit { clients: Arc::clone(self), counter, n_connections: Arc::clone(n_connections) };
         let of_client = self.counters[counter].fetch_add(1, Relaxed) as usize;
         let of_listener = n_connections.fetch_add(1, Relaxed) as usize;
-        let fits = of_client < limits.connections_per_client && of_listener < limits.connections_per_listener;
-        fits.then_some(permit)
+        if of_client >= limits.connections_per_client {
+            Err(RefusedConnection::ManyOfClient)
+        } else if of_listener >= limits.connections_per_listener {
+            Err(RefusedConnection::ManyOfListener)
+        } else {
+            Ok(permit)
+        }
     }
 }
 
@@ -412,14 +421,16 @@ mod tests {
         let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
         let first = clients.permit(a, &listener, &limits).unwrap();
         let _second = clients.permit(a, &listener, &limits).unwrap();
-        assert!(clients.permit(a, &listener, &limits).is_none(), "two of one client");
+        let many_of_client = clients.permit(a, &listener, &limits).err();
+        assert_eq!(many_of_client, Some(RefusedConnection::ManyOfClient), "two of one client");
         drop(first);
         let _third = clients.permit(a, &listener, &limits).unwrap();
         assert!(
-            clients.permit("::ffff:10.0.0.1".parse().unwrap(), &listener, &limits).is_none(),
+            clients.permit("::ffff:10.0.0.1".parse().unwrap(), &listener, &limits).is_err(),
             "the same client"
         );
         let _fourth = clients.permit(b, &listener, &limits);
-        assert!(clients.permit(b, &listener, &limits).is_none(), "three of one listener");
+        let many_of_listener = clients.permit(b, &listener, &limits).err();
+        assert_eq!(many_of_listener, Some(RefusedConnection::ManyOfListener), "three of one listener");
     }
 }

@@ -6,17 +6,23 @@
 use memchr::memchr;
 
 use super::fields::Field;
+use super::grammar;
 
-/// All extensions of a message together.
-/// Unless more or fewer are allowed, see [`Decoder::allowing`].
+/// All extensions of a message together, unless a [`Decoder`] is told another limit.
 pub(crate) const MOST_EXTENSION_BYTES: usize = 16 * 1024;
 const MOST_TRAILER_BYTES: usize = 8 * 1024;
 /// 2^60 bytes and more are nobody's chunk.
 const MOST_SIZE_DIGITS: usize = 15;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the chunked coding is malformed")]
-pub struct BadChunk;
+pub enum BadChunk {
+    #[error("the chunked coding is malformed")]
+    Malformed,
+    #[error("too many bytes of chunk extensions")]
+    LongExtension,
+    #[error("the trailer is too long")]
+    LongTrailer,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -60,19 +66,21 @@ pub struct Decoder {
     n_extension_bytes: usize,
     most_extension_bytes: usize,
     n_trailer_bytes: usize,
+    hop_names: Vec<u8>,
 }
 
 impl Default for Decoder {
     fn default() -> Self {
-        Self::allowing(MOST_EXTENSION_BYTES)
+        Self::new(MOST_EXTENSION_BYTES, Vec::new())
     }
 }
 
 impl Decoder {
-    /// So many bytes of extensions in all.
-    pub fn allowing(most_extension_bytes: usize) -> Self {
+    /// So many bytes of extensions may come in all. `hop_names` is what the head's Connection lines say: lines of the
+    /// trailer that they name do not go on (RFC 9110 section 7.6.1).
+    pub fn new(most_extension_bytes: usize, hop_names: Vec<u8>) -> Self {
         let state = State::Size { n_digits: 0 };
-        Self { state, left: 0, n_extension_bytes: 0, most_extension_bytes, n_trailer_bytes: 0 }
+        Self { state, left: 0, n_extension_bytes: 0, most_extension_bytes, n_trailer_bytes: 0, hop_names }
     }
 
     /// Looks at the beginning of `input`, whose earlier bytes have been taken away as the last piece said.
@@ -109,14 +117,14 @@ impl Decoder {
         if is_extension {
             self.n_extension_bytes += 1;
             if self.n_extension_bytes > self.most_extension_bytes {
-                return Err(BadChunk);
+                return Err(BadChunk::LongExtension);
             }
         }
         let is_text = byte == b'\t' || (byte >= 0x20 && byte != 0x7f);
         match (self.state, byte) {
             (State::Size { n_digits }, _) if byte.is_ascii_hexdigit() => {
                 if usize::from(n_digits) == MOST_SIZE_DIGITS {
-                    return Err(BadChunk);
+                    return Err(BadChunk::Malformed);
                 }
                 let digit = (byte as char).to_digit(16).unwrap_or_default();
                 self.left = self.left << 4 | u64::from(digit);
@@ -133,29 +141,39 @@ impl Decoder {
             (State::SizeEnd, b'\n') => Ok(State::Data),
             (State::DataCr, b'\r') => Ok(State::DataLf),
             (State::DataLf, b'\n') => Ok(State::Size { n_digits: 0 }),
-            _ => Err(BadChunk),
+            _ => Err(BadChunk::Malformed),
         }
     }
 
     fn trailer_line(&mut self, input: &[u8]) -> Result<Piece, BadChunk> {
         let Some(end) = memchr(b'\n', input) else {
             // The whole line must be seen at once, and it may be long.
-            let is_too_long = self.n_trailer_bytes + input.len() > MOST_TRAILER_BYTES;
+            self.fits_trailer(input.len())?;
             // What is no line's beginning is told from the end of the body at once.
             let is_bad = matches!(input, [b'\r', other, ..] if *other != b'\n');
-            return if is_too_long || is_bad { Err(BadChunk) } else { Ok(Piece::Partial) };
+            return if is_bad { Err(BadChunk::Malformed) } else { Ok(Piece::Partial) };
         };
         let n = end + 1;
+        self.fits_trailer(n)?;
         self.n_trailer_bytes += n;
-        if self.n_trailer_bytes > MOST_TRAILER_BYTES || end == 0 || input[end - 1] != b'\r' {
-            return Err(BadChunk);
+        if end == 0 || input[end - 1] != b'\r' {
+            return Err(BadChunk::Malformed);
         }
         if end == 1 {
             self.state = State::End;
             return Ok(Piece::End(n));
         }
-        let (field, _) = Field::parse(input, 0).ok_or(BadChunk)?;
-        Ok(if field.name.may_follow_body() { Piece::TrailerLine(n) } else { Piece::Framing(n) })
+        let (field, _) = Field::parse(input, 0).ok_or(BadChunk::Malformed)?;
+        let goes_on = field.name.may_follow_body() && !self.names(field.name_in(input));
+        Ok(if goes_on { Piece::TrailerLine(n) } else { Piece::Framing(n) })
+    }
+
+    fn fits_trailer(&self, n_bytes: usize) -> Result<(), BadChunk> {
+        if self.n_trailer_bytes + n_bytes > MOST_TRAILER_BYTES { Err(BadChunk::LongTrailer) } else { Ok(()) }
+    }
+
+    fn names(&self, field: &[u8]) -> bool {
+        grammar::elements(&self.hop_names).any(|name| name.eq_ignore_ascii_case(field))
     }
 }
 

@@ -6,8 +6,8 @@ use super::*;
 type Decoded = (Vec<u8>, Vec<u8>, usize);
 
 /// `None`: it has not ended.
-fn decode(input: &[u8], most: usize) -> Result<Option<Decoded>, BadChunk> {
-    let (mut decoder, mut body, mut trailer) = (Decoder::default(), Vec::new(), Vec::new());
+fn decode(mut decoder: Decoder, input: &[u8], most: usize) -> Result<Option<Decoded>, BadChunk> {
+    let (mut body, mut trailer) = (Vec::new(), Vec::new());
     let (mut at, mut shown) = (0, most.min(input.len()));
     loop {
         let piece = &input[at..shown];
@@ -30,7 +30,7 @@ fn decode(input: &[u8], most: usize) -> Result<Option<Decoded>, BadChunk> {
 
 fn check(input: &str, expect: Result<Option<(&str, &str, usize)>, BadChunk>) {
     for most in [1, 2, 3, 5, usize::MAX] {
-        let decoded = decode(input.as_bytes(), most);
+        let decoded = decode(Decoder::default(), input.as_bytes(), most);
         let texts = expect.map(|e| e.map(|(b, t, n)| (b.as_bytes().to_vec(), t.as_bytes().to_vec(), n)));
         assert_eq!(decoded, texts, "{input:?} by {most}");
     }
@@ -84,10 +84,17 @@ fn what_is_none() {
         "0\r\nX: 1\n",
         "0\r\n folded: 1\r\n",
     ] {
-        check(input, Err(BadChunk));
+        check(input, Err(BadChunk::Malformed));
     }
-    check(&format!("5;{}\r\n", "x".repeat(MOST_EXTENSION_BYTES + 1)), Err(BadChunk));
-    check(&format!("0\r\nx: {}\r\n\r\n", "x".repeat(MOST_TRAILER_BYTES)), Err(BadChunk));
+    check(&format!("5;{}\r\n", "x".repeat(MOST_EXTENSION_BYTES + 1)), Err(BadChunk::LongExtension));
+    check(&format!("0\r\nx: {}\r\n\r\n", "x".repeat(MOST_TRAILER_BYTES)), Err(BadChunk::LongTrailer));
+}
+
+#[test]
+fn a_trailer_line_that_connection_names_stays_here() {
+    let decoder = Decoder::new(0, b"close, x-hop,X-HOP".to_vec());
+    let decoded = decode(decoder, b"0\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n", 99).unwrap();
+    assert_eq!(decoded, Some((vec![], b"X-End: 2\r\n".to_vec(), 0)));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use super::Framing;
 use super::buffer::{Buffer, OUTPUT_BYTES, Spare};
-use super::chunked::{self, Decoder, Piece};
+use super::chunked::{self, BadChunk, Decoder, Piece};
 use super::side::Side;
 use super::splice::{Pipe, Pipes, WORTH_BYTES};
 use crate::wait::Wait;
@@ -36,7 +36,7 @@ pub(crate) enum FlowError {
     #[error("the body ended early")]
     Cut,
     #[error(transparent)]
-    BadChunk(#[from] chunked::BadChunk),
+    BadChunk(#[from] BadChunk),
     #[error("writing failed: {0}")]
     Write(#[source] io::Error),
 }
@@ -77,10 +77,10 @@ impl Flow {
         Self { source, coding, out, n_written: 0, in_trailer: false, trailer, is_whole: true, pipe: None }
     }
 
-    /// If the source is chunked: so many bytes of extensions may come. Of a flow that has not begun.
-    pub(crate) fn allow_extensions(&mut self, most_bytes: usize) {
-        if let Source::Chunked(decoder) = &mut self.source {
-            *decoder = Decoder::allowing(most_bytes);
+    /// Of a flow that has not begun: how its source is decoded, if it is chunked.
+    pub(crate) fn decode_with(&mut self, decoder: impl FnOnce() -> Decoder) {
+        if let Source::Chunked(present) = &mut self.source {
+            *present = decoder();
         }
     }
 
@@ -113,7 +113,7 @@ impl Flow {
     }
 
     /// Takes along with the head what has come of the body already.
-    pub(crate) fn take_along(&mut self, input: &mut Buffer) -> Result<(), FlowError> {
+    pub(crate) fn take_along(&mut self, input: &mut Buffer) -> Result<(), BadChunk> {
         while !self.has_source_ended() && self.pump(input)? {}
         Ok(())
     }
@@ -258,7 +258,7 @@ impl Flow {
     }
 
     /// Moves a piece from the input into `out`. False: nothing is there, or nothing fits.
-    fn pump(&mut self, input: &mut Buffer) -> Result<bool, FlowError> {
+    fn pump(&mut self, input: &mut Buffer) -> Result<bool, BadChunk> {
         let room = OUTPUT_BYTES.saturating_sub(self.out.len() + chunked::OVERHEAD);
         let n = input.len().min(room);
         if n == 0 {

@@ -2,23 +2,16 @@
 //!
 //! Whoever refuses also closes the connection: what follows a message that we do not understand is not a message.
 
+use super::chunked::BadChunk;
+use crate::reason::reasons;
+
 macro_rules! refusals {
     ($($(#[$doc:meta])* $name:ident = $status:literal, $word:literal, $text:literal;)*) => {
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-        pub enum Refusal {
-            $($(#[$doc])* #[error($text)] $name,)*
-        }
+        reasons! { Refusal $($(#[$doc])* $name = $word, $text;)* }
 
         impl Refusal {
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
-
             pub fn status(self) -> u16 {
                 match self { $(Self::$name => $status,)* }
-            }
-
-            /// For counters and logs.
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$name => $word,)* }
             }
         }
     };
@@ -46,29 +39,20 @@ refusals! {
     ManyFields = 431, "header-count", "too many header lines";
     HeadTime = 408, "head-time", "the request head did not arrive in time";
     Chunk = 400, "chunk", "the chunked body is malformed";
+    LongExtension = 400, "chunk-extension", "the chunk extensions are too long";
+    LongTrailer = 400, "trailer-length", "the trailer is too long";
     BodyTime = 408, "body-time", "the request body did not arrive in time";
     BodyCut = 400, "body-cut", "the request body ended early";
     /// Of the whole request.
     Time = 408, "request-time", "the request took too long";
 }
 
-impl Refusal {
-    pub const COUNT: usize = Self::ALL.len();
-
-    /// Its place in [`Refusal::ALL`].
-    pub fn index(self) -> usize {
-        self as usize
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_is_at_its_index() {
-        for (index, refusal) in Refusal::ALL.iter().enumerate() {
-            assert_eq!(refusal.index(), index);
+impl From<BadChunk> for Refusal {
+    fn from(bad: BadChunk) -> Self {
+        match bad {
+            BadChunk::Malformed => Self::Chunk,
+            BadChunk::LongExtension => Self::LongExtension,
+            BadChunk::LongTrailer => Self::LongTrailer,
         }
     }
 }

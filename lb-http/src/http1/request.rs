@@ -214,6 +214,11 @@ impl<'b> Request<'b> {
     pub(super) fn options(&self) -> Option<Options<'b>> {
         self.names_fields.then_some(Options { head: self.head, fields: self.fields })
     }
+
+    /// The names in its Connection lines.
+    pub(crate) fn hop_names(&self) -> Vec<u8> {
+        self.options().map_or_else(Vec::new, |options| options.names())
+    }
 }
 
 /// The elements of the Connection lines of a head.
@@ -229,12 +234,19 @@ impl Options<'_> {
     pub(super) fn name(&self, field: &Field) -> bool {
         let name = field.name_in(self.head);
         field.name.may_be_for_next_hop()
-            && self
-                .fields
-                .iter()
-                .filter(|field| field.name == Name::Connection)
-                .flat_map(|field| grammar::elements(field.value_in(self.head)))
-                .any(|option| option.eq_ignore_ascii_case(name))
+            && self.lines().flat_map(grammar::elements).any(|option| option.eq_ignore_ascii_case(name))
+    }
+
+    /// All of them as one line.
+    pub(super) fn names(&self) -> Vec<u8> {
+        self.lines().collect::<Vec<_>>().join(&b","[..])
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        self.fields
+            .iter()
+            .filter(|field| field.name == Name::Connection)
+            .map(|field| field.value_in(self.head))
     }
 }
 

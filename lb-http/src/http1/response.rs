@@ -8,25 +8,18 @@ use super::fields::{Field, Name, Seen};
 use super::grammar;
 use super::request::{MOST_OPTIONS, Method, Options, Persistence, Version};
 use super::scan::Extent;
+use crate::reason::reasons;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadResponse {
-    #[error("the status line is malformed")]
-    StatusLine,
-    #[error("a header line is malformed")]
-    Field,
-    #[error("a line does not end with CR LF")]
-    LineEnd,
-    #[error("the head is too long")]
-    TooLong,
-    #[error("its body is framed twice or in a way that is not known")]
-    Framing,
-    #[error("it switches protocols unasked")]
-    Switch,
-    #[error("too many interim responses")]
-    ManyInterim,
-    #[error("a chunk of its body is malformed")]
-    Chunk,
+reasons! {
+    BadResponse
+    StatusLine = "status-line", "the status line is malformed";
+    Field = "field", "a header line is malformed";
+    LineEnd = "line-end", "a line does not end with CR LF";
+    TooLong = "head-length", "the head is too long";
+    Framing = "framing", "its body is framed twice or in a way that is not known";
+    Switch = "switch", "it switches protocols unasked";
+    ManyInterim = "interim-count", "too many interim responses";
+    Chunk = "chunk", "a chunk of its body is malformed";
 }
 
 /// A response that may be passed on. Offsets of `fields` are into the head's bytes.
@@ -120,6 +113,11 @@ impl Response {
 
     pub(super) fn options<'b>(&'b self, head: &'b [u8]) -> Option<Options<'b>> {
         self.names_fields.then_some(Options { head, fields: &self.fields })
+    }
+
+    /// The names in the Connection lines of its `head`.
+    pub(crate) fn hop_names(&self, head: &[u8]) -> Vec<u8> {
+        self.options(head).map_or_else(Vec::new, |options| options.names())
     }
 }
 

@@ -220,14 +220,14 @@ impl Stream {
             101 => Err(BadResponse::Switch),
             status => head::response(status, &Bytes::from(text)),
         };
-        exchange.consume_head();
         let mut down = Flow::new(exchange.response().framing, Coding::Plain, means.spare.output());
-        down.allow_extensions(self.local().limits.chunk_extension_bytes);
+        down.decode_with(|| exchange.decoder());
+        exchange.consume_head();
         let along = down.take_along(&mut exchange.upstream.input).map_err(|_| BadResponse::Chunk);
         let (head, _) = match head.and_then(|head| along.map(|()| head)) {
             Ok(head) => head,
             Err(bad) => {
-                exchange.bad_response();
+                exchange.bad_response(bad);
                 return Box::pin(self.fail(ProxyError::BadResponse(bad), about.method)).await;
             }
         };

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection};
-use h2::{Ping, PingPong};
+use h2::{Ping, PingPong, Reason};
 use l4_vip::proxy_protocol::Ends;
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -27,6 +27,7 @@ use crate::config::Limits;
 use crate::http1::side::{ClientStream, ends};
 use crate::outbound;
 use crate::proxy::Accepted;
+use crate::reason::RefusedConnection;
 use crate::stats::Series;
 use crate::wait::{Phase, Registered};
 use crate::worker::{Local, Permit};
@@ -74,14 +75,26 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         registered,
     });
     let ended = match wait.unless_expired(builder(&local).handshake(stream)).await {
-        Some(Ok(connection)) => shared.serve(connection).await,
-        Some(Err(error)) => Err(error),
-        None => Ok(()),
+        Some(Ok(connection)) => shared.serve(connection).await.map_err(|error| {
+            tracing::debug!(%client, %error, "HTTP/2 connection ended");
+            refused(&error)
+        }),
+        Some(Err(error)) => Err(refused(&error)),
+        None => Err(Some(RefusedConnection::Silent)),
     };
-    if let Err(error) = ended {
-        tracing::debug!(%client, %error, "HTTP/2 connection ended");
+    if let Err(Some(refused)) = ended {
+        session.series().of_worker(local.index).refused_connection(refused);
     }
     drop(session);
+}
+
+/// What the client did wrong; `None`: nothing that was noticed here.
+fn refused(error: &h2::Error) -> Option<RefusedConnection> {
+    match error.reason() {
+        _ if error.is_remote() || error.is_io() => None,
+        Some(Reason::ENHANCE_YOUR_CALM) => Some(RefusedConnection::Http2Flood),
+        _ => Some(RefusedConnection::Http2Error),
+    }
 }
 
 fn builder(local: &Local) -> Builder {

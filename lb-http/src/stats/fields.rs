@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use l4_vip::pool::EndpointState;
 
+use super::refusals::reasons;
 use super::series::{Series, Totals};
 use super::stages::{MeanStages, Stage};
 use crate::health::CheckState;
@@ -74,11 +75,13 @@ pub enum Kind {
 pub struct Row {
     pub kind: Kind,
     pub(super) values: Vec<Option<Value>>,
+    /// Why something was refused, for people.
+    pub(super) reasons: String,
 }
 
 impl Row {
     fn new(kind: Kind, proxy: &Arc<str>, name: impl Into<Arc<str>>, iid: usize) -> Self {
-        let mut row = Self { kind, values: vec![None; COLUMNS.len()] };
+        let mut row = Self { kind, values: vec![None; COLUMNS.len()], reasons: String::new() };
         row.set(Column::pxname, Value::Text(Arc::clone(proxy)));
         row.set(Column::svname, Value::Text(name.into()));
         row.number(Column::pid, 1_u64);
@@ -293,6 +296,7 @@ fn frontend(name: &Arc<str>, series: &Series, totals: &Totals, mode: Mode, iid: 
     row.number(Column::intercepted, totals.n_intercepted);
     row.number(Column::dcon, totals.n_denied);
     row.number(Column::dses, 0_u64);
+    row.reasons = reasons(totals);
     row
 }
 
@@ -312,6 +316,7 @@ fn backend(backend: &Backend, iid: usize, limit: u64, now: Instant) -> Row {
     if backend.is_sticky() {
         row.word(Column::cookie, backend.labels.cookie.name());
     }
+    row.reasons = reasons(&totals);
     row
 }
 

@@ -17,6 +17,7 @@ struct Proxy {
     kind: Kind,
     /// Servers before their backend, as in the rows.
     rows: Vec<PageRow>,
+    reasons: String,
 }
 
 struct PageRow {
@@ -29,15 +30,15 @@ struct PageRow {
 impl PageRow {
     fn new(row: &Row) -> Self {
         use Column::{
-            act, bin, bout, cli_abrt, downtime, econ, ereq, eresp, hrsp_2xx, hrsp_3xx, hrsp_4xx, hrsp_5xx,
-            lastchg, lastsess, qcur, qlimit, qmax, rate, rate_max, req_tot, rtime, scur, slim, smax,
-            srv_abrt, status, stot, wredis, wretr,
+            act, bin, bout, cli_abrt, dcon, downtime, dreq, econ, ereq, eresp, hrsp_2xx, hrsp_3xx, hrsp_4xx,
+            hrsp_5xx, lastchg, lastsess, qcur, qlimit, qmax, rate, rate_max, req_tot, rtime, scur, slim,
+            smax, srv_abrt, status, stot, wredis, wretr,
         };
         // In the order of the page's columns.
         let columns = [
             status, lastchg, act, qcur, qmax, qlimit, scur, smax, slim, stot, lastsess, rate, rate_max,
-            req_tot, rtime, hrsp_2xx, hrsp_3xx, hrsp_4xx, hrsp_5xx, bin, bout, ereq, econ, eresp, cli_abrt,
-            srv_abrt, wretr, wredis, downtime,
+            req_tot, rtime, hrsp_2xx, hrsp_3xx, hrsp_4xx, hrsp_5xx, bin, bout, dreq, dcon, ereq, econ, eresp,
+            cli_abrt, srv_abrt, wretr, wredis, downtime,
         ];
         Self {
             name: match row.kind {
@@ -68,8 +69,13 @@ pub fn page(rows: &[Row]) -> String {
                 if proxy.name == name && proxy.kind != Kind::Frontend && row.kind != Kind::Frontend =>
             {
                 proxy.rows.push(PageRow::new(row));
+                // The backend's, which comes after its servers.
+                proxy.reasons.clone_from(&row.reasons);
             }
-            _ => proxies.push(Proxy { name, kind: row.kind, rows: vec![PageRow::new(row)] }),
+            _ => {
+                let (rows, reasons) = (vec![PageRow::new(row)], row.reasons.clone());
+                proxies.push(Proxy { name, kind: row.kind, rows, reasons });
+            }
         }
     }
     // The template only writes to a string.

@@ -1,13 +1,15 @@
-//! Refused requests by reason, handshakes, queues and latency quantiles, as Prometheus text: what HAProxy's exporter
-//! has no names for.
+//! Refusals by reason, handshakes, queues and latency quantiles, as Prometheus text: what HAProxy's exporter has no
+//! names for.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::series::Totals;
 use crate::http1::refusal::Refusal;
+use crate::http1::response::BadResponse;
 use crate::names::{APPID_FRONTEND, HTTP_FRONTEND, HTTPS_FRONTEND};
 use crate::plane::Shared;
+use crate::reason::RefusedConnection;
 
 const QUANTILES: [&str; 4] = ["0.5", "0.9", "0.99", "0.999"];
 
@@ -49,16 +51,26 @@ pub fn own_metrics(shared: &Shared, text: &mut String) {
             proxies.iter().for_each(|(name, totals)| line(text, metric, name, "", count(totals) as f64));
         }
     }
-    head(
-        text,
-        "waymark_http_refused_requests_total",
-        "counter",
-        "Requests refused by the balancer, by reason.",
-    );
-    for (name, totals) in &frontends {
-        for (word, n) in by_word(totals) {
-            let label = format!(",reason=\"{word}\"");
-            line(text, "waymark_http_refused_requests_total", name, &label, n as f64);
+    for (metric, help, proxies, what) in [
+        (
+            "waymark_http_refused_requests_total",
+            "Requests refused by the balancer.",
+            &frontends,
+            What::Requests,
+        ),
+        (
+            "waymark_http_refused_connections_total",
+            "Connections refused or cut.",
+            &frontends,
+            What::Connections,
+        ),
+        ("waymark_http_bad_responses_total", "Responses that were none: 502.", &backends, What::Responses),
+    ] {
+        head(text, metric, "counter", help);
+        for (name, totals) in proxies {
+            for (word, n) in what.counted(totals) {
+                line(text, metric, name, &format!(",reason=\"{word}\""), n as f64);
+            }
         }
     }
     let help = "Time from a request's arrival to its response's head.";
@@ -78,13 +90,47 @@ fn head(text: &mut String, metric: &str, kind: &str, help: &str) {
     let _ = write!(text, "# HELP {metric} {help}\n# TYPE {metric} {kind}\n");
 }
 
-/// Reasons that share a word are one to whoever reads it; only what has happened.
-fn by_word(totals: &Totals) -> BTreeMap<&'static str, u64> {
-    let mut sums = BTreeMap::new();
-    for (refusal, n) in Refusal::ALL.iter().zip(totals.refusals).filter(|(_, n)| *n > 0) {
-        *sums.entry(refusal.word()).or_default() += n;
+/// What is refused for a reason.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Requests,
+    Connections,
+    Responses,
+}
+
+impl What {
+    /// Reasons that share a word are one to whoever reads it; only what has happened.
+    fn counted(self, totals: &Totals) -> BTreeMap<&'static str, u64> {
+        let counts: Vec<(&str, u64)> = match self {
+            Self::Requests => Refusal::ALL.iter().map(|r| r.word()).zip(totals.refusals).collect(),
+            Self::Connections => {
+                RefusedConnection::ALL.iter().map(|r| r.word()).zip(totals.refused_connections).collect()
+            }
+            Self::Responses => BadResponse::ALL.iter().map(|r| r.word()).zip(totals.bad_responses).collect(),
+        };
+        let mut sums = BTreeMap::new();
+        for (word, n) in counts.into_iter().filter(|(_, n)| *n > 0) {
+            *sums.entry(word).or_default() += n;
+        }
+        sums
     }
-    sums
+}
+
+/// Everything that was refused, for people; mostly nothing.
+pub fn reasons(totals: &Totals) -> String {
+    let mut sentences = Vec::new();
+    for (name, what) in [
+        ("Refused requests", What::Requests),
+        ("Refused connections", What::Connections),
+        ("Bad responses", What::Responses),
+    ] {
+        let counted: Vec<String> =
+            what.counted(totals).into_iter().map(|(word, n)| format!("{word} {n}")).collect();
+        if !counted.is_empty() {
+            sentences.push(format!("{name}: {}.", counted.join(", ")));
+        }
+    }
+    sentences.join(" ")
 }
 
 /// `label`: nothing, or one with its comma.

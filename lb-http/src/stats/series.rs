@@ -11,6 +11,8 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::http1::refusal::Refusal;
+use crate::http1::response::BadResponse;
+use crate::reason::RefusedConnection;
 
 use super::histogram::{Histogram, N_BUCKETS, quantile};
 use super::stages::{MeanStages, N_STAGES, Recent, Stage};
@@ -52,7 +54,9 @@ macro_rules! shard {
         pub struct Shard {
             $($(#[$doc])* pub $name: Count,)*
             responses: [Count; 6],
-            refusals: Refusals,
+            refusals: ByReason<{ Refusal::COUNT }>,
+            bad_responses: ByReason<{ BadResponse::COUNT }>,
+            refused_connections: ByReason<{ RefusedConnection::COUNT }>,
             times: Histogram,
             /// By [`Stage`], in microseconds.
             stages: [Count; N_STAGES],
@@ -65,8 +69,10 @@ macro_rules! shard {
             $($(#[$doc])* pub $name: u64,)*
             /// By class: 1xx, 2xx, 3xx, 4xx, 5xx, other.
             pub responses: [u64; 6],
-            /// By [`Refusal::index`].
+            /// Each by the index of its reason.
             pub refusals: [u64; Refusal::COUNT],
+            pub bad_responses: [u64; BadResponse::COUNT],
+            pub refused_connections: [u64; RefusedConnection::COUNT],
             pub mean_time: Option<Duration>,
             /// The longest of each [`Stage`].
             pub longest: [Duration; N_STAGES],
@@ -87,9 +93,9 @@ macro_rules! shard {
                     for (sum, count) in totals.responses.iter_mut().zip(&shard.responses) {
                         *sum += count.value();
                     }
-                    for (sum, count) in totals.refusals.iter_mut().zip(&shard.refusals.0) {
-                        *sum += count.value();
-                    }
+                    shard.refusals.add_to(&mut totals.refusals);
+                    shard.bad_responses.add_to(&mut totals.bad_responses);
+                    shard.refused_connections.add_to(&mut totals.refused_connections);
                     shard.times.add_to(&mut times);
                     for (longest, count) in totals.longest.iter_mut().zip(&shard.longest) {
                         *longest = Duration::from_micros(count.value()).max(*longest);
@@ -172,13 +178,21 @@ impl ResponseClass {
     }
 }
 
-/// Requests that were refused, by the reason.
+/// How often each of `N` reasons was the one.
 #[derive(Debug)]
-struct Refusals([Count; Refusal::COUNT]);
+struct ByReason<const N: usize>([Count; N]);
 
-impl Default for Refusals {
+impl<const N: usize> Default for ByReason<N> {
     fn default() -> Self {
         Self(std::array::from_fn(|_| Count::default()))
+    }
+}
+
+impl<const N: usize> ByReason<N> {
+    fn add_to(&self, sums: &mut [u64; N]) {
+        for (sum, count) in sums.iter_mut().zip(&self.0) {
+            *sum += count.value();
+        }
     }
 }
 
@@ -186,6 +200,20 @@ impl Shard {
     pub fn refused(&self, refusal: Refusal) {
         self.n_request_errors.increment();
         self.refusals.0[refusal.index()].increment();
+    }
+
+    pub fn refused_connection(&self, refused: RefusedConnection) {
+        use RefusedConnection::{Http2Error, Http2Flood, ManyOfClient, ManyOfListener, ProxyHeader, Silent};
+        match refused {
+            ManyOfListener | ManyOfClient => self.n_denied.increment(),
+            Silent | ProxyHeader | Http2Error | Http2Flood => self.n_request_errors.increment(),
+        }
+        self.refused_connections.0[refused.index()].increment();
+    }
+
+    pub fn bad_response(&self, bad: BadResponse) {
+        self.n_response_errors.increment();
+        self.bad_responses.0[bad.index()].increment();
     }
 
     pub fn responded(&self, class: ResponseClass) {

@@ -271,6 +271,11 @@ async fn who_does_not_say_what_is_spoken_is_closed_in_time() {
         }
     };
     soon("both are counted", counted).await;
+    let mut metrics = String::new();
+    cluster.plane.metrics(&mut metrics);
+    let silent =
+        format!("waymark_http_refused_connections_total{{proxy=\"a_{}\",reason=\"silent\"}} 3", app.port);
+    assert!(metrics.lines().any(|l| l == silent), "{metrics}");
     // What is HTTP/1.1 after all is told why.
     let mut client = Client::connect(app.address()).await;
     client.send("GET / HT").await;

@@ -1,6 +1,7 @@
 //! What the plane tells about itself: HAProxy's CSV, JSON and page, metrics, views, problems.
 
 use event_watcher::catalog::InstanceState;
+use tokio::io::AsyncReadExt;
 
 use lb_http::stats::Servers;
 
@@ -238,4 +239,62 @@ async fn an_address_that_is_taken_stops_the_start() {
     let error =
         lb_http::start(config, subscriber, 1, tokio_util::sync::CancellationToken::new()).await.unwrap_err();
     assert!(error.to_string().contains("for virtual hosts: another program listens there"), "{error}");
+}
+
+#[tokio::test]
+async fn every_refusal_is_counted_and_shown_with_its_reason() {
+    let mut cluster = Cluster::with(|c| {
+        c.limits.connections_per_listener = 1;
+        c.http2 = lb_http::Http2::WithPriorKnowledge;
+    })
+    .await;
+    let backend = Backend::with(|_, request| match request.head.contains("/broken") {
+        true => Reply::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n".to_vec()),
+        false => Reply::Bytes(ok("hello")),
+    })
+    .await;
+    let app = AppSpec::new("/a").instance(backend.port);
+    cluster.put(&app).await;
+    let mut first = Client::connect(app.address()).await;
+    first.get("").await;
+    assert!(Client::connect(app.address()).await.is_closed().await, "one too many");
+    first.send("GET /broken HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(first.response().await.status(), 502);
+    let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    first.send(&format!("{chunked}0\r\nX: {}\r\n\r\n", "x".repeat(9000))).await;
+    assert_eq!(first.response().await.status(), 400);
+    assert!(first.is_closed().await);
+    // A PING has eight bytes.
+    let bad_frame =
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".as_slice(), b"\0\0\x01\x06\0\0\0\0\0x"];
+    let refused = async {
+        loop {
+            let mut client = Client::connect(app.address()).await;
+            client.send_bytes(&bad_frame.concat()).await;
+            while client.stream.read_u8().await.is_ok() {}
+            let page = cluster.plane.stats_page(Servers::All);
+            // The place of the connection before may not have been free yet.
+            if page.contains("http2-error 1") {
+                break page;
+            }
+        }
+    };
+    let page = soon("a connection of HTTP/2 is refused", refused).await;
+    assert!(
+        page.contains("Refused requests: trailer-length 1. Refused connections: http2-error 1"),
+        "{page}"
+    );
+    assert!(page.contains("Bad responses: framing 1."), "{page}");
+    let mut metrics = String::new();
+    cluster.plane.metrics(&mut metrics);
+    for (what, reason) in [
+        ("refused_requests", "trailer-length"),
+        ("refused_connections", "http2-error"),
+        ("bad_responses", "framing"),
+    ] {
+        let line = format!("waymark_http_{what}_total{{proxy=\"a_{}\",reason=\"{reason}\"}} 1", app.port);
+        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+    }
+    assert!(metrics.contains("reason=\"listener-connections\""), "{metrics}");
+    cluster.stop().await;
 }

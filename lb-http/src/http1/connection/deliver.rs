@@ -40,10 +40,10 @@ impl<S: ClientStream> Connection<S> {
         }
         if exchange.response().status == 101 {
             if !about.wants_websocket || !exchange.response().switches_to_websocket() {
-                let error = ProxyError::BadResponse(BadResponse::Switch);
-                exchange.bad_response();
+                let bad = BadResponse::Switch;
+                exchange.bad_response(bad);
                 let then = self.then(about);
-                return Box::pin(self.fail(error, about, then, out)).await;
+                return Box::pin(self.fail(ProxyError::BadResponse(bad), about, then, out)).await;
             }
             exchange.responded(took);
             return Box::pin(self.tunnel(exchange, out)).await;
@@ -61,13 +61,13 @@ impl<S: ClientStream> Connection<S> {
         let mut out = if out.capacity() == 0 { self.local.means.spare.output() } else { out };
         let connection = connection_line(then, about.version);
         exchange.write_head(&mut out, about.method, coding, connection, &self.client.origin.connection);
-        exchange.consume_head();
         let mut down = Flow::new(framing, coding, out);
-        down.allow_extensions(self.local.limits.chunk_extension_bytes);
+        down.decode_with(|| exchange.decoder());
+        exchange.consume_head();
         if down.take_along(&mut exchange.upstream.input).is_err() {
-            exchange.bad_response();
-            let error = ProxyError::BadResponse(BadResponse::Chunk);
-            return Box::pin(self.fail(error, about, then, Vec::new())).await;
+            let bad = BadResponse::Chunk;
+            exchange.bad_response(bad);
+            return Box::pin(self.fail(ProxyError::BadResponse(bad), about, then, Vec::new())).await;
         }
         exchange.responded(took);
         self.responds(exchange.response().status);

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::Connection;
 use crate::access::{Admit, Verification};
 use crate::http1::Framing;
+use crate::http1::chunked::Decoder;
 use crate::http1::flow::{Coding, Flow};
 use crate::http1::refusal::Refusal;
 use crate::http1::request::{Method, Persistence, Request, Version};
@@ -79,6 +80,7 @@ impl<S: ClientStream> Connection<S> {
             started: Instant::now(),
         };
         let framing = request.framing;
+        let hop_names = if framing == Framing::Chunked { request.hop_names() } else { Vec::new() };
         let (outbound, record) = self.client.outbound(local, self.side.shard(), &request, login);
         (self.status, self.record) = (0, record);
         local.fields.set(fields);
@@ -92,10 +94,10 @@ impl<S: ClientStream> Connection<S> {
         })?;
         let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
         let mut flow = Flow::new(framing, coding, head);
-        flow.allow_extensions(self.local.limits.chunk_extension_bytes);
-        if flow.take_along(&mut self.side.input).is_err() {
+        flow.decode_with(|| Decoder::new(self.local.limits.chunk_extension_bytes, hop_names));
+        if let Err(bad) = flow.take_along(&mut self.side.input) {
             flow.release(&self.local.means);
-            return Err(NotPrepared::Refused(Refusal::Chunk));
+            return Err(NotPrepared::Refused(bad.into()));
         }
         if self.side.input.is_empty() {
             self.side.input.release(&self.local.means.spare);
