@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 use tests::client;
 use tests::netns::is_root;
@@ -32,6 +33,19 @@ async fn backend(name: &'static str) -> anyhow::Result<u16> {
 
 fn instance(id: &str, port: u16) -> ScriptedInstance {
     ScriptedInstance { task_id: id.to_owned(), port }
+}
+
+/// Until a service answers that.
+async fn served(waymark: &Waymark, port: u16, text: &str) -> anyhow::Result<()> {
+    let wait = async {
+        while client::get(waymark.service(port), "/").await?.text() != text {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(client::DEADLINE, wait)
+        .await
+        .with_context(|| format!("port {port} never answers {text}"))?
 }
 
 async fn status(waymark: &Waymark) -> anyhow::Result<Value> {
@@ -91,8 +105,7 @@ async fn two_schedulers_and_a_file_serve_side_by_side() -> anyhow::Result<()> {
         &[instance("one.2", backend("changed").await?)],
     );
     one.status_update("/one", &instance("one.2", 1), "TASK_RUNNING")?;
-    waymark.until("/api/apps", "the change", |apps| apps.text().contains("one.2")).await?;
-    assert_eq!(client::get(waymark.service(10000), "/").await?.text(), "changed");
+    served(&waymark, 10000, "changed").await?;
     Ok(())
 }
 
@@ -244,8 +257,7 @@ async fn w35_a_full_disk_costs_nothing_but_the_file() -> anyhow::Result<()> {
     let second = instance("web.2", backend("second").await?);
     scheduler.set_app("/web", 10000, labels(1), std::slice::from_ref(&second));
     scheduler.status_update("/web", &second, "TASK_RUNNING")?;
-    waymark.until("/api/apps", "the change", |apps| apps.text().contains("web.2")).await?;
-    assert_eq!(client::get(waymark.service(10000), "/").await?.text(), "second");
+    served(&waymark, 10000, "second").await?;
     let pid = waymark.pid().expect("it runs");
     let seen_inside = format!("/proc/{pid}/root{state}");
     let kept = async {
@@ -253,7 +265,8 @@ async fn w35_a_full_disk_costs_nothing_but_the_file() -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(client::DEADLINE, kept).await?;
+    // After a failure it waits for some twenty times as long as that took.
+    tokio::time::timeout(6 * client::DEADLINE, kept).await?;
     assert!(!disk.join("kept-marathon").exists(), "nothing of that is outside");
     Ok(())
 }
