@@ -31,7 +31,7 @@ pub struct Response {
     pub persistence: Persistence,
     /// Of the whole head, with its empty line.
     pub head_bytes: usize,
-    pub(crate) fields: Vec<Field>,
+    pub fields: Vec<Field>,
     seen: Seen,
     /// Where the first line ends, without its CR LF.
     line_end: usize,
