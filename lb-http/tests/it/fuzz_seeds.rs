@@ -1,10 +1,14 @@
 //! The bodies of the fuzz targets (tests/fuzz) on right messages and on a few thousand mutations of them: the same in
 //! every run, so that a target neither rots nor has to be built to be checked. `FUZZ_ROUNDS` makes it longer.
 
+#[path = "../../../tests/fuzz/bodies/http_balancer.rs"]
+mod http_balancer;
 #[path = "../../../tests/fuzz/bodies/http_chunked.rs"]
 mod http_chunked;
 #[path = "../../../tests/fuzz/bodies/http_connection.rs"]
 mod http_connection;
+#[path = "../../../tests/fuzz/bodies/http_exchange.rs"]
+mod http_exchange;
 #[path = "../../../tests/fuzz/bodies/http_request.rs"]
 mod http_request;
 #[path = "../../../tests/fuzz/bodies/http_response.rs"]
@@ -52,16 +56,22 @@ fn requests() {
     check(&seeds("send"), 20_000, http_request::run);
 }
 
+/// Responses of which a proxy must make something, for whoever parses them.
+const RESPONSES: [&str; 9] = [
+    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "HTTP/1.0 404 Not Found\r\nConnection: keep-alive, X-A\r\nX-A: 1\r\n\r\n",
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 5\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+    "HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nConnection: X-A\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nX-A: 1\r\nX-B: 2\r\n\r\n",
+    "HTTP/1.1 200 OK\r\n\r\nhello",
+];
+
 #[test]
 fn responses() {
-    let seeds = [
-        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        "HTTP/1.0 404 Not Found\r\nConnection: keep-alive, X-A\r\nX-A: 1\r\n\r\n",
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
-        "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 5\r\n\r\n",
-    ];
-    check(&seeds.map(|s| s.as_bytes().to_vec()), 20_000, http_response::run);
+    check(&RESPONSES.map(|s| s.as_bytes().to_vec()), 20_000, http_response::run);
 }
 
 #[test]
@@ -77,5 +87,10 @@ fn chunks() {
 
 #[test]
 fn connections() {
-    check(&seeds("send"), 300, http_connection::run);
+    check(&seeds("send"), 3000, http_connection::run);
+}
+
+#[test]
+fn exchanges() {
+    check(&RESPONSES.map(|s| s.as_bytes().to_vec()), 200, http_exchange::run);
 }

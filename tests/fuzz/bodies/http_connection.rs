@@ -1,126 +1,88 @@
-//! A whole connection: any bytes from a client through a running balancer, to an endpoint that must only ever see what
-//! a strict reader takes for requests.
+//! A client's whole connection: any bytes through a running balancer to an endpoint. Its judge is hyper: all that it
+//! takes for a request must be one that the balancer sent, which shows by a line that no client can know.
 
 use std::cell::RefCell;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::poll_fn;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 
-use event_watcher::catalog::*;
-use event_watcher::publish;
-use lb_http::http1::Framing;
-use lb_http::http1::request::Request;
-use tokio_util::sync::CancellationToken;
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 
-/// The endpoint was sent what is no request.
-static SAW_NO_REQUEST: AtomicBool = AtomicBool::new(false);
+use super::http_balancer;
+
+/// The balancer tells it to the endpoint with each request, and what a client says of it does not go on.
+static SERVICE_PORT: AtomicU16 = AtomicU16::new(0);
+/// What the endpoint saw that it should not have.
+static COMPLAINT: Mutex<Option<String>> = Mutex::new(None);
 
 thread_local! {
     static BALANCER: RefCell<Option<SocketAddr>> = const { RefCell::new(None) };
 }
 
-/// Reads requests and answers each.
-fn endpoint(mut stream: TcpStream) {
-    let (mut input, mut buffer) = (Vec::new(), [0; 4096]);
-    loop {
-        while let Some(end) = input.windows(4).position(|w| w == b"\r\n\r\n") {
-            let mut fields = Vec::new();
-            let head = input[..end + 4].to_vec();
-            let Ok(request) = Request::parse(&head, &mut fields) else {
-                SAW_NO_REQUEST.store(true, SeqCst);
-                return;
-            };
-            let body = match request.framing {
-                Framing::Length(n) => n as usize,
-                // The body's own grammar is another target's.
-                Framing::Chunked => return,
-                Framing::None | Framing::UntilClose => 0,
-            };
-            if input.len() < end + 4 + body {
-                break;
-            }
-            input.drain(..end + 4 + body);
-            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_err() {
-                return;
-            }
-        }
-        match stream.read(&mut buffer) {
-            Ok(n) if n > 0 => input.extend_from_slice(&buffer[..n]),
-            _ => return,
-        }
+fn complain(of: String) {
+    COMPLAINT.lock().expect("nobody panics with it").get_or_insert(of);
+}
+
+async fn serve(request: hyper::Request<Incoming>) -> Result<hyper::Response<String>, Infallible> {
+    let (head, mut body) = request.into_parts();
+    let ports: Vec<_> = head.headers.get_all("x-forwarded-port").iter().collect();
+    if ports != [&*SERVICE_PORT.load(SeqCst).to_string()] || head.headers.get_all("host").iter().count() > 1 {
+        complain(format!("a request that the balancer did not make: {head:?}"));
     }
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Err(error) = frame else { continue };
+        let is_bad =
+            error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|error| {
+                matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+            });
+        if is_bad {
+            complain(format!("a body that is none: {error:?}"));
+        }
+        break;
+    }
+    let mut response = hyper::Response::new("hello".to_owned());
+    // Answers of several kinds, the same for the same request.
+    match head.uri.path().len() % 4 {
+        0 => drop(response.headers_mut().insert("transfer-encoding", "chunked".parse().expect("a value"))),
+        1 => *response.status_mut() = hyper::StatusCode::NO_CONTENT,
+        2 => drop(response.headers_mut().insert("connection", "close".parse().expect("a value"))),
+        _ => {}
+    }
+    Ok(response)
 }
 
 fn start() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let address = listener.local_addr().expect("a bound socket");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || endpoint(stream));
-        }
-    });
-    let port =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).expect("a free port").port();
-    let (ready, is_ready) = std::sync::mpsc::channel();
+    let (address, is_bound) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
-        runtime.block_on(async move {
-            let mut config =
-                lb_http::Config { http_listen: None, appid_listen: None, ..lb_http::Config::default() };
-            config.timeouts.client_keepalive = Duration::from_millis(100);
-            config.timeouts.client_header = Duration::from_millis(100);
-            config.timeouts.client_body_idle = Duration::from_millis(100);
-            let (publisher, subscriber) = publish::channel();
-            let (plane, workers) =
-                lb_http::start(config, subscriber, 1, CancellationToken::new()).await.expect("it starts");
-            for worker in workers {
-                tokio::task::spawn_local(worker.run());
+        runtime.block_on(async {
+            let listener =
+                tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+            address.send(listener.local_addr().expect("a bound socket")).expect("somebody waits");
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::task::spawn_local(async {
+                    let connection =
+                        http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(serve));
+                    if let Err(error) = connection.await
+                        && error.is_parse()
+                    {
+                        complain(format!("what is no request: {error:?}"));
+                    }
+                });
             }
-            let app = Arc::new(app(port, address));
-            let apps = [(app.id.clone(), app)].into_iter().collect();
-            publisher.publish(Arc::new(Snapshot { generation: Generation(1), apps, ..Snapshot::default() }));
-            plane.applied().reached(Generation(1)).await.expect("it is applied");
-            ready.send(()).expect("somebody waits");
-            std::future::pending::<()>().await;
         });
     });
-    is_ready.recv().expect("the balancer starts");
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}
-
-fn app(port: u16, endpoint: SocketAddr) -> App {
-    let id = AppId::new("/fuzz");
-    App {
-        id: id.clone(),
-        version: "v1".into(),
-        labels: [("HAPROXY_0_MODE".to_owned(), "http".to_owned())].into(),
-        n_instances_wanted: 1,
-        services: vec![Service {
-            id: ServiceId { app: id, port_index: 0 },
-            name: None,
-            service_port: Some(port),
-            protocols: Protocols::TCP,
-            labels: Default::default(),
-            vips: vec![],
-        }],
-        health_checks: vec![],
-        instances: vec![Arc::new(Instance {
-            id: InstanceId::new("i"),
-            host: "127.0.0.1".into(),
-            host_address: Some(endpoint.ip()),
-            agent: None,
-            version: "v1".into(),
-            state: InstanceState::Running,
-            health: Health::Unchecked,
-            readiness: Readiness::Unchecked,
-            started_at: None,
-            addresses: vec![],
-            endpoints: vec![Endpoint { port_index: 0, address: endpoint }],
-        })],
-        deployments: vec![],
-    }
+    let service = http_balancer::start(is_bound.recv().expect("the endpoint starts"));
+    SERVICE_PORT.store(service.port(), SeqCst);
+    service
 }
 
 pub fn run(input: &[u8]) {
@@ -131,6 +93,9 @@ pub fn run(input: &[u8]) {
     let _ = stream.shutdown(std::net::Shutdown::Write);
     let mut got = Vec::new();
     let _ = stream.read_to_end(&mut got);
-    assert!(!SAW_NO_REQUEST.load(SeqCst), "what is forwarded is a request");
-    assert!(got.is_empty() || got.starts_with(b"HTTP/1.1 "), "an answer is a response");
+    let complaint = COMPLAINT.lock().expect("nobody panics with it").take();
+    assert!(complaint.is_none(), "the endpoint saw {}", complaint.unwrap_or_default());
+    if let Err(error) = http_balancer::answers(&got) {
+        panic!("the client was sent {error}, in {}", got.escape_ascii());
+    }
 }

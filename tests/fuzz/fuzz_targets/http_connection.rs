@@ -1,6 +1,9 @@
 //! See the body.
 #![no_main]
 
+#[path = "../bodies/http_balancer.rs"]
+mod http_balancer;
+
 #[path = "../bodies/http_connection.rs"]
 mod body;
 

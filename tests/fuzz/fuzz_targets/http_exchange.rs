@@ -1,0 +1,10 @@
+//! See the body.
+#![no_main]
+
+#[path = "../bodies/http_balancer.rs"]
+mod http_balancer;
+
+#[path = "../bodies/http_exchange.rs"]
+mod body;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| body::run(input));
