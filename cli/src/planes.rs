@@ -197,6 +197,7 @@ impl Plane for Vip {
             ("flows_evicted", totals.n_flows_evicted),
             ("datagrams_dropped", totals.n_datagrams_dropped),
             ("datagrams_refused", totals.n_datagrams_refused),
+            ("ends_unheard", totals.n_unheard),
         ] {
             let _ = writeln!(text, "# TYPE waymark_vip_{name}_total counter\nwaymark_vip_{name}_total {n}");
         }

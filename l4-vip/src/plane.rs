@@ -202,6 +202,7 @@ impl Plane {
             n_flows_evicted: self.shared.udp.n_evicted.value(),
             n_datagrams_dropped: self.shared.udp.n_dropped.value(),
             n_datagrams_refused: self.shared.udp.n_refused.value(),
+            n_unheard: kernel.counted.n_unheard,
         }
     }
 }

@@ -162,4 +162,6 @@ pub struct PlaneTotals {
     pub n_flows_evicted: u64,
     pub n_datagrams_dropped: u64,
     pub n_datagrams_refused: u64,
+    /// Times when more connections ended at once than the kernel could tell of, so that bytes of them are missing.
+    pub n_unheard: u64,
 }

@@ -31,6 +31,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 pub(crate) struct Counted {
     pub(crate) frontends: BTreeMap<Frontend, KernelCounters>,
     pub(crate) backends: BTreeMap<(Frontend, SocketAddr), KernelCounters>,
+    pub(crate) n_unheard: u64,
 }
 
 /// A call to the kernel that failed; what was in force before is in force still.
@@ -256,10 +257,11 @@ impl Driver {
         let counted = self.call(|plane| plane.count()).await;
         self.count_at = Instant::now() + (COUNT_REST * began.elapsed()).clamp(COUNT, LONGEST_COUNT_REST);
         match counted {
-            Ok(super::Counted { frontends, backends }) => {
+            Ok(super::Counted { frontends, backends, n_unheard }) => {
                 self.counted = Arc::new(Counted {
                     frontends: frontends.into_iter().collect(),
                     backends: backends.into_iter().map(|(f, address, c)| ((f, address), c)).collect(),
+                    n_unheard,
                 });
             }
             Err(error) => tracing::warn!(%error, "the VIPs' counters cannot be read"),

@@ -68,6 +68,8 @@ pub struct Counted {
     pub frontends: Vec<(Frontend, KernelCounters)>,
     /// Of each backend of each frontend.
     pub backends: Vec<(Frontend, SocketAddr, KernelCounters)>,
+    /// How often the kernel had more to tell of connections' ends than it could: bytes of them are missing.
+    pub n_unheard: u64,
 }
 
 impl std::ops::AddAssign for KernelCounters {

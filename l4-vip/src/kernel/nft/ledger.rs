@@ -55,6 +55,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Books {
     accounts: Map<Frontend, Account>,
+    /// How often flows ended that the kernel could not tell of.
+    n_unheard: u64,
     is_over: bool,
 }
 
@@ -104,8 +106,8 @@ impl Ledger {
         Ok(Self { shared, thread: Some(thread), has_bytes: false, has_ends: false, has_switched: false })
     }
 
-    /// Has connection tracking count the bytes of flows that begin from now on. To be called when
-    /// there is a rule that translates, which loads it.
+    /// Has connection tracking count the bytes of flows that begin from now on. To be called when there is a rule that
+    /// translates, which loads it.
     pub(super) fn begin_counting(&mut self) {
         let is_on = |file: &str| std::fs::read_to_string(file).is_ok_and(|value| value.trim() != "0");
         let was_on = is_on(ACCOUNTING);
@@ -146,6 +148,10 @@ impl Ledger {
         let now: HashSet<Frontend> = all.iter().map(|service| service.frontend).collect();
         self.shared.lock().accounts.retain(|frontend, _| now.contains(frontend));
         self.change(all.iter().map(|service| (service.frontend, Some(service))));
+    }
+
+    pub(super) fn n_unheard(&self) -> u64 {
+        self.shared.lock().n_unheard
     }
 
     /// Of every frontend, and of every backend that it has.
@@ -254,6 +260,7 @@ impl Clerk {
             }
         })?;
         if has_lost {
+            self.shared.lock().n_unheard += 1;
             tracing::warn!("more flows ended at once than the kernel could tell: some bytes are not counted");
         }
         for group in flows.chunks(N_BOOKED) {

@@ -86,6 +86,10 @@ impl Tallies {
         }
         let backends =
             backends.into_iter().map(|((frontend, backend), counters)| (frontend, backend, counters));
-        Ok(Counted { frontends: frontends.into_iter().collect(), backends: backends.collect() })
+        Ok(Counted {
+            frontends: frontends.into_iter().collect(),
+            backends: backends.collect(),
+            n_unheard: ledger.n_unheard(),
+        })
     }
 }
