@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// How often waits are looked at: a time-out comes at most this much late.
+/// How often waits are looked at: a time-out comes at most this much early or late, for a wait is said to have begun at
+/// the last look.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// A wait is a long one when it has seen two sweeps.
 const LONG_MILLIS: u64 = 150;

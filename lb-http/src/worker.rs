@@ -198,6 +198,10 @@ impl Worker {
                 "connections were cut at the end of the drain time"
             );
         }
+        drop(local);
+        // The last one waits for the log's lines, and others serve on this thread.
+        let log = self.access_log.take();
+        let _ = tokio::task::spawn_blocking(move || drop(log)).await;
     }
 }
 
@@ -274,6 +278,7 @@ impl From {
         let permit = match local.clients.permit(peer.ip(), &self.n_connections, &limits) {
             Ok(permit) => permit,
             Err(refused) => {
+                tracing::debug!(%peer, reason = %refused, "refused");
                 return self.series(&local).of_worker(local.index).refused_connection(refused);
             }
         };
@@ -282,13 +287,13 @@ impl From {
         drop(permit);
         match header {
             Ok(Ok(ends)) => self.admit_from(&local, stream.into(), ends.map_or(peer, |ends| ends.source)),
-            refused => {
-                let series = self.series(&local);
-                series.of_worker(local.index).refused_connection(RefusedConnection::ProxyHeader);
-                match refused {
-                    Ok(Err(error)) => tracing::debug!(%peer, %error, "refused"),
-                    _ => tracing::debug!(%peer, "refused: its PROXY header did not come in time"),
+            bad => {
+                let refused = RefusedConnection::ProxyHeader;
+                match bad {
+                    Ok(Err(error)) => tracing::debug!(%peer, reason = %refused, %error, "refused"),
+                    _ => tracing::debug!(%peer, reason = %refused, "refused"),
                 }
+                self.series(&local).of_worker(local.index).refused_connection(refused);
             }
         }
     }
@@ -315,7 +320,10 @@ impl From {
         let shard = series.of_worker(local.index);
         let permit = match local.clients.permit(client.ip(), &self.n_connections, &local.limits) {
             Ok(permit) => permit,
-            Err(refused) => return shard.refused_connection(refused),
+            Err(refused) => {
+                tracing::debug!(%client, reason = %refused, "refused");
+                return shard.refused_connection(refused);
+            }
         };
         shard.n_sessions.increment();
         let session = series.begin();

@@ -9,7 +9,7 @@ use tests::netns::{Netns, is_root};
 
 use crate::PROGRAM;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(10);
 const RESOLVERS: [&str; 4] = ["198.51.100.1", "198.51.100.2", "198.51.100.3", "fd01:d::c633:6401"];
 
 /// `waymark serve` inside, with DNS alone and a scheduler that is not there.

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::{PROGRAM, VIP_NAME};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(10);
 const N_CONNECTIONS: usize = 400;
 
 async fn exchange(connection: &mut TcpStream) -> std::io::Result<()> {

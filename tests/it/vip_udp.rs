@@ -13,7 +13,7 @@ use tokio::net::UdpSocket;
 
 use crate::PROGRAM;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(10);
 const NAME: &str = "name-it.marathon.l4lb.thisdcos.directory";
 const PORT: u16 = 5353;
 

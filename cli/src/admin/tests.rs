@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::readiness;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(10);
 
 struct Fake {
     applied: Applied,

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Config, Error, Instances, Running, start};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(10);
 
 struct Scheduler {
     running: Running,

@@ -26,7 +26,7 @@ pub const PTR: u16 = 12;
 pub const AAAA: u16 = 28;
 pub const SRV: u16 = 33;
 pub const ANY: u16 = 255;
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 pub fn app(id: &str) -> App {
     App {

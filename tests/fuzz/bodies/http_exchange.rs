@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 
-use super::http_balancer::{self, Answer, answers, find};
+use super::http_balancer::{self, Answer, Asked, find};
 
 /// What the endpoint says next.
 static SAID: Mutex<Vec<u8>> = Mutex::new(Vec::new());
@@ -50,7 +50,7 @@ fn start() -> SocketAddr {
     http_balancer::start(address)
 }
 
-fn ask(address: SocketAddr, paths: &[&str]) -> Vec<u8> {
+fn ask(address: SocketAddr, paths: &[&str]) -> Result<Vec<Answer>, String> {
     let mut stream = TcpStream::connect(address).expect("it listens");
     for path in paths {
         // It may close before all is written.
@@ -59,15 +59,14 @@ fn ask(address: SocketAddr, paths: &[&str]) -> Vec<u8> {
     let mut got = Vec::new();
     let _ = stream.shutdown(Shutdown::Write);
     let _ = stream.read_to_end(&mut got);
-    got
+    http_balancer::answers(&got, Asked::Get).map_err(|error| format!("{error}, in {}", got.escape_ascii()))
 }
 
 pub fn run(input: &[u8]) {
     let address = BALANCER.with_borrow_mut(|known| *known.get_or_insert_with(start));
     *SAID.lock().expect("nobody panics with it") = input.to_vec();
-    let got = ask(address, &["/any", "/clean"]);
-    match answers(&got) {
-        Err(error) => panic!("the client was sent {error}, in {}", got.escape_ascii()),
+    match ask(address, &["/any", "/clean"]) {
+        Err(error) => panic!("the client was sent {error}"),
         Ok(answers) => {
             assert!(answers.len() <= 2, "there are more answers than requests: {answers:?}");
             assert!(answers.get(1).is_none_or(|second| is_clean(second) || is_late(second)), "{answers:?}");
@@ -78,7 +77,7 @@ pub fn run(input: &[u8]) {
         Ok([answer]) => !is_late(answer),
         _ => true,
     };
-    let next = (0..100).map(|_| answers(&ask(address, &["/clean"]))).find(is_in_time);
+    let next = (0..100).map(|_| ask(address, &["/clean"])).find(is_in_time);
     let is_answered = matches!(&next, Some(Ok(answers)) if answers.iter().all(is_clean));
     assert!(is_answered, "the next request is answered {next:?}");
 }

@@ -33,11 +33,12 @@ use crate::outbound::Client;
 use crate::proxy::{Accepted, Then};
 use crate::stats::ResponseClass;
 use crate::sticky::Cookie;
-use crate::wait::{Phase, Registered, Wait};
+use crate::wait::{Phase, Registered, SWEEP_INTERVAL, Wait};
 use crate::worker::Local;
 
-/// How long a connection that has sent nothing yet may take to do so in a drain.
-const LAST_REQUEST: Duration = Duration::from_millis(100);
+/// How long a connection that has sent nothing yet may take to do so in a drain: no less than a sweep's interval, though
+/// its time begins with the last one.
+const LAST_REQUEST: Duration = SWEEP_INTERVAL.saturating_mul(2);
 
 struct Connection<S> {
     local: Rc<Local>,

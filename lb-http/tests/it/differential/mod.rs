@@ -67,6 +67,22 @@ fn hypers(headers: &HeaderMap) -> Fields {
     sorted(headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())))
 }
 
+/// The lines of a head, with the empty one that ends it.
+fn head_lines(text: &str) -> Vec<&str> {
+    let mut lines = Vec::new();
+    for line in text.split_inclusive('\n') {
+        lines.push(line);
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    lines
+}
+
+fn is_ended_badly(line: &&str) -> bool {
+    !line.ends_with("\r\n") || line.ends_with("\r\r\n")
+}
+
 /// Decodes as much as there is, and says how many bytes that were.
 fn our_chunks(mut input: &[u8]) -> (BodyRead, usize) {
     let (n, mut decoder, mut read) = (input.len(), Decoder::default(), BodyRead::default());

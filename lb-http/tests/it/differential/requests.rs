@@ -132,13 +132,7 @@ fn is_no_uri(target: &str) -> bool {
 /// What is wrong with a request that hyper takes and we refuse. `text` begins with its head.
 fn explains(refusal: Refusal, text: &str, theirs: &Message) -> bool {
     let [method, _, version] = &theirs.first_line[..] else { return false };
-    let mut is_over = false;
-    let head = text.split_inclusive('\n').take_while(|line| {
-        let is_before = !is_over;
-        is_over |= line.trim().is_empty();
-        is_before
-    });
-    let head: Vec<&str> = head.collect();
+    let head = head_lines(text);
     let target = head[0].split(' ').nth(1).unwrap_or_default();
     let is_11 = version == "HTTP/1.1";
     let hosts = theirs.values("host");
@@ -157,7 +151,7 @@ fn explains(refusal: Refusal, text: &str, theirs: &Message) -> bool {
         Refusal::HostMismatch => authority(target).is_some_and(|a| hosts != [a.as_bytes()]),
         Refusal::Target => is_no_target(target, method),
         Refusal::Method => method == "CONNECT" || method == "TRACE",
-        Refusal::LineEnd => head.iter().any(|line| !line.ends_with("\r\n") || line.ends_with("\r\r\n")),
+        Refusal::LineEnd => head.iter().any(is_ended_badly),
         Refusal::TransferEncoding => {
             !is_11 && !encodings.is_empty()
                 || encodings.len() > 1

@@ -67,7 +67,7 @@ fn by_hyper(input: &[u8], method: Method) -> Option<Message> {
     })
 }
 
-/// What is wrong with a response that hyper takes and we refuse.
+/// What is wrong with a response that hyper takes and we refuse. `text` begins with its head.
 fn explains(bad: BadResponse, text: &str, theirs: &Message) -> bool {
     let [version, status] = &theirs.first_line[..] else { return false };
     let encodings = theirs.values("transfer-encoding");
@@ -75,9 +75,7 @@ fn explains(bad: BadResponse, text: &str, theirs: &Message) -> bool {
     match bad {
         // RFC 9110 section 15.
         BadResponse::StatusLine => status.parse::<u16>().is_ok_and(|status| status >= 600),
-        BadResponse::LineEnd => {
-            text.split_inclusive('\n').any(|line| !line.ends_with("\r\n") || line.ends_with("\r\r\n"))
-        }
+        BadResponse::LineEnd => head_lines(text).iter().any(is_ended_badly),
         BadResponse::Framing => {
             encodings.len() > 1
                 || encodings.iter().any(|value| !value.eq_ignore_ascii_case(b"chunked"))
@@ -118,7 +116,9 @@ proptest! {
                 }
             }
             (Err(bad), Some(their)) => {
-                prop_assert!(explains(bad, &text, &their), "{bad:?}, but hyper takes {their:?} of {text:?}");
+                // Interim ones are as they should be here.
+                let begin = if text.starts_with("HTTP/1.1 1") { text.find("\r\n\r\n").map_or(0, |at| at + 4) } else { 0 };
+                prop_assert!(explains(bad, &text[begin..], &their), "{bad:?}, but hyper takes {their:?} of {text:?}");
             }
             (Ok((our, _)), None) => prop_assert!(false, "hyper does not take {our:?} of {text:?}"),
             (Err(_), None) => {}
