@@ -127,6 +127,20 @@ esac
     Ok(std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?)
 }
 
+/// All calls of it, once one of them was that: it writes them down at its own pace.
+async fn docker_calls(folder: &Path, wanted: &str) -> anyhow::Result<String> {
+    let wait = async {
+        loop {
+            let calls = std::fs::read_to_string(folder.join("calls")).unwrap_or_default();
+            if calls.lines().any(|call| call.contains(wanted)) {
+                return calls;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.with_context(|| format!("docker was never told {wanted}"))
+}
+
 #[tokio::test]
 async fn images_run_through_docker() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
@@ -147,7 +161,7 @@ async fn images_run_through_docker() -> anyhow::Result<()> {
     let task = &app["tasks"][0];
     assert_eq!(task["ipAddresses"][0]["ipAddress"], "172.17.0.2");
     let port = task["ports"][0].as_u64().context("a host port")?;
-    let calls = std::fs::read_to_string(folder.path().join("calls"))?;
+    let calls = docker_calls(folder.path(), "run ").await?;
     for words in [
         "pull example/image",
         &format!("--name waymark-{}", task["id"].as_str().unwrap_or_default()),
@@ -163,8 +177,7 @@ async fn images_run_through_docker() -> anyhow::Result<()> {
     }
     assert_eq!(waymark.api("DELETE", "/v2/apps/image", None).await?.0, 200);
     waymark.settled().await?;
-    let calls = std::fs::read_to_string(folder.path().join("calls"))?;
-    assert!(calls.contains("rm --force waymark-image.instance-"), "{calls}");
+    docker_calls(folder.path(), "rm --force waymark-image.instance-").await?;
     Ok(())
 }
 
