@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use tests::client;
 use tests::load::{Connections, Load, Shape};
-use tests::waymark::{Waymark, processes_of};
+use tests::waymark::{Waymark, processes_when};
 
 use crate::{APP, PROGRAM};
 
@@ -23,7 +23,7 @@ async fn nobody_sees_an_error_when_an_instance_is_killed() -> anyhow::Result<()>
     let shape = Shape { n_clients: 4, connections: Connections::Kept, rate: Some(400) };
     let load = Load::start(waymark.service(10000), "/", shape);
     for victim in before.iter().take(2) {
-        for pid in processes_of(victim) {
+        for pid in processes_when(victim, |n| n > 0).await? {
             // SAFETY: kill(2) takes numbers only; the process carries the id of our own instance.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
@@ -78,7 +78,7 @@ async fn a_sticky_client_stays_and_moves_on_when_its_instance_goes() -> anyhow::
     }
     let holder = task_ids(&waymark).await?.into_iter().find(|id| first.text().contains(id.as_str()));
     let holder = holder.expect("the answer names its instance");
-    for pid in processes_of(&holder) {
+    for pid in processes_when(&holder, |n| n > 0).await? {
         // SAFETY: kill(2) takes numbers only; the process carries the id of our own instance.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tests::client::{self, DEADLINE};
-use tests::waymark::{Waymark, processes_of};
+use tests::waymark::{Waymark, processes_of, processes_when};
 
 use crate::{APP, PROGRAM};
 
@@ -33,7 +33,9 @@ async fn apps_are_kept_and_instances_are_not_left_behind() -> anyhow::Result<()>
     waymark.ok(&["app", "scale", APP, "2", "--wait"]).await?;
     let tasks = task_ids(&waymark).await?;
     assert_eq!(tasks.len(), 2);
-    assert!(tasks.iter().all(|id| !processes_of(id).is_empty()), "the instances are real processes");
+    for task in &tasks {
+        processes_when(task, |n| n > 0).await?;
+    }
     assert_eq!(waymark.stop().await?, Some(0));
     all_gone(&tasks).await;
 
@@ -60,7 +62,8 @@ async fn grandchildren_end_with_their_instance() -> anyhow::Result<()> {
     std::fs::write(&file, app.to_string())?;
     waymark.ok(&["app", "add", &file.to_string_lossy(), "--wait"]).await?;
     let tasks = task_ids(&waymark).await?;
-    assert!(processes_of(&tasks[0]).len() >= 3, "a shell and its children");
+    // A shell and its children.
+    processes_when(&tasks[0], |n| n >= 3).await?;
     waymark.ok(&["app", "remove", "/family", "--wait"]).await?;
     all_gone(&tasks).await;
     Ok(())

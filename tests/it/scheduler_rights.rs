@@ -93,7 +93,7 @@ async fn an_app_runs_as_its_user() -> anyhow::Result<()> {
     waymark.settled().await?;
     let app = waymark.api("GET", "/v2/apps/own", None).await?.1;
     for task in app["app"]["tasks"].as_array().context("tasks")? {
-        let pids = tests::waymark::processes_of(task["id"].as_str().context("an id")?);
+        let pids = tests::waymark::processes_when(task["id"].as_str().context("an id")?, |n| n > 0).await?;
         let status = std::fs::read_to_string(format!("/proc/{}/status", pids.first().context("a process")?))?;
         let uid = status.lines().find(|line| line.starts_with("Uid:")).context("a uid")?;
         assert!(uid.split_whitespace().skip(1).all(|id| id != "0"), "{uid}");

@@ -201,7 +201,7 @@ async fn pods_run_as_processes() -> anyhow::Result<()> {
     assert!(containers[0]["endpoints"][0]["allocatedHostPort"].is_u64(), "{containers}");
     for container in [0, 1] {
         let id = containers[container]["containerId"].as_str().context("an id")?;
-        assert_eq!(tests::waymark::processes_of(id).len(), 1, "{id}");
+        tests::waymark::processes_when(id, |n| n == 1).await?;
     }
     // Apps and pods do not show up among each other.
     assert_eq!(waymark.api("GET", "/v2/apps", None).await?.1, json!({"apps": []}));

@@ -330,3 +330,18 @@ pub fn processes_of(task_id: &str) -> Vec<i32> {
         })
         .collect()
 }
+
+/// The same, as soon as their number fits: an instance runs a moment before its command does.
+pub async fn processes_when(task_id: &str, fits: impl Fn(usize) -> bool) -> anyhow::Result<Vec<i32>> {
+    let wait = async {
+        loop {
+            let processes = processes_of(task_id);
+            if fits(processes.len()) {
+                return processes;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let found = tokio::time::timeout(DEADLINE, wait).await;
+    found.with_context(|| format!("the processes of {task_id} are {:?}", processes_of(task_id)))
+}
