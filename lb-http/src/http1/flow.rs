@@ -25,7 +25,8 @@ pub(crate) enum Coding {
 enum Source {
     Ended,
     Length(u64),
-    Chunked(Decoder),
+    /// Boxed, because most flows are moved without one.
+    Chunked(Box<Decoder>),
     UntilClose,
 }
 
@@ -70,7 +71,7 @@ impl Flow {
         let source = match framing {
             Framing::None | Framing::Length(0) => Source::Ended,
             Framing::Length(length) => Source::Length(length),
-            Framing::Chunked => Source::Chunked(Decoder::default()),
+            Framing::Chunked => Source::Chunked(Box::default()),
             Framing::UntilClose => Source::UntilClose,
         };
         let trailer = Vec::new();
@@ -80,7 +81,7 @@ impl Flow {
     /// Of a flow that has not begun: how its source is decoded, if it is chunked.
     pub(crate) fn decode_with(&mut self, decoder: impl FnOnce() -> Decoder) {
         if let Source::Chunked(present) = &mut self.source {
-            *present = decoder();
+            **present = decoder();
         }
     }
 
