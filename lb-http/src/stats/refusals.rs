@@ -1,5 +1,5 @@
 //! Refusals by reason, handshakes, queues and latency quantiles, as Prometheus text: what HAProxy's exporter has no
-//! names for.
+//! names for. The reasons for people, too.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -99,21 +99,24 @@ enum What {
 }
 
 impl What {
-    /// Reasons that share a word are one to whoever reads it; only what has happened.
     fn counted(self, totals: &Totals) -> BTreeMap<&'static str, u64> {
-        let counts: Vec<(&str, u64)> = match self {
-            Self::Requests => Refusal::ALL.iter().map(|r| r.word()).zip(totals.refusals).collect(),
+        match self {
+            Self::Requests => by_word(Refusal::ALL.iter().map(|r| r.word()), &totals.refusals),
             Self::Connections => {
-                RefusedConnection::ALL.iter().map(|r| r.word()).zip(totals.refused_connections).collect()
+                by_word(RefusedConnection::ALL.iter().map(|r| r.word()), &totals.refused_connections)
             }
-            Self::Responses => BadResponse::ALL.iter().map(|r| r.word()).zip(totals.bad_responses).collect(),
-        };
-        let mut sums = BTreeMap::new();
-        for (word, n) in counts.into_iter().filter(|(_, n)| *n > 0) {
-            *sums.entry(word).or_default() += n;
+            Self::Responses => by_word(BadResponse::ALL.iter().map(|r| r.word()), &totals.bad_responses),
         }
-        sums
     }
+}
+
+/// Reasons that share a word are one to whoever reads it; only what has happened.
+fn by_word(words: impl Iterator<Item = &'static str>, counts: &[u64]) -> BTreeMap<&'static str, u64> {
+    let mut sums = BTreeMap::new();
+    for (word, n) in words.zip(counts).filter(|(_, n)| **n > 0) {
+        *sums.entry(word).or_default() += n;
+    }
+    sums
 }
 
 /// Everything that was refused, for people; mostly nothing.
